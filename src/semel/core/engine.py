@@ -1,0 +1,267 @@
+"""The life of one operation: every decision, in one place, without a clock, a socket or a thread.
+
+`run` is a generator. It yields commands (`semel.core.commands`), is sent their results, and
+returns the outcome. Three drivers carry the commands out: async, threads (`semel.drivers`), and the
+simulator with virtual time (`semel.testing`), so what is proved of one holds for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, Final, NamedTuple
+
+from semel.core import problems
+from semel.core.commands import (
+    Answer,
+    Claim,
+    Claimed,
+    Complete,
+    Found,
+    Lookup,
+    Park,
+    Release,
+    RunHandler,
+    Sleep,
+    StoreError,
+    StoreUnknown,
+    Takeover,
+    Wait,
+)
+from semel.core.keys import reference
+from semel.core.policy import Policy
+from semel.core.problems import Problem
+from semel.core.record import Record, Response, State, UnreadableRecord
+
+FIRST_POLL: Final = 0.02
+LONGEST_POLL: Final = 0.5
+POLL_GROWTH: Final = 1.6
+"""A repeat that cannot see the first request's process looks at the record after 20 ms, then ever
+less often, to at most twice a second: short operations end soon, long ones cost little."""
+
+READ_BACK_PAUSES: Final = (0.05, 0.2, 0.6)
+"""Seconds between attempts to learn what became of a write whose answer was lost."""
+
+
+class Request(NamedTuple):
+    """What the engine needs to know of a request."""
+
+    key: bytes
+    """`keys.hash_key(scope, key)`."""
+    owner: bytes
+    """Random bytes of this attempt."""
+    fingerprint: Callable[[int], bytes]
+    """Gives the fingerprint by the algorithm of that number; `ValueError` where it is unknown."""
+
+
+class Deliver(NamedTuple):
+    """Send the handler's own answer (or let what it raised go on)."""
+
+    kept: bool
+
+
+class Replay(NamedTuple):
+    """Send the stored answer."""
+
+    response: Response
+
+
+class Refuse(NamedTuple):
+    """Send the problem; nothing runs, or what ran could not be recorded."""
+
+    problem: Problem
+
+
+class Bypass(NamedTuple):
+    """Run the handler without a record (`on_store_error="run"`)."""
+
+
+Outcome = Deliver | Replay | Refuse | Bypass
+Life = Generator[Any, Any, Outcome]
+"""Yields a command, is sent its result: the pairs are written at each command in `commands`."""
+
+
+def run(request: Request, policy: Policy, *, lookup_first: bool = False) -> Life:
+    """Live through one operation and return what the client is to be sent.
+
+    `lookup_first` reads before it claims, for stores whose reads cost next to nothing.
+
+    A driver throws `StoreUnavailable` or `StoreUnknown` into the generator where a command failed.
+    """
+    try:
+        claimed = yield from _claim(request, policy, lookup_first)
+    except StoreError:
+        if policy.on_store_error == "run":
+            return Bypass()
+        return Refuse(problems.STORE_UNAVAILABLE)
+    except UnreadableRecord:
+        return Refuse(problems.STORE_UNAVAILABLE)
+    if not isinstance(claimed, Claimed):
+        outcome: Outcome = claimed
+        return outcome
+    answer = yield RunHandler(claimed.token, claimed.attempt)
+    return (yield from _finish(request, policy, claimed.token, answer))
+
+
+def _claim(request: Request, policy: Policy, lookup_first: bool) -> Generator[Any, Any, Any]:
+    """Win the claim, or learn why not: `Claimed`, or an outcome."""
+    waited = 0.0
+    poll = FIRST_POLL
+    key = request.key
+    mine = request.fingerprint(policy.algorithm)
+    found = (yield Lookup(key)) if lookup_first else None
+    while True:
+        if found is None:
+            try:
+                found = yield Claim(key, mine, policy.seconds.lease, request.owner)
+            except StoreUnknown:
+                found = yield Lookup(key)
+                continue
+            if isinstance(found, Claimed):
+                return found
+        record, now = found
+        if record.owner == request.owner and record.state is State.IN_FLIGHT:
+            return Claimed(record.token, record.attempt)  # the claim's own answer was lost
+        outcome = _settled(request, policy, record, now)
+        if outcome is not None:
+            return outcome
+        if record.state is not State.IN_FLIGHT or record.lease_until <= now:
+            if record.state is State.IN_FLIGHT and policy.guarantee == "at-most-once":
+                yield Park(key, record.token, "its process ended before it answered", lapsed=True)
+                found = yield Lookup(key)
+                continue
+            try:
+                found = yield Takeover(
+                    key, record.token, mine, policy.seconds.lease, request.owner
+                )
+            except StoreUnknown:
+                found = yield Lookup(key)
+                continue
+            if isinstance(found, Claimed):
+                return found
+            continue
+        left = policy.seconds.wait - waited
+        if left <= 0:
+            return Refuse(problems.IN_FLIGHT)
+        pause = min(poll, left, record.lease_until - now)
+        passed = yield Wait(key, pause, left, policy.max_waiters)
+        if passed is None:
+            return Refuse(problems.IN_FLIGHT)
+        waited += passed
+        poll = min(poll * POLL_GROWTH, LONGEST_POLL)
+        found = yield Lookup(key)
+
+
+def _settled(request: Request, policy: Policy, record: Record, now: float) -> Outcome | None:
+    """Return what a record says by itself, or None while it is in flight or free to be taken."""
+    over = record.state is State.EXPIRED or (
+        record.state is State.COMPLETED and record.expires_at <= now
+    )
+    if over:
+        return None if policy.after_expiry == "run" else Refuse(problems.KEY_EXPIRED)
+    try:
+        asked = request.fingerprint(record.fingerprint[0])
+    except (ValueError, IndexError) as error:
+        raise UnreadableRecord("its fingerprint is of a kind this version does not know") from error
+    if asked != record.fingerprint:
+        return Refuse(problems.KEY_REUSED)
+    if record.state is State.PARKED:
+        return Refuse(problems.OUTCOME_UNKNOWN._replace(reference=reference(record.key)))
+    if record.state is State.COMPLETED:
+        response = record.response
+        if response is None or response.body is None:
+            return Refuse(problems.RESPONSE_NOT_KEPT._replace(reference=reference(record.key)))
+        return Replay(response)
+    return None
+
+
+def _finish(request: Request, policy: Policy, token: int, answer: Answer) -> Life:
+    """Record what came of the handler, and say what may be sent."""
+    key = request.key
+    response = answer.response
+    outcome: Outcome = Deliver(kept=True)
+    if answer.sent:
+        # It has left: whatever it was, it is over, and must never run again for being lost.
+        keep = response is None or policy.keeps(response.status)
+        response = response or Response(200, (), None)
+    elif response is None:
+        keep = policy.guarantee == "at-most-once"
+        if keep:
+            failed = problems.HANDLER_FAILED
+            response = Response(failed.status, tuple(failed.headers()), failed.body())
+            outcome = Refuse(failed)
+    else:
+        keep = policy.keeps(response.status)
+    if policy.guarantee == "atomic" and not answer.atomic and response and response.status < 400:
+        yield from _release(key, token)
+        return Refuse(problems.CONNECTION_NOT_TAKEN)
+    if not keep or response is None:
+        yield from _release(key, token)
+        return Deliver(kept=False)
+
+    complete = Complete(
+        key, token, response, policy.seconds.expires, policy.seconds.tombstone
+    )
+    for pause in (*READ_BACK_PAUSES, None):
+        try:
+            if (yield complete):
+                return outcome
+            return (yield from _fenced(request, policy, token, answer, outcome))
+        except StoreUnknown:
+            known = yield from _read_back(request, policy, token, answer, outcome)
+            if known is not None:
+                return known
+        except StoreError:
+            if answer.atomic:  # definitely not committed: nothing happened
+                yield from _release(key, token)
+                return Refuse(problems.STORE_UNAVAILABLE)
+        if pause is not None:
+            yield Sleep(pause)
+    return Refuse(problems.OUTCOME_UNRECORDED)
+
+
+def _fenced(
+    request: Request, policy: Policy, token: int, answer: Answer, outcome: Outcome
+) -> Life:
+    """The claim was lost to another while the handler ran: answer from what that one recorded."""
+    try:
+        found = yield Lookup(request.key)
+        settled = _settled(request, policy, *found) if found is not None else None
+    except (StoreError, UnreadableRecord):
+        return Refuse(problems.OUTCOME_UNRECORDED)
+    if found is not None and found.record.token == token:
+        return outcome  # the completion was ours: an earlier try whose answer was lost
+    if settled is not None:
+        return settled
+    return Refuse(problems.IN_FLIGHT if answer.atomic else problems.OUTCOME_UNRECORDED)
+
+
+def _release(key: bytes, token: int) -> Generator[Any, Any, None]:
+    """Give the claim back; where that fails, the lease ends by itself."""
+    try:
+        yield Release(key, token)
+    except StoreError:
+        return
+
+
+def _read_back(
+    request: Request, policy: Policy, token: int, answer: Answer, outcome: Outcome
+) -> Generator[Any, Any, Outcome | None]:
+    """Learn what became of a completion whose answer was lost.
+
+    An outcome, or None where it was not written and may be tried again. Atomic: giving the claim
+    back settles it, for the release waits for a commit still under way and is refused after it.
+    """
+    for pause in READ_BACK_PAUSES:
+        try:
+            found = yield Lookup(request.key)
+            if found is None or found.record.token != token:
+                return (yield from _fenced(request, policy, token, answer, outcome))
+            if found.record.state is not State.IN_FLIGHT:
+                return outcome
+            if not answer.atomic:
+                return None
+            if (yield Release(request.key, token)):
+                return Refuse(problems.STORE_UNAVAILABLE)
+        except (StoreError, UnreadableRecord):
+            yield Sleep(pause)
+    return Refuse(problems.OUTCOME_UNRECORDED)

@@ -1,0 +1,231 @@
+"""What a route asks for: which requests are covered, what is promised, what is kept, for how long."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import cached_property
+from typing import Literal
+
+from semel.core import fingerprint
+
+Guarantee = Literal["atomic", "at-least-once", "at-most-once"]
+
+NOT_AN_OUTCOME = frozenset({401, 403, 408, 409, 425, 429})
+"""Refusals that say nothing about the operation itself: the caller or the moment was wrong, so a
+later retry under the same key may still run."""
+
+MEBIBYTE = 1024 * 1024
+
+
+class PolicyError(ValueError):
+    """A policy asks for something that cannot be kept; the message names the field and the fix."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """The rules for one route, or for a whole service.
+
+    Raises `PolicyError` where a value makes no sense.
+    """
+
+    methods: tuple[str, ...] = ("POST", "PATCH")
+    """Methods whose key is honoured. The others pass untouched: RFC 9110 section 9.2.2 makes GET,
+    HEAD, OPTIONS, PUT and DELETE idempotent by themselves."""
+    required: bool = False
+    """Refuse a request without a key (400 `key-missing`). Otherwise it runs, unprotected."""
+    guarantee: Guarantee | None = None
+    """What is promised after a crash. None: atomic where the handler takes `op.connection()`, else
+    at least once. `"atomic"` makes a handler that forgets the connection an error."""
+    expires: timedelta = timedelta(hours=24)
+    """How long an answer is kept, from its completion. 24 h is what Stripe, Checkout.com and PPRO
+    publish; it should outlast your clients' longest retry."""
+    tombstone: timedelta = timedelta(days=30)
+    """How long an expired key is refused (410 `key-expired`) after its answer is gone."""
+    after_expiry: Literal["refuse", "run"] = "refuse"
+    """`"run"`: an expired key starts a new operation, for clients that reuse keys on purpose."""
+    lease: timedelta = timedelta(seconds=30)
+    """How long a claim outlives the process that holds it. Renewed each third of it while the
+    handler runs, so it bounds the wait after a crash, not the handler's time."""
+    wait: timedelta = timedelta(seconds=5)
+    """How long a repeat waits for the first request before 409 `in-flight`; 0 for the letter of
+    the draft (section 2.6)."""
+    max_waiters: int = 100
+    """How many repeats of one key may wait in this process; the others get 409 at once."""
+    fingerprint: Literal["raw", "json"] = "raw"
+    """`"json"` takes a JSON body by RFC 8785, for clients that serialise anew for each attempt."""
+    max_request_body: int = 64 * MEBIBYTE
+    """Largest request body in bytes (413 before any claim). Above 1 MiB it waits in a file."""
+    max_response_body: int = 4 * MEBIBYTE
+    """Largest answer in bytes that is kept. A larger one completes the operation and reaches the
+    first client whole; repeats get 409 `response-not-kept`."""
+    body_timeout: timedelta = timedelta(seconds=20)
+    """Time for a request's body to arrive (408), extended by a second for each `min_body_rate`
+    bytes received. 20 s and 500 bytes/s are the defaults of Apache's mod_reqtimeout."""
+    min_body_rate: int = 500
+    """Slowest upload, in bytes a second, that keeps extending `body_timeout`."""
+    keep_statuses: frozenset[int] | None = None
+    """The exact statuses whose answers are kept and replayed. None: all but 5xx (kept only by
+    `guarantee="at-most-once"`) and `NOT_AN_OUTCOME`."""
+    keep_headers: frozenset[str] | None = None
+    """Allow-list of header names that a replay carries. None: all but those of one connection or
+    one moment (see `semel.web.headers`)."""
+    keep_cookies: bool = False
+    """Replay `Set-Cookie` too. Off: a replay would hand the first session to whoever repeats."""
+    on_store_error: Literal["refuse", "run"] = "refuse"
+    """`"run"` fails open: while the store is down requests run *without any protection*, and a
+    retry of one that ran is a second effect. Only for operations that may repeat."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        methods = self.methods
+        if isinstance(methods, str) or any(m != m.upper() or not m.isalpha() for m in methods):
+            raise PolicyError("methods: give a tuple of upper-case names, such as ('POST', 'PATCH')")
+        if safe := {"GET", "HEAD", "OPTIONS", "TRACE"} & set(methods):
+            raise PolicyError(f"methods: {sorted(safe)} change nothing, so there is nothing to protect")
+        _one_of("guarantee", self.guarantee, None, "atomic", "at-least-once", "at-most-once")
+        _one_of("after_expiry", self.after_expiry, "refuse", "run")
+        _one_of("fingerprint", self.fingerprint, "raw", "json")
+        _one_of("on_store_error", self.on_store_error, "refuse", "run")
+        _one_of("required", self.required, False, True)
+        for name in ("expires", "lease", "body_timeout"):
+            if not isinstance(value := getattr(self, name), timedelta) or value <= timedelta():
+                raise PolicyError(f"{name}: give a timedelta longer than 0, not {value!r}")
+        for name in ("wait", "tombstone"):
+            if not isinstance(value := getattr(self, name), timedelta) or value < timedelta():
+                raise PolicyError(f"{name}: give a timedelta of 0 or more, not {value!r}")
+        for name in ("max_request_body", "max_response_body", "min_body_rate", "max_waiters"):
+            if not isinstance(value := getattr(self, name), int) or value < 0:
+                raise PolicyError(f"{name}: give a whole number of 0 or more, not {value!r}")
+        if self.on_store_error == "run" and self.guarantee in ("atomic", "at-most-once"):
+            raise PolicyError(
+                f'on_store_error="run" breaks guarantee="{self.guarantee}": while the store is down'
+                " nothing is promised; drop one of the two"
+            )
+        if self.keep_statuses is not None:
+            object.__setattr__(self, "keep_statuses", frozenset(self.keep_statuses))
+        if self.keep_headers is not None:
+            names = frozenset(name.lower() for name in self.keep_headers)
+            object.__setattr__(self, "keep_headers", names)
+
+    def keeps(self, status: int) -> bool:
+        """Say whether an answer with this status ends the operation, or lets a retry run again."""
+        if self.keep_statuses is not None:
+            return status in self.keep_statuses
+        if status >= 500:
+            return self.guarantee == "at-most-once"
+        return status not in NOT_AN_OUTCOME
+
+    @cached_property
+    def algorithm(self) -> int:
+        """The fingerprint algorithm's number."""
+        return fingerprint.JSON if self.fingerprint == "json" else fingerprint.RAW
+
+    @cached_property
+    def seconds(self) -> Seconds:
+        """The durations as the engine counts them."""
+        return Seconds(
+            lease=self.lease.total_seconds(),
+            wait=self.wait.total_seconds(),
+            expires=self.expires.total_seconds(),
+            tombstone=0.0 if self.after_expiry == "run" else self.tombstone.total_seconds(),
+            body_timeout=self.body_timeout.total_seconds(),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Seconds:
+    """A policy's durations in seconds."""
+
+    lease: float
+    wait: float
+    expires: float
+    tombstone: float
+    body_timeout: float
+
+
+def _one_of(name: str, value: object, *allowed: object) -> None:
+    if value not in allowed:
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise PolicyError(f"{name}: give one of {choices}, not {value!r}")
+
+
+_PARAMETER = re.compile(r"\{([A-Za-z_]\w*)(?::(path|int|str|uuid|float))?\}")
+
+
+class Routes:
+    """Finds the policy of a request: the first pattern that matches, else the service's own.
+
+    A pattern is a path, `/charges/{id}` or `/files/{name:path}`, with a method before it where it
+    is for that method only: `"DELETE /charges/{id}"`. The policy None leaves a route alone.
+    """
+
+    def __init__(self, default: Policy, overrides: Mapping[str, Policy | None]) -> None:
+        self.default = default
+        self._exact: dict[tuple[str, str], Policy | None] = {}
+        self._patterns: list[tuple[str, re.Pattern[str], Policy | None]] = []
+        self.described: dict[str, Policy | None] = {}
+        for pattern, policy in overrides.items():
+            self.add(pattern, policy)
+
+    def add(self, pattern: str, policy: Policy | None) -> None:
+        """Add a route. Raises `PolicyError` for a pattern that is none."""
+        method, _, path = pattern.rpartition(" ")
+        if not path.startswith("/") or (method and not method.isupper()):
+            raise PolicyError(
+                f"route {pattern!r}: give a path, with a method before it if it is for that method"
+                ' only, such as "POST /charges/{id}"'
+            )
+        if policy is not None and method and method not in policy.methods:
+            raise PolicyError(f"route {pattern!r}: its policy's methods leave {method} out")
+        self.described[pattern] = policy
+        if "{" not in path:
+            self._exact[method, path] = policy
+            return
+        self._patterns.append((method, re.compile(_expression(pattern, path)), policy))
+
+    def find(self, method: str, path: str) -> Policy | None:
+        """Return the policy under which this request runs, or None where it passes untouched."""
+        policy = self.default
+        if self._exact or self._patterns:
+            policy = self._override(method, path)  # type: ignore[assignment]
+        if policy is None or method not in policy.methods:
+            return None
+        return policy
+
+    def _override(self, method: str, path: str) -> Policy | None:
+        for candidate in ((method, path), ("", path)):
+            if candidate in self._exact:
+                return self._exact[candidate]
+        for wanted, expression, policy in self._patterns:
+            if wanted in ("", method) and expression.fullmatch(path):
+                return policy
+        return self.default
+
+    def policies(self) -> list[Policy]:
+        """Return every policy in force, the service's own first."""
+        return [self.default, *(p for p in self.described.values() if p is not None)]
+
+
+def _expression(pattern: str, path: str) -> str:
+    parts: list[str] = []
+    position = 0
+    for match in _PARAMETER.finditer(path):
+        parts += (re.escape(path[position : match.start()]), _SEGMENT[match.group(2) or "str"])
+        position = match.end()
+    rest = path[position:]
+    if "{" in rest or "}" in rest or any("{" in part and "\\{" in part for part in parts):
+        raise PolicyError(f"route {pattern!r}: a parameter is written {{name}} or {{name:path}}")
+    return "".join((*parts, re.escape(rest)))
+
+
+_SEGMENT = {
+    "str": "[^/]+",
+    "path": ".*",
+    "int": "[0-9]+",
+    "float": r"[0-9]+(?:\.[0-9]+)?",
+    "uuid": "[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}",
+}
+

@@ -1,0 +1,165 @@
+"""The problem catalogue: every refusal there is, as RFC 9457 problem details.
+
+A `type` is `base` + the slug: a stable URI with a page of its own in the documentation. `detail`
+says what to do. Nothing here repeats a request's body, a fingerprint or a caller's identity.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+from semel.core.keys import HEADER
+
+BASE = "https://semel.readthedocs.io/problems/"
+
+
+class Problem(NamedTuple):
+    """A refusal: which kind, and what to tell the client."""
+
+    slug: str
+    status: int
+    title: str
+    detail: str
+    retry_after: int | None = None
+    """Seconds to wait before the same request may be sent again under the same key."""
+    reference: str | None = None
+    """The record's public name, for support and logs."""
+
+    def body(self, base: str = BASE) -> bytes:
+        """Return the `application/problem+json` body."""
+        members: dict[str, object] = {
+            "type": base + self.slug,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.retry_after is not None:
+            members["retry_after"] = self.retry_after
+        if self.reference is not None:
+            members["reference"] = self.reference
+        return json.dumps(members, ensure_ascii=False).encode()
+
+    def headers(self, base: str = BASE) -> list[tuple[bytes, bytes]]:
+        """Return the headers that go with the body, its length excepted."""
+        headers = [
+            (b"content-type", b"application/problem+json"),
+            (b"cache-control", b"no-store"),
+            (b"link", b'<%s%s>; rel="describedby"' % (base.encode(), self.slug.encode())),
+        ]
+        if self.retry_after is not None:
+            headers.append((b"retry-after", b"%d" % self.retry_after))
+        return headers
+
+
+KEY_MISSING = Problem(
+    "key-missing",
+    400,
+    f"{HEADER} is missing",
+    f"This operation needs an {HEADER} header. Draw a new key for a new operation, for example"
+    " a UUID, and send the same key with every retry of it.",
+)
+KEY_INVALID = Problem("key-invalid", 400, f"{HEADER} is not valid", "")
+KEY_REUSED = Problem(
+    "key-reused",
+    422,
+    f"{HEADER} was used for another request",
+    "This key was sent before with another method, path, query, content type or body. Nothing was"
+    " done now. Send exactly the first request to get its answer, or draw a new key.",
+)
+KEY_EXPIRED = Problem(
+    "key-expired",
+    410,
+    f"{HEADER} has expired",
+    "The answer to this request is no longer kept, so it is not known whether it would be done"
+    " twice. Nothing was done now. Look up what became of it, or draw a new key for a new operation.",
+)
+IN_FLIGHT = Problem(
+    "in-flight",
+    409,
+    "The first request is still being worked on",
+    "A request with this key is in progress. Nothing was done by this one. Send it again, with the"
+    " same key, after the time given.",
+    retry_after=1,
+)
+OUTCOME_UNKNOWN = Problem(
+    "outcome-unknown",
+    409,
+    "It is not known what became of the first request",
+    "The first request with this key was cut off, and it is not known whether it took effect. It"
+    " is not run again until that is settled. Give the reference to the people who run this"
+    " service; a retry does not help.",
+)
+OUTCOME_UNRECORDED = Problem(
+    "outcome-unrecorded",
+    503,
+    "The outcome could not be recorded",
+    "The request was worked on, but what came of it could not be recorded, so it is not known"
+    " whether it took effect. Send it again with the same key: only that key can tell.",
+    retry_after=1,
+)
+RESPONSE_NOT_KEPT = Problem(
+    "response-not-kept",
+    409,
+    "The operation is done; its answer was not kept",
+    "The first request with this key took effect, but its answer was too large to keep or broke"
+    " off. It is not run again. Read the result where the service shows it.",
+)
+REQUEST_TOO_LARGE = Problem("request-too-large", 413, "The request's body is too large", "")
+BODY_TIMEOUT = Problem(
+    "body-timeout",
+    408,
+    "The request's body arrived too slowly",
+    "Nothing was done. Send the request again with the same key.",
+)
+STORE_UNAVAILABLE = Problem(
+    "store-unavailable",
+    503,
+    "Idempotency keys cannot be checked now",
+    "Nothing was done: without its records this service cannot tell a retry from a new request."
+    " Send the request again with the same key after the time given.",
+    retry_after=2,
+)
+HANDLER_FAILED = Problem(
+    "handler-failed",
+    500,
+    "The operation failed",
+    "The request failed while it was worked on, and may have taken effect in part. It is not run"
+    " again under this key.",
+)
+CONNECTION_NOT_TAKEN = Problem(
+    "connection-not-taken",
+    500,
+    "The operation is set up wrongly",
+    'This route declares guarantee="atomic", but its handler answered without taking'
+    " op.connection(), so nothing tied its writes to the key. The answer was withheld. This is for"
+    " the people who run this service to mend.",
+)
+
+CATALOGUE: tuple[Problem, ...] = (
+    KEY_MISSING,
+    KEY_INVALID,
+    KEY_REUSED,
+    KEY_EXPIRED,
+    IN_FLIGHT,
+    OUTCOME_UNKNOWN,
+    OUTCOME_UNRECORDED,
+    RESPONSE_NOT_KEPT,
+    REQUEST_TOO_LARGE,
+    BODY_TIMEOUT,
+    STORE_UNAVAILABLE,
+    HANDLER_FAILED,
+    CONNECTION_NOT_TAKEN,
+)
+
+
+def key_invalid(reason: str) -> Problem:
+    """Return the refusal of a malformed key, with the reason in its detail."""
+    return KEY_INVALID._replace(detail=f"Nothing was done: {reason}.")
+
+
+def request_too_large(limit: int) -> Problem:
+    """Return the refusal of a body longer than `limit` bytes."""
+    return REQUEST_TOO_LARGE._replace(
+        detail=f"Nothing was done. A request to this operation may have a body of up to {limit} bytes."
+    )

@@ -1,0 +1,120 @@
+"""What is stored under (scope, key): the record, its states, and the answer's binary form."""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final, NamedTuple
+
+
+class State(enum.IntEnum):
+    """Where a record stands. The numbers are stored; they never change their meaning."""
+
+    IN_FLIGHT = 1
+    """Claimed: a handler may be running. Held by a lease."""
+    COMPLETED = 2
+    """The answer is known and never changes again."""
+    PARKED = 3
+    """The outcome is unknown and waits for a person or a policy."""
+    EXPIRED = 4
+    """A tombstone: the answer is gone, the key is still refused."""
+
+
+ABSENT: Final = None
+
+TRANSITIONS: Final[dict[State | None, dict[str, State | None]]] = {
+    ABSENT: {"claim": State.IN_FLIGHT},
+    State.IN_FLIGHT: {
+        "take over": State.IN_FLIGHT,  # under a higher token, once the lease has ended
+        "renew": State.IN_FLIGHT,
+        "complete": State.COMPLETED,
+        "park": State.PARKED,
+        "release": ABSENT,
+    },
+    State.COMPLETED: {"expire": State.EXPIRED, "purge": ABSENT, "take over": State.IN_FLIGHT},
+    State.EXPIRED: {"purge": ABSENT, "take over": State.IN_FLIGHT},
+    State.PARKED: {},
+}
+"""Every change of state there is. A completed record is taken over only after its expiry and only
+by a route with `after_expiry="run"`. Stores, the simulator's checker and the docs' diagram read
+this table."""
+
+
+class Response(NamedTuple):
+    """An answer as it is stored: status, headers without those of one connection, body.
+
+    `body` is None where the operation completed but its answer was not kept (too large, or a
+    stream that broke): a repeat is told so and nothing runs a second time.
+    """
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes | None
+
+
+class Record(NamedTuple):
+    """A stored record. Times are seconds since the epoch by the store's own clock."""
+
+    key: bytes
+    """16 bytes: `keys.hash_key(scope, key)`."""
+    state: State
+    token: int
+    """Fencing token: grows with each claim of the key; every write names it."""
+    owner: bytes
+    """8 random bytes of the attempt that claimed, by which it knows its own claim again."""
+    attempt: int
+    """1 for the first claim of the key, one more for every takeover."""
+    fingerprint: bytes
+    lease_until: float
+    expires_at: float
+    purge_at: float
+    response: Response | None
+    reason: str | None
+    """Why a parked record is parked."""
+
+
+class UnreadableRecord(Exception):
+    """A stored record was written by a newer version, or is damaged; nothing may run on a guess."""
+
+
+_HEAD = struct.Struct(">BBHH")  # version, kept, status, number of headers
+_FIELD = struct.Struct(">HI")  # length of a name, of a value
+_VERSION = 1
+
+
+def encode_response(response: Response) -> bytes:
+    """Return the compact binary form of an answer: a version, lengths, and bytes as they were."""
+    parts = [
+        _HEAD.pack(_VERSION, response.body is not None, response.status, len(response.headers))
+    ]
+    for name, value in response.headers:
+        parts += (_FIELD.pack(len(name), len(value)), name, value)
+    if response.body is not None:
+        parts.append(response.body)
+    return b"".join(parts)
+
+
+def decode_response(data: bytes) -> Response:
+    """Return the answer that `encode_response` wrote.
+
+    Raises `UnreadableRecord` where the version is newer than this one or lengths do not add up.
+    """
+    try:
+        version, kept, status, count = _HEAD.unpack_from(data)
+        if version != _VERSION:
+            raise UnreadableRecord(
+                f"the answer was stored in form {version}; this version of Semel reads {_VERSION}"
+            )
+        position = _HEAD.size
+        headers = []
+        for _ in range(count):
+            name, value = _FIELD.unpack_from(data, position)
+            position += _FIELD.size
+            end = position + name + value
+            if end > len(data):
+                raise UnreadableRecord("a stored answer is cut short")
+            headers.append((data[position : position + name], data[position + name : end]))
+            position = end
+    except struct.error as error:
+        raise UnreadableRecord(f"a stored answer is damaged: {error}") from error
+    return Response(status, tuple(headers), data[position:] if kept else None)

@@ -1,0 +1,90 @@
+"""Named points at which a test can kill, stop or delay the process; no-ops unless armed.
+
+`SEMEL_FAILPOINT="before_commit=kill"` kills the process the first time it gets there;
+`"before_commit:3=kill"` the third time. Actions: `kill` (SIGKILL), `stop` (SIGSTOP), `raise`,
+`sleep(seconds)`. Several are joined with commas. An unarmed point costs one dictionary check.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+
+VARIABLE = "SEMEL_FAILPOINT"
+
+NAMES = (
+    "before_claim",
+    "after_claim",
+    "before_takeover",
+    "after_takeover",
+    "after_begin",
+    "before_complete",
+    "in_commit",
+    "before_commit",
+    "after_commit",
+    "after_complete",
+    "before_answer",
+    "after_answer",
+    "before_release",
+    "after_release",
+    "before_park",
+    "after_park",
+    "before_renew",
+    "in_sweep",
+    "in_migration",
+    "before_checkpoint",
+)
+"""Every point there is, in the order a request meets them."""
+
+
+class Failpoint(Exception):
+    """Raised at a point armed with `raise`."""
+
+
+_ARMED: dict[str, list[tuple[int, str]]] = {}
+_PASSED: dict[str, int] = {}
+observers: list[Callable[[str], None]] = []
+"""Called with each name while anything is armed or observed; tests count what was really reached."""
+
+
+def arm(setting: str) -> None:
+    """Arm the points of a setting written as the environment variable is; "" disarms all.
+
+    Raises `ValueError` for an unknown name or action.
+    """
+    _ARMED.clear()
+    _PASSED.clear()
+    for part in filter(None, setting.split(",")):
+        match = re.fullmatch(r"(\w+)(?::(\d+))?=(kill|stop|raise|sleep\([0-9.]+\))", part.strip())
+        if match is None or match.group(1) not in NAMES:
+            raise ValueError(f"{VARIABLE}: {part!r} is not name[:count]=kill|stop|raise|sleep(s)")
+        _ARMED.setdefault(match.group(1), []).append((int(match.group(2) or 1), match.group(3)))
+
+
+def failpoint(name: str) -> None:
+    """Mark a point in production code."""
+    if _ARMED or observers:
+        _reach(name)
+
+
+def _reach(name: str) -> None:
+    for observer in observers:
+        observer(name)
+    passed = _PASSED[name] = _PASSED.get(name, 0) + 1
+    for count, action in _ARMED.get(name, ()):
+        if count != passed:
+            continue
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif action == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif action == "raise":
+            raise Failpoint(name)
+        else:
+            time.sleep(float(action[6:-1]))
+
+
+arm(os.environ.get(VARIABLE, ""))

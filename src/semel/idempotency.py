@@ -1,0 +1,212 @@
+"""One object a service: its store, its policies, and what runs in the background."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
+
+from semel.after_fork import call_after_fork
+from semel.core import problems
+from semel.core.commands import StoreError, Sweep
+from semel.core.policy import Policy, Routes
+from semel.drivers import Runtime
+from semel.stores import Store, StoreSetupError, open_store
+
+log = logging.getLogger("semel")
+
+SWEEP_BATCH = 1000
+POLICY_ATTRIBUTE = "__semel_policy__"
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+class RequestView(Protocol):
+    """What a `scope` function sees of a request."""
+
+    method: str
+    path: str
+    native: Any
+    """The ASGI scope or the WSGI environ."""
+
+    def header(self, name: str) -> str | None:
+        """Return a header's value, or None."""
+
+
+Scope = Callable[[RequestView], str]
+
+
+class Idempotency:
+    """Idempotency for one service.
+
+    - `store`: a URL (`sqlite:///shop.db`, `memory://`) or a `Store`.
+    - `policy`: the rules of every route that has none of its own.
+    - `routes`: rules by pattern, `{"POST /charges": Policy(required=True), "/hooks/{name}": None}`;
+      None leaves a route alone.
+    - `scope`: whose key it is: a function from the request to a name that only the server can know,
+      such as the account of the *verified* caller. Without it: the framework's authenticated user,
+      else a hash of the credentials, else `anonymous`. Name it where tokens rotate: a retry under a
+      refreshed token is still the same caller, and the hash of its token would not say so.
+    - `session_cookie`: the cookie that carries the credentials where `Authorization` does not.
+    - `problem_base`: where your own documentation of the problem types lives.
+    - `sweep_every`: how often expired records are cleared away; None leaves it to `sweep()`.
+
+    Raises `StoreSetupError` for a store that cannot be used, or cannot keep what a policy promises.
+    """
+
+    def __init__(
+        self,
+        store: str | Store,
+        *,
+        policy: Policy | None = None,
+        routes: Mapping[str, Policy | None] | None = None,
+        scope: Scope | None = None,
+        session_cookie: str | None = None,
+        problem_base: str = problems.BASE,
+        sweep_every: timedelta | None = timedelta(seconds=60),
+    ) -> None:
+        self.store: Store = open_store(store) if isinstance(store, str) else store
+        self.routes = Routes(policy or Policy(), routes or {})
+        self.scope = scope
+        self.session_cookie = session_cookie
+        self.problem_base = problem_base
+        self.runtime = Runtime(self.store)
+        self.started = False
+        self._sweep_every = sweep_every
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._sweeper: threading.Thread | None = None
+        self._check()
+        call_after_fork(self._forked)
+
+    def _check(self) -> None:
+        if self.store.atomic:
+            return
+        for pattern, policy in [("every route", self.routes.default), *self.routes.described.items()]:
+            if policy is not None and policy.guarantee == "atomic":
+                raise StoreSetupError(
+                    f'{pattern}: guarantee="atomic" cannot be kept on {self.store.name}://, which'
+                    " shares no transaction with your writes; use sqlite:///"
+                )
+
+    def start(self) -> None:
+        """Open the store and start clearing expired records away. A second call does nothing."""
+        with self._lock:
+            if self.started:
+                return
+            self._check()
+            self.store.start()
+            self._stopping.clear()
+            if self._sweep_every is not None:
+                self._sweeper = threading.Thread(
+                    target=self._sweep_on, name="semel-sweeper", daemon=True
+                )
+                self._sweeper.start()
+            self.started = True
+        for line in self.promises():
+            log.info("%s", line)
+
+    def stop(self) -> None:
+        """Stop what runs in the background and close the store."""
+        with self._lock:
+            if not self.started:
+                return
+            self.started = False
+            self._stopping.set()
+            self.runtime.leases.stop()
+            if self._sweeper is not None:
+                self._sweeper.join(5)
+            self.store.stop()
+
+    def _forked(self) -> None:
+        """In a child process the threads are gone: start anew when asked."""
+        self.runtime = Runtime(self.store)
+        self.started = False
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+
+    def promises(self) -> list[str]:
+        """Return, a line each, what every route promises. Logged once at the start."""
+        routes = [("other routes" if self.routes.described else "every route", self.routes.default)]
+        return [
+            f"{pattern}: {_promise(policy, self.store)}"
+            for pattern, policy in [*self.routes.described.items(), *routes]
+        ]
+
+    def sweep(self, limit: int = SWEEP_BATCH) -> int:
+        """Clear expired answers and old tombstones away until none is due; return how many.
+
+        `limit` records at a time, so that requests get their turn between. Raises `StoreError`.
+        """
+        total = 0
+        while True:
+            changed = self.store.execute(Sweep(limit))
+            assert isinstance(changed, int)  # noqa: S101
+            total += changed
+            if not changed or self._stopping.is_set():
+                return total
+
+    def _sweep_on(self) -> None:
+        assert self._sweep_every is not None  # noqa: S101
+        stopping = self._stopping
+        while not stopping.wait(self._sweep_every.total_seconds()):
+            try:
+                self.sweep()
+            except StoreError as error:
+                log.warning("could not clear expired records away: %s", error)
+            except Exception:
+                log.exception("could not clear expired records away")
+
+    def route(self, **rules: Any) -> Callable[[Handler], Handler]:
+        """Give one handler rules of its own, the service's where not said otherwise.
+
+            @app.post("/charges")
+            @idempotency.route(required=True, guarantee="atomic")
+            async def charge(...): ...
+
+        Takes the fields of `Policy`. Works through `init_app` of the FastAPI and Flask adapters,
+        which know the handlers' paths. Raises `PolicyError` as `Policy` does.
+        """
+        policy = dataclasses.replace(self.routes.default, **rules)
+
+        def mark(handler: Handler) -> Handler:
+            setattr(handler, POLICY_ATTRIBUTE, policy)
+            return handler
+
+        return mark
+
+
+def credentials_scope(user: str | None, authorization: str | bytes, cookie: str | bytes) -> str:
+    """Return the scope of a request for which none was named. See `Idempotency`."""
+    if user is not None:
+        return f"user:{user}"
+    credentials = authorization or cookie
+    if not credentials:
+        return "anonymous"
+    if isinstance(credentials, str):
+        credentials = credentials.encode("latin-1", "replace")
+    kind = "authorization" if authorization else "cookie"
+    return f"{kind}:{hashlib.sha256(credentials).hexdigest()}"
+
+
+def _promise(policy: Policy | None, store: Store) -> str:
+    if policy is None:
+        return "left alone, nothing is promised"
+    key = "a key is required" if policy.required else "without a key nothing is promised"
+    if policy.guarantee is None:
+        guarantee = "atomic where the handler takes op.connection(), else at least once"
+        if not store.atomic:
+            guarantee = "at least once: an effect can repeat if the process dies before the record"
+    else:
+        guarantee = {
+            "atomic": "atomic: once, through a crash at any instruction",
+            "at-least-once": "at least once: an effect can repeat if the process dies"
+            " before the record",
+            "at-most-once": "at most once: never repeats, a crash parks the key",
+        }[policy.guarantee]
+    opened = "; FAILS OPEN while the store is down" if policy.on_store_error == "run" else ""
+    return f"{'/'.join(policy.methods)}: {guarantee}; {key}{opened} ({store.name})"

@@ -1,0 +1,102 @@
+"""What a store is, and how to open one by its URL."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import parse_qsl, urlsplit
+
+from semel.core.commands import Complete, Reply, StoreCommand
+
+
+class StoreSetupError(ValueError):
+    """The store cannot be used as asked; the message says why and what to do."""
+
+
+class Transaction(Protocol):
+    """A business transaction in the database that holds the records."""
+
+    @property
+    def connection(self) -> Any:
+        """The native connection for plain code (`Any`: each store has its own kind)."""
+
+    @property
+    def async_connection(self) -> Any:
+        """The same for async code: its methods are awaited."""
+
+    def complete(self, command: Complete) -> bool:
+        """Write the completion and commit, both or neither. False: fenced, rolled back."""
+
+    async def acomplete(self, command: Complete) -> bool:
+        """As `complete`, without blocking the event loop."""
+
+    def rollback(self) -> None:
+        """Undo everything. Does not block for long and never raises."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Keeps records. Every command is all or nothing, and durable when it returns.
+
+    Commands raise `StoreUnavailable` where they were definitely not carried out, `StoreUnknown`
+    where that cannot be told.
+    """
+
+    name: str
+    """Its kind, for logs and errors."""
+    atomic: bool
+    """Whether it offers transactions that hold business writes."""
+    lookup_first: bool
+    """Whether a read costs so little that it comes before each claim."""
+
+    def start(self) -> None:
+        """Open it and bring its tables up to date. Raises `StoreSetupError`."""
+
+    def stop(self) -> None:
+        """Close it. Commands may still be given after another `start`."""
+
+    def execute(self, command: StoreCommand) -> Reply:
+        """Carry out one command on the calling thread."""
+
+    async def aexecute(self, command: StoreCommand) -> Reply:
+        """Carry out one command without blocking the event loop."""
+
+    def begin(self) -> Transaction:
+        """Begin a transaction. Raises `StoreSetupError` where the store is not `atomic`."""
+
+    async def abegin(self) -> Transaction:
+        """As `begin`, without blocking the event loop."""
+
+
+def open_store(url: str) -> Store:
+    """Return the store that a URL names; it is not opened before `start`.
+
+    - `memory://`, with `?max_records=1000000`: this process only, gone with it.
+    - `sqlite:///relative.db`, `sqlite:////absolute.db`, with `?synchronous=full|normal`.
+
+    Raises `StoreSetupError` for a URL that names none.
+    """
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if parts.scheme == "memory" and not parts.path.strip("/"):
+        from semel.stores.memory import MemoryStore
+
+        return MemoryStore(**_options(url, options, max_records=int))
+    if parts.scheme == "sqlite":
+        from semel.stores.sqlite import SQLiteStore
+
+        if parts.netloc or len(parts.path) < 2:
+            raise StoreSetupError(
+                f"{url!r}: write sqlite:///relative.db or sqlite:////absolute/path.db"
+            )
+        return SQLiteStore(parts.path[1:], **_options(url, options, synchronous=str))
+    raise StoreSetupError(f"{url!r} names no store; give memory:// or sqlite:///path.db")
+
+
+def _options(url: str, given: dict[str, str], **known: Any) -> dict[str, Any]:
+    for name in given:
+        if name not in known:
+            raise StoreSetupError(f"{url!r}: unknown option {name!r}; known: {', '.join(known)}")
+    try:
+        return {name: known[name](value) for name, value in given.items()}
+    except ValueError as error:
+        raise StoreSetupError(f"{url!r}: {error}") from error

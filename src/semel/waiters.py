@@ -1,0 +1,93 @@
+"""Repeats that wait, in this process, for the first request to end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable
+
+from semel.core.commands import Wait
+
+
+class Waiters:
+    """Who runs which key here, and whom to wake when it ends.
+
+    A repeat that arrives in another process cannot be woken and polls; see `engine.FIRST_POLL`.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[bytes, list[Callable[[], None]]] = {}
+        self._waiting: dict[bytes, int] = {}
+        self._lock = threading.Lock()
+
+    def running(self, key: bytes) -> None:
+        """Note that an operation of this key runs in this process."""
+        self._running.setdefault(key, [])
+
+    def ended(self, key: bytes) -> None:
+        """Wake all that wait for this key."""
+        if self._running.get(key):
+            with self._lock:
+                wake = self._running.pop(key, [])
+            for call in wake:
+                call()
+        else:
+            self._running.pop(key, None)
+
+    def _enter(self, command: Wait, wake: Callable[[], None]) -> float | None:
+        """Queue up. Returns how long to wait at most, or None where the queue is full."""
+        with self._lock:
+            waiting = self._waiting.get(command.key, 0)
+            if waiting >= command.most:
+                return None
+            self._waiting[command.key] = waiting + 1
+            queue = self._running.get(command.key)
+            if queue is not None:
+                queue.append(wake)
+                return min(command.limit, 1.0)
+        return command.poll * random.uniform(0.75, 1.25)  # noqa: S311  # apart, not secret
+
+    def _leave(self, key: bytes) -> None:
+        with self._lock:
+            left = self._waiting[key] - 1
+            if left:
+                self._waiting[key] = left
+            else:
+                del self._waiting[key]
+
+    async def await_end(self, command: Wait) -> float | None:
+        """Carry out a `Wait` on an event loop."""
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(settle)
+
+        def settle() -> None:
+            if not woken.done():
+                woken.set_result(None)
+
+        longest = self._enter(command, wake)
+        if longest is None:
+            return None
+        started = time.monotonic()
+        try:
+            await asyncio.wait([woken], timeout=longest)
+        finally:
+            self._leave(command.key)
+        return time.monotonic() - started
+
+    def wait_end(self, command: Wait) -> float | None:
+        """Carry out a `Wait` on a thread."""
+        woken = threading.Event()
+        longest = self._enter(command, woken.set)
+        if longest is None:
+            return None
+        started = time.monotonic()
+        try:
+            woken.wait(longest)
+        finally:
+            self._leave(command.key)
+        return time.monotonic() - started

@@ -1,0 +1,1 @@
+"""HTTP adapters, each thin: translate, drive, translate back."""

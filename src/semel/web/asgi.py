@@ -1,0 +1,510 @@
+"""ASGI: a middleware for Starlette, FastAPI, Litestar, Quart, Django's ASGI and bare applications.
+
+Buffers nothing that it need not, keeps streams, background tasks and trailers, and imports no
+framework. Place it inside authentication, so that a replay is authorised like any request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from typing import Any
+
+from semel.core import problems
+from semel.core.commands import Answer
+from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay, Request, run
+from semel.core.keys import InvalidKey, hash_key, parse_key
+from semel.core.policy import Policy
+from semel.core.problems import Problem
+from semel.core.record import Response
+from semel.drivers import AsyncDriver
+from semel.failpoints import failpoint
+from semel.idempotency import Idempotency, credentials_scope
+from semel.operation import NoOperation, current
+from semel.web import headers as answer_headers
+from semel.web.body import Body, Intake
+
+log = logging.getLogger("semel")
+
+Message = MutableMapping[str, Any]
+ASGIScope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
+
+_WANTED = frozenset(
+    {
+        b"idempotency-key",
+        b"content-type",
+        b"content-encoding",
+        b"content-length",
+        b"authorization",
+        b"cookie",
+    }
+)
+# Would send a body past this middleware, unseen.
+_UNSEEN_BODIES = ("http.response.pathsend", "http.response.zerocopysend")
+DRAIN_TIMEOUT = 30.0
+"""Seconds that a shutdown waits for operations whose clients have gone."""
+
+
+class StreamAborted(RuntimeError):
+    """A stream could not be recorded; the connection is broken off so that the client retries."""
+
+
+class ASGIMiddleware:
+    """Gives an ASGI application idempotency keys.
+
+    `app.add_middleware(ASGIMiddleware, idempotency=idempotency)`, or `ASGIMiddleware(app, …)`.
+    """
+
+    def __init__(self, app: ASGIApp, idempotency: Idempotency) -> None:
+        self.app = app
+        self._idempotency = idempotency
+        self._detached: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        kind = scope["type"]
+        if kind == "http":
+            policy = self._idempotency.routes.find(scope["method"], scope["path"])
+            if policy is not None:
+                await self._covered(policy, scope, receive, send)
+                return
+        elif kind == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    async def _covered(
+        self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send
+    ) -> None:
+        idempotency = self._idempotency
+        if not idempotency.started:
+            idempotency.start()
+        found: dict[bytes, bytes] = {}
+        fields: list[bytes] = []
+        for name, value in scope["headers"]:
+            if name in _WANTED:
+                if name == b"idempotency-key":
+                    fields.append(value)
+                else:
+                    found[name] = value
+        try:
+            key = parse_key(fields)
+        except InvalidKey as error:
+            await self._drain(policy, receive)
+            await self._refuse(problems.key_invalid(str(error)), send)
+            return
+        if key is None:
+            await self._without_key(policy, scope, receive, send)
+            return
+        path = scope.get("raw_path") or scope["path"].encode()
+        body = Body(
+            scope["method"],
+            path,
+            scope.get("query_string", b""),
+            found.get(b"content-type", b""),
+            found.get(b"content-encoding", b""),
+        )
+        try:
+            body.expect(policy.algorithm)
+            length = found.get(b"content-length", b"")
+            refusal = await _read(policy, receive, body.write, length)
+            if refusal is not None:
+                if isinstance(refusal, Problem):
+                    await self._refuse(refusal, send)
+                return
+            key_hash = hash_key(self._scope(scope, found), key)
+            request = Request(key_hash, os.urandom(8), body.fingerprint)
+            life = run(request, policy, lookup_first=idempotency.store.lookup_first)
+            driver = AsyncDriver(idempotency.runtime, life, key_hash, policy.seconds.lease)
+            outcome = await driver.look()
+            if outcome is not None and type(outcome) is not Bypass:
+                await self._answer(outcome, send)
+                return
+            exchange = _Exchange(self, policy, driver, scope, receive, send, body)
+            task = asyncio.get_running_loop().create_task(exchange.operate(outcome))
+        except BaseException:
+            body.close()
+            raise
+        await self._see_through(task)
+
+    async def _see_through(self, task: asyncio.Task[None]) -> None:
+        """Await the operation; where this request is cancelled, the operation still goes on."""
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                self._detached.add(task)
+                task.add_done_callback(self._forget)
+            raise
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._detached.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("an operation whose client had gone failed", exc_info=error)
+
+    def _scope(self, scope: ASGIScope, found: dict[bytes, bytes]) -> str:
+        idempotency = self._idempotency
+        if idempotency.scope is not None:
+            named = idempotency.scope(_View(scope))
+            if not isinstance(named, str) or not named:
+                raise TypeError(f"scope= has to return a non-empty string, not {named!r}")
+            return named
+        cookie = b""
+        if idempotency.session_cookie is not None and b"cookie" in found:
+            cookie = _cookie(found[b"cookie"], idempotency.session_cookie.encode())
+        return credentials_scope(_user(scope), found.get(b"authorization", b""), cookie)
+
+    async def _without_key(
+        self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send
+    ) -> None:
+        if policy.required:
+            await self._drain(policy, receive)
+            await self._refuse(problems.KEY_MISSING, send)
+            return
+        sent = read = False
+
+        async def reading() -> Message:
+            nonlocal read
+            message = await receive()
+            read = not message.get("more_body", False)
+            return message
+
+        async def sending(message: Message) -> None:
+            nonlocal sent
+            sent = True
+            await send(message)
+
+        try:
+            await self.app(scope, reading, sending)
+        except NoOperation:  # the handler asked for the operation, so it cannot do without a key
+            if sent:
+                raise
+            if not read:
+                await self._drain(policy, receive)
+            await self._refuse(problems.KEY_MISSING, send)
+
+    async def _drain(self, policy: Policy, receive: Receive) -> None:
+        """Read what is left of the body, so that the client gets an answer and not a reset."""
+        await _read(policy, receive, lambda chunk: None, b"")
+
+    async def _answer(self, outcome: Outcome, send: Send) -> None:
+        if type(outcome) is Replay:
+            response = outcome.response
+            headers = answer_headers.replayed(response.headers)
+            await _send_whole(response.status, headers, response.body or b"", send)
+        else:
+            assert isinstance(outcome, Refuse)  # noqa: S101
+            await self._refuse(outcome.problem, send)
+
+    async def _refuse(self, problem: Problem, send: Send) -> None:
+        base = self._idempotency.problem_base
+        await _send_whole(problem.status, problem.headers(base), problem.body(base), send)
+
+    async def _lifespan(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        async def started() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await asyncio.to_thread(self._idempotency.start)
+            return message
+
+        async def stopped(message: Message) -> None:
+            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                if self._detached:
+                    await asyncio.wait(self._detached, timeout=DRAIN_TIMEOUT)
+                await asyncio.to_thread(self._idempotency.stop)
+            await send(message)
+
+        await self.app(scope, started, stopped)
+
+
+class _Exchange:
+    """One operation: the application's view of the request, and what becomes of its answer."""
+
+    __slots__ = (
+        "_app",
+        "_body",
+        "_chunks",
+        "_driver",
+        "_given",
+        "_held",
+        "_middleware",
+        "_over",
+        "_passing",
+        "_policy",
+        "_receive",
+        "_scope",
+        "_send",
+        "_size",
+        "_start",
+        "_unread",
+    )
+
+    def __init__(
+        self,
+        middleware: ASGIMiddleware,
+        policy: Policy,
+        driver: AsyncDriver,
+        scope: ASGIScope,
+        receive: Receive,
+        send: Send,
+        body: Body,
+    ) -> None:
+        self._middleware = middleware
+        self._app = middleware.app
+        self._policy = policy
+        self._driver = driver
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._body = body
+        self._unread: Iterator[bytes] | None = body.chunks()
+        self._given = 0
+        self._start: Message | None = None
+        self._held: list[Message] = []  # messages that wait for the outcome
+        self._chunks: list[bytes] = []  # the body as recorded so far
+        self._size = 0
+        self._passing = False  # the answer goes out as it is made
+        self._over: asyncio.Future[None] | None = None
+
+    async def operate(self, outcome: Outcome | None) -> None:
+        """Claim, run the application, and record its answer."""
+        driver = self._driver
+        try:
+            if outcome is None:
+                outcome = await driver.begin()
+            if outcome is not None:
+                if type(outcome) is Bypass:
+                    self._passing = True
+                    driver.outcome = outcome
+                    await self._app(self._own_scope(), self.receive, self._forward)
+                else:
+                    await self._middleware._answer(outcome, self._forward)
+                return
+            set_before = current.set(driver)
+            try:
+                await self._app(self._own_scope(), self.receive, self.send)
+                if driver.outcome is None:
+                    raise RuntimeError("the application returned without a complete answer")
+            except BaseException:
+                await self._raised()
+                raise
+            finally:
+                current.reset(set_before)
+        finally:
+            self._body.close()
+            if self._over is not None and not self._over.done():
+                self._over.set_result(None)
+
+    def _own_scope(self) -> ASGIScope:
+        extensions = self._scope.get("extensions")
+        if not extensions or not any(name in extensions for name in _UNSEEN_BODIES):
+            return self._scope
+        seen = {name: v for name, v in extensions.items() if name not in _UNSEEN_BODIES}
+        return {**self._scope, "extensions": seen}
+
+    async def receive(self) -> Message:
+        """Give the application the body that was read, then nothing until the answer is out.
+
+        A disconnect is kept from it while the operation runs: it is to run to its end.
+        """
+        unread = self._unread
+        if unread is not None:
+            chunk = next(unread, b"")
+            self._given += len(chunk)
+            more = self._given < self._body.size
+            if not more:
+                self._unread = None
+            return {"type": "http.request", "body": chunk, "more_body": more}
+        if self._driver.outcome is not None:
+            return await self._receive()
+        if self._over is None:
+            self._over = asyncio.get_running_loop().create_future()
+        await asyncio.wait([self._over])
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Take the application's answer."""
+        kind = message["type"]
+        if self._driver.outcome is not None:
+            await self._after_the_end(message)
+        elif kind == "http.response.start":
+            self._start = message
+        elif kind == "http.response.body":
+            await self._take(message)
+        elif self._start is None or self._passing:
+            await self._forward(message)  # early hints, debug
+        else:
+            self._held.append(message)
+
+    async def _take(self, message: Message) -> None:
+        chunk: bytes = message.get("body", b"")
+        more: bool = message.get("more_body", False)
+        start = self._start
+        if start is None:
+            raise RuntimeError("the application sent a body before it started its answer")
+        self._size += len(chunk)
+        fits = self._size <= self._policy.max_response_body
+        if fits and more:
+            self._chunks.append(bytes(chunk))
+            if self._passing:
+                await self._forward(message)
+            elif self._driver.transaction is not None or self._policy.guarantee == "atomic":
+                self._held.append(message)
+            else:
+                self._passing = True
+                await self._forward(start)
+                await self._forward(message)
+            return
+        body = None
+        if fits:
+            body = b"".join((*self._chunks, chunk)) if self._chunks else bytes(chunk)
+        self._chunks.clear()
+        outcome = await self._finish(Response(start["status"], self._kept(start), body))
+        if type(outcome) is not Deliver:
+            if self._passing:
+                raise StreamAborted("the stream could not be recorded")
+            self._held.clear()
+            await self._middleware._answer(outcome, self._forward)
+            return
+        failpoint("before_answer")
+        if not self._passing:
+            await self._forward(start)
+            for held in self._held:
+                await self._forward(held)
+            self._held.clear()
+        self._passing = True
+        await self._forward(message)
+        if not more:
+            failpoint("after_answer")
+
+    async def _after_the_end(self, message: Message) -> None:
+        """The record is complete: trailers, the rest of a stream, or an answer after `op.commit()`.
+
+        Where the outcome was not the application's own answer, the rest of that is dropped.
+        """
+        if type(self._driver.outcome) is not Deliver:
+            return
+        if not self._passing and message["type"] != "http.response.start":
+            self._passing = True
+            if self._start is not None:
+                await self._forward(self._start)
+                for held in self._held:
+                    await self._forward(held)
+                self._held.clear()
+        if message["type"] == "http.response.start":
+            self._start = message
+        else:
+            await self._forward(message)
+
+    async def _raised(self) -> None:
+        """The application raised: before its answer, within it, or after (a background task)."""
+        if self._driver.outcome is not None:
+            if not self._passing and isinstance(self._driver.outcome, (Refuse, Replay)):
+                self._passing = True
+                await self._middleware._answer(self._driver.outcome, self._forward)
+            return
+        response = None
+        if self._passing and self._start is not None:
+            response = Response(self._start["status"], self._kept(self._start), None)
+        outcome = await self._finish(response)
+        if not self._passing and type(outcome) is not Deliver:
+            self._passing = True
+            await self._middleware._answer(outcome, self._forward)
+
+    async def _finish(self, response: Response | None) -> Outcome:
+        driver = self._driver
+        atomic = driver.transaction is not None
+        return await driver.finish(Answer(response, atomic, self._passing))
+
+    def _kept(self, start: Message) -> tuple[tuple[bytes, bytes], ...]:
+        return answer_headers.kept(start.get("headers", ()), self._policy)
+
+    async def _forward(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except OSError:  # ASGI 2.4: the client has gone; the operation still runs to its end
+            return
+
+
+class _View:
+    """What a `scope` function sees of an ASGI request."""
+
+    __slots__ = ("method", "native", "path")
+
+    def __init__(self, scope: ASGIScope) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.native = scope
+
+    def header(self, name: str) -> str | None:
+        wanted = name.lower().encode("latin-1")
+        values = [value for field, value in self.native["headers"] if field == wanted]
+        return b", ".join(values).decode("latin-1") if values else None
+
+
+async def _read(
+    policy: Policy, receive: Receive, write: Callable[[bytes], object], length: bytes
+) -> Problem | bool | None:
+    """Read the body to its end. A problem, True where the client has gone, or None."""
+    intake: Intake | None = None
+    refusal: Problem | None = None
+    if length.isdigit() and int(length) > policy.max_request_body:
+        refusal = problems.request_too_large(policy.max_request_body)
+    while True:
+        if intake is None:
+            intake = Intake(policy)
+        try:
+            async with asyncio.timeout(max(intake.deadline() - time.monotonic(), 0)):
+                message = await receive()
+        except TimeoutError:
+            return problems.BODY_TIMEOUT
+        if message["type"] == "http.disconnect":
+            return True
+        chunk = message.get("body", b"")
+        too_large = intake.count(len(chunk))
+        if too_large is not None:
+            return too_large
+        if refusal is None and chunk:
+            write(chunk)
+        if not message.get("more_body", False):
+            return refusal
+
+
+async def _send_whole(
+    status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes, send: Send
+) -> None:
+    headers = list(headers)
+    has_body = status >= 200 and status not in (204, 304)
+    if has_body and not any(name == b"content-length" for name, _ in headers):
+        headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body if has_body else b""})
+
+
+def _cookie(header: bytes, name: bytes) -> bytes:
+    for part in header.split(b";"):
+        found, _, value = part.strip().partition(b"=")
+        if found == name:
+            return value
+    return b""
+
+
+def _user(scope: ASGIScope) -> str | None:
+    """The framework's authenticated user (Starlette's and Django's `scope["user"]`)."""
+    user = scope.get("user")
+    if user is None or not getattr(user, "is_authenticated", False):
+        return None
+    for attribute in ("identity", "pk", "username", "display_name"):
+        try:
+            value = getattr(user, attribute, None)
+        except NotImplementedError:
+            continue
+        if value:
+            return str(value)
+    return None

@@ -1,0 +1,140 @@
+"""FastAPI: the middleware, the operation as a dependency, and both in the OpenAPI document."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+try:
+    from fastapi import FastAPI, Header
+    from fastapi.routing import APIRoute
+except ImportError as error:  # pragma: no cover
+    raise ImportError("semel.web.fastapi needs FastAPI: pip install 'semel[fastapi]'") from error
+
+from semel.core import keys, problems
+from semel.core.policy import Policy
+from semel.idempotency import POLICY_ATTRIBUTE, Idempotency
+from semel.operation import (
+    Operation,
+    SyncOperation,
+    current_operation,
+    current_sync_operation,
+)
+from semel.web.asgi import ASGIMiddleware
+
+_KeyHeader = Annotated[
+    str | None,
+    Header(
+        alias=keys.HEADER,
+        description="Names this operation: draw a new one for a new operation, send the same with"
+        " every retry. 1 to 255 visible ASCII characters, bare or quoted.",
+        examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
+    ),
+]
+
+
+async def operation(idempotency_key: _KeyHeader = None) -> Operation:
+    """Give an async handler its operation: `op: Operation = Depends(operation)`.
+
+    A handler that takes it needs a key: without one the client gets 400 `key-missing`.
+    """
+    return current_operation()
+
+
+async def sync_operation(idempotency_key: _KeyHeader = None) -> SyncOperation:
+    """Give a plain `def` handler its operation: `op: SyncOperation = Depends(sync_operation)`."""
+    return current_sync_operation()
+
+
+def init_app(app: FastAPI, idempotency: Idempotency) -> None:
+    """Protect an application: add the middleware, take over `@idempotency.route(…)` rules, and
+    write the header and its problem answers into the OpenAPI document.
+
+    Call it after the routes are defined, and before authentication is added with
+    `app.add_middleware` (what is added later runs earlier).
+    """
+    for route in app.routes:
+        policy = getattr(getattr(route, "endpoint", None), POLICY_ATTRIBUTE, None)
+        if policy is not None and isinstance(route, APIRoute):
+            for method in sorted(route.methods or ()):
+                _register(idempotency, method, route.path, policy)
+    app.add_middleware(ASGIMiddleware, idempotency=idempotency)
+    make_document = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document(make_document(), idempotency)
+        return make_document()
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _register(idempotency: Idempotency, method: str, path: str, policy: Policy) -> None:
+    if method not in policy.methods:
+        policy = dataclasses.replace(policy, methods=(*policy.methods, method))
+    idempotency.routes.add(f"{method} {path}", policy)
+
+
+def document(schema: dict[str, Any], idempotency: Idempotency) -> None:
+    """Write the key header and its problem answers into an OpenAPI document, in place."""
+    covered = False
+    for path, item in schema.get("paths", {}).items():
+        for method, described in item.items():
+            policy = idempotency.routes.find(method.upper(), path)
+            if policy is None or not isinstance(described, dict):
+                continue
+            covered = True
+            _describe_key(described, policy)
+            for status, types in _ANSWERS.items():
+                described.setdefault("responses", {}).setdefault(
+                    status,
+                    {
+                        "description": "; ".join(problem.title for problem in types),
+                        "content": {"application/problem+json": {"schema": _REFERENCE}},
+                    },
+                )
+    if covered:
+        schema.setdefault("components", {}).setdefault("schemas", {})["Problem"] = _PROBLEM
+
+
+def _describe_key(described: dict[str, Any], policy: Policy) -> None:
+    parameters = described.setdefault("parameters", [])
+    for parameter in parameters:
+        if parameter.get("in") == "header" and parameter["name"].lower() == keys.HEADER.lower():
+            break
+    else:
+        parameter = {"name": keys.HEADER, "in": "header"}
+        parameters.append(parameter)
+    takes_operation = "schema" in parameter
+    parameter["required"] = policy.required or takes_operation
+    parameter["schema"] = {"type": "string", "minLength": 1, "maxLength": keys.MAX_KEY_LENGTH}
+    hours = policy.expires.total_seconds() / 3600
+    parameter["description"] = (
+        "Names this operation: draw a new key for a new operation, send the same with every"
+        f" retry. The answer is kept for {hours:g} hours."
+    )
+
+
+_REFERENCE = {"$ref": "#/components/schemas/Problem"}
+_PROBLEM = {
+    "title": "Problem",
+    "description": "RFC 9457 problem details",
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "format": "uri"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "retry_after": {"type": "integer"},
+        "reference": {"type": "string"},
+    },
+}
+_ANSWERS = {
+    "400": (problems.KEY_MISSING, problems.KEY_INVALID),
+    "409": (problems.IN_FLIGHT, problems.OUTCOME_UNKNOWN, problems.RESPONSE_NOT_KEPT),
+    "410": (problems.KEY_EXPIRED,),
+    "413": (problems.REQUEST_TOO_LARGE,),
+    "422": (problems.KEY_REUSED,),
+    "503": (problems.STORE_UNAVAILABLE, problems.OUTCOME_UNRECORDED),
+}

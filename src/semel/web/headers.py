@@ -1,0 +1,81 @@
+"""Which of an answer's headers are kept for its replay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from semel.core.policy import Policy
+
+REPLAYED = (b"idempotent-replayed", b"true")
+"""The marker of a replay (Stripe's name for it)."""
+
+NOT_KEPT = frozenset(
+    {
+        # of one connection: RFC 9110 section 7.6.1
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        # of one moment or one server
+        b"date",
+        b"server",
+        b"server-timing",
+        b"x-process-time",
+        b"x-response-time",
+        b"x-runtime",
+        b"age",
+        # of one caller's credentials
+        b"www-authenticate",
+        b"proxy-authenticate",
+        b"authentication-info",
+        b"proxy-authentication-info",
+        # of one trace
+        b"traceparent",
+        b"tracestate",
+        b"x-request-id",
+        b"x-correlation-id",
+        b"x-trace-id",
+        b"x-amzn-trace-id",
+        b"x-cloud-trace-context",
+        b"b3",
+        b"idempotent-replayed",
+    }
+)
+_NOT_KEPT_PREFIXES = (b"access-control-", b"ratelimit", b"x-ratelimit-", b"x-rate-limit-", b"x-b3-")
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")
+_VALUE = re.compile(rb"[\t -~\x80-\xff]*")
+
+
+def is_valid(name: bytes, value: bytes) -> bool:
+    """Say whether a header may be sent: RFC 9110 section 5; no CR, LF or NUL can get through."""
+    return _NAME.fullmatch(name) is not None and _VALUE.fullmatch(value) is not None
+
+
+def kept(
+    headers: Iterable[tuple[bytes, bytes]], policy: Policy
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that a replay will carry. Invalid ones are left out."""
+    allowed = policy.keep_headers
+    keep = []
+    for original, value in headers:
+        name = original.lower()
+        if name in NOT_KEPT or name.startswith(_NOT_KEPT_PREFIXES):
+            continue
+        if name == b"set-cookie" and not policy.keep_cookies:
+            continue
+        if allowed is not None and name.decode("latin-1") not in allowed and name[:8] != b"content-":
+            continue
+        if is_valid(name, value):
+            keep.append((name, value))
+    return tuple(keep)
+
+
+def replayed(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a replay, checked once more: the store may have been written to."""
+    checked = [(name, value) for name, value in headers if is_valid(name, value)]
+    checked.append(REPLAYED)
+    return checked

@@ -1,0 +1,454 @@
+"""WSGI (PEP 3333): a middleware for Flask, Django, Pyramid, Bottle and bare applications.
+
+The same engine as ASGI's, on the threads of the server. Place it inside authentication.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO
+
+from semel.core import problems
+from semel.core.commands import Answer
+from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay, Request, run
+from semel.core.keys import InvalidKey, hash_key, parse_key
+from semel.core.policy import Policy
+from semel.core.problems import Problem
+from semel.core.record import Response
+from semel.drivers import ThreadDriver
+from semel.failpoints import failpoint
+from semel.idempotency import Idempotency, credentials_scope
+from semel.operation import NoOperation, current
+from semel.web import headers as answer_headers
+from semel.web.body import CHUNK, Body, Intake
+
+log = logging.getLogger("semel")
+
+Environ = dict[str, Any]
+Headers = list[tuple[str, str]]
+StartResponse = Callable[..., Callable[[bytes], object]]
+WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+_REASONS = {
+    200: "OK",
+    201: "Created",
+    202: "Accepted",
+    204: "No Content",
+    303: "See Other",
+    400: "Bad Request",
+    408: "Request Timeout",
+    409: "Conflict",
+    410: "Gone",
+    413: "Content Too Large",
+    422: "Unprocessable Content",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+
+class WSGIMiddleware:
+    """Gives a WSGI application idempotency keys: `application = WSGIMiddleware(application, …)`."""
+
+    def __init__(self, app: WSGIApp, idempotency: Idempotency) -> None:
+        self.app = app
+        self._idempotency = idempotency
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        method = environ["REQUEST_METHOD"]
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        policy = self._idempotency.routes.find(method, path)
+        if policy is None:
+            return self.app(environ, start_response)
+        if not self._idempotency.started:
+            self._idempotency.start()
+        field = environ.get("HTTP_IDEMPOTENCY_KEY")
+        try:
+            key = parse_key([] if field is None else [field.encode("latin-1", "replace")])
+        except InvalidKey as error:
+            self._drain(policy, environ)
+            return self._refuse(problems.key_invalid(str(error)), start_response)
+        if key is None:
+            return self._without_key(policy, environ, start_response)
+        body = Body(
+            method,
+            path.encode("latin-1"),
+            environ.get("QUERY_STRING", "").encode("latin-1"),
+            environ.get("CONTENT_TYPE", "").encode("latin-1"),
+            environ.get("HTTP_CONTENT_ENCODING", "").encode("latin-1"),
+        )
+        try:
+            body.expect(policy.algorithm)
+            refusal = _read(policy, environ, body.write)
+            if refusal is not None:
+                body.close()
+                return self._refuse(refusal, start_response)
+            return self._operate(policy, key, body, environ, start_response)
+        except BaseException:
+            body.close()
+            raise
+
+    def _operate(
+        self,
+        policy: Policy,
+        key: str,
+        body: Body,
+        environ: Environ,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        idempotency = self._idempotency
+        key_hash = hash_key(self._scope(environ), key)
+        request = Request(key_hash, os.urandom(8), body.fingerprint)
+        life = run(request, policy, lookup_first=idempotency.store.lookup_first)
+        driver = ThreadDriver(idempotency.runtime, life, key_hash, policy.seconds.lease)
+        outcome = driver.begin()
+        environ = {**environ, "wsgi.input": _Input(body), "CONTENT_LENGTH": str(body.size)}
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
+        if type(outcome) is Bypass:
+            return self.app(environ, start_response)
+        if outcome is not None:
+            body.close()
+            return self.answer(outcome, start_response)
+        return _Exchange(self, policy, driver, body, start_response).run(environ)
+
+    def _scope(self, environ: Environ) -> str:
+        idempotency = self._idempotency
+        if idempotency.scope is not None:
+            named = idempotency.scope(_View(environ))
+            if not isinstance(named, str) or not named:
+                raise TypeError(f"scope= has to return a non-empty string, not {named!r}")
+            return named
+        cookie = ""
+        if idempotency.session_cookie is not None:
+            for part in environ.get("HTTP_COOKIE", "").split(";"):
+                name, _, value = part.strip().partition("=")
+                if name == idempotency.session_cookie:
+                    cookie = value
+                    break
+        user = environ.get("REMOTE_USER") or None
+        return credentials_scope(user, environ.get("HTTP_AUTHORIZATION", ""), cookie)
+
+    def _without_key(
+        self, policy: Policy, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        if policy.required:
+            self._drain(policy, environ)
+            return self._refuse(problems.KEY_MISSING, start_response)
+        try:
+            return self.app(environ, start_response)
+        except NoOperation:  # the handler asked for the operation, so it cannot do without a key
+            self._drain(policy, environ)
+            return self._refuse(problems.KEY_MISSING, start_response)
+
+    def _drain(self, policy: Policy, environ: Environ) -> None:
+        """Read what is left of the body, so that the client gets an answer and not a reset."""
+        _read(policy, environ, lambda chunk: None)
+
+    def answer(self, outcome: Outcome, start_response: StartResponse) -> list[bytes]:
+        """Send a replay or a refusal."""
+        if isinstance(outcome, Replay):
+            response = outcome.response
+            headers = answer_headers.replayed(response.headers)
+            return _whole(response.status, headers, response.body or b"", start_response)
+        assert isinstance(outcome, Refuse)  # noqa: S101
+        return self._refuse(outcome.problem, start_response)
+
+    def _refuse(self, problem: Problem, start_response: StartResponse) -> list[bytes]:
+        base = self._idempotency.problem_base
+        return _whole(problem.status, problem.headers(base), problem.body(base), start_response)
+
+
+class _Exchange:
+    """One operation: what the application answers, and what becomes of it."""
+
+    def __init__(
+        self,
+        middleware: WSGIMiddleware,
+        policy: Policy,
+        driver: ThreadDriver,
+        body: Body,
+        start_response: StartResponse,
+    ) -> None:
+        self._middleware = middleware
+        self._policy = policy
+        self._driver = driver
+        self._body = body
+        self._start_response = start_response
+        self._status = ""
+        self._headers: Headers = []
+        self._exc_info: Any = None
+        self._written: list[bytes] = []
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._iterable: Iterable[bytes] = ()
+        self._passing = False
+
+    def run(self, environ: Environ) -> Iterable[bytes]:
+        """Call the application; return what the server is to send."""
+        before = current.set(self._driver)
+        try:
+            self._iterable = self._middleware.app(environ, self._started)
+            chunks = iter(self._iterable)
+            length = self._gather(chunks)
+            if length is not None:  # a stream: it goes out as it is made
+                self._passing = True
+                self._write = self._start_response(self._status, self._headers)
+                return _Stream(self, chunks)
+        except BaseException as error:
+            return self._raised(error)
+        finally:
+            current.reset(before)
+        return self._finish_whole(chunks)
+
+    def _started(
+        self, status: str, headers: Headers, exc_info: Any = None
+    ) -> Callable[[bytes], object]:
+        if self._passing and exc_info is not None:
+            raise exc_info[1].with_traceback(exc_info[2])
+        self._status, self._headers, self._exc_info = status, list(headers), exc_info
+        return self._written.append
+
+    def _gather(self, chunks: Iterator[bytes]) -> int | None:
+        """Collect the answer. None: it is whole, or over the limit; else what came of a stream."""
+        for chunk in chunks:
+            self._record(chunk)
+            if self._size > self._policy.max_response_body:
+                return None
+            if chunk and self._streams():
+                return self._size
+        self._take_written()
+        if not self._status:
+            raise RuntimeError("the application returned without calling start_response")
+        return None
+
+    def _streams(self) -> bool:
+        """Whether bytes are to go out before the answer is whole."""
+        if self._driver.transaction is not None or self._policy.guarantee == "atomic":
+            return False
+        if isinstance(self._iterable, (list, tuple)):
+            return False
+        return not any(name.lower() == "content-length" for name, _ in self._headers)
+
+    def _record(self, chunk: bytes) -> None:
+        self._take_written()
+        self._size += len(chunk)
+        self._chunks.append(chunk)
+
+    def _take_written(self) -> None:
+        for chunk in self._written:
+            self._size += len(chunk)
+            self._chunks.append(chunk)
+        self._written.clear()
+
+    def _finish_whole(self, rest: Iterator[bytes]) -> Iterable[bytes]:
+        fits = self._size <= self._policy.max_response_body
+        held = self._chunks
+        outcome = self._finish(self._response(b"".join(held) if fits else None))
+        if type(outcome) is not Deliver:
+            self.close()
+            return self._middleware.answer(outcome, self._start_response)
+        failpoint("before_answer")
+        self._passing = True
+        self._start_response(self._status, self._headers)
+        self._chunks = []
+        return _Rest(self, held, rest)
+
+    def _response(self, body: bytes | None) -> Response:
+        fields = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in self._headers]
+        status = int(self._status.split(" ", 1)[0])
+        return Response(status, answer_headers.kept(fields, self._policy), body)
+
+    def _finish(self, response: Response | None) -> Outcome:
+        driver = self._driver
+        if driver.outcome is not None:  # the handler has called op.commit()
+            return driver.outcome
+        return driver.finish(Answer(response, driver.transaction is not None, self._passing))
+
+    def _raised(self, error: BaseException) -> Iterable[bytes]:
+        outcome = self._finish(None)
+        self.close()
+        if type(outcome) is Deliver:
+            raise error
+        log.error("operation %s failed", self._driver.key[:6].hex(), exc_info=error)
+        return self._middleware.answer(outcome, self._start_response)
+
+    def stream(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Pass a stream through while it is recorded; record it before its end is sent."""
+        fits = True
+        complete = False
+        try:
+            yield from self._chunks
+            for chunk in self._following(chunks):
+                self._record(chunk)
+                if fits and self._size > self._policy.max_response_body:
+                    fits = False
+                    self._finish_stream(None)
+                if not fits:
+                    self._chunks.clear()
+                yield chunk
+            complete = True
+        finally:
+            if not complete and fits:
+                # The server has gone away (its client left), or the application raised.
+                try:
+                    for chunk in self._following(chunks):
+                        self._record(chunk)
+                    complete = self._size <= self._policy.max_response_body
+                finally:
+                    self._finish_stream(b"".join(self._chunks) if complete else None)
+            elif fits:
+                self._finish_stream(b"".join(self._chunks))
+
+    def _following(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """The application's next chunks, each made within the operation's context."""
+        while True:
+            before = current.set(self._driver)
+            try:
+                chunk = next(chunks, None)
+            finally:
+                current.reset(before)
+            if chunk is None:
+                return
+            yield chunk
+
+    def _finish_stream(self, body: bytes | None) -> None:
+        if type(self._finish(self._response(body))) is not Deliver:
+            raise RuntimeError("the stream could not be recorded")
+
+    def close(self) -> None:
+        """Close the application's iterable and the request's body."""
+        self._body.close()
+        close = getattr(self._iterable, "close", None)
+        if close is not None:
+            close()
+
+
+class _Stream:
+    """An answer on its way, chunk by chunk."""
+
+    def __init__(self, exchange: _Exchange, chunks: Iterator[bytes]) -> None:
+        self._exchange = exchange
+        self._chunks = exchange.stream(chunks)
+        self._begun = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        self._begun = True
+        return next(self._chunks)
+
+    def close(self) -> None:
+        """Called by the server at the end, whether or not it has sent everything."""
+        try:
+            if not self._begun:
+                next(self._chunks, None)  # enter it, so that closing it records the answer
+            self._chunks.close()  # type: ignore[attr-defined]
+        finally:
+            self._exchange.close()
+
+
+class _Rest:
+    """A recorded answer, and what an answer over the limit still makes."""
+
+    def __init__(self, exchange: _Exchange, held: list[bytes], rest: Iterator[bytes]) -> None:
+        self._exchange = exchange
+        self._held = iter(held)
+        self._rest = rest
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._held
+        yield from self._rest
+
+    def close(self) -> None:
+        """Called by the server at the end."""
+        failpoint("after_answer")
+        for _ in self._rest:  # the client may have gone; the handler still runs to its end
+            pass
+        self._exchange.close()
+
+
+class _Input:
+    """`wsgi.input` over a body that has been read."""
+
+    def __init__(self, body: Body) -> None:
+        import io
+
+        file = body.file()
+        self._file: BinaryIO = file if file is not None else io.BytesIO(b"".join(body.chunks()))
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def readline(self, size: int = -1) -> bytes:
+        return self._file.readline(size)
+
+    def readlines(self, hint: int = -1) -> list[bytes]:
+        return self._file.readlines(hint)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._file)
+
+
+class _View:
+    """What a `scope` function sees of a WSGI request."""
+
+    def __init__(self, environ: Environ) -> None:
+        self.method: str = environ["REQUEST_METHOD"]
+        self.path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        self.native = environ
+
+    def header(self, name: str) -> str | None:
+        wanted = name.upper().replace("-", "_")
+        if wanted not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            wanted = f"HTTP_{wanted}"
+        value: str | None = self.native.get(wanted)
+        return value
+
+
+def _read(
+    policy: Policy, environ: Environ, write: Callable[[bytes], object]
+) -> Problem | None:
+    """Read the body to its end."""
+    stream = environ["wsgi.input"]
+    declared = environ.get("CONTENT_LENGTH") or ""
+    left = int(declared) if declared.isdigit() else None
+    if left is None and not environ.get("wsgi.input_terminated"):
+        return None
+    intake = Intake(policy)
+    refusal = None
+    if left is not None and left > policy.max_request_body:
+        refusal = problems.request_too_large(policy.max_request_body)
+    while left is None or left > 0:
+        chunk = stream.read(CHUNK if left is None else min(CHUNK, left))
+        if not chunk:
+            break
+        if left is not None:
+            left -= len(chunk)
+        too_large = intake.count(len(chunk))
+        if too_large is not None:
+            return too_large
+        if time.monotonic() > intake.deadline():
+            return problems.BODY_TIMEOUT
+        if refusal is None:
+            write(chunk)
+    if left:
+        return problems.BODY_TIMEOUT  # the client has gone, or the server gave up on it
+    return refusal
+
+
+def _whole(
+    status: int,
+    fields: Iterable[tuple[bytes, bytes]],
+    body: bytes,
+    start_response: StartResponse,
+) -> list[bytes]:
+    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields]
+    has_body = status >= 200 and status not in (204, 304)
+    if has_body and not any(name == "content-length" for name, _ in headers):
+        headers.append(("content-length", str(len(body))))
+    start_response(f"{status} {_REASONS.get(status, 'Status')}", headers)
+    return [body] if has_body else []
