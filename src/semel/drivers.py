@@ -118,7 +118,7 @@ class AsyncDriver(_Driver):
     __slots__ = ()
 
     async def look(self) -> Outcome | None:
-        """Go as far as reading and waiting lead. None: a claim has to be made, with `begin`.
+        """Wait where the first request is in flight. None: a claim has to be made, with `begin`.
 
         May be cancelled at any point: nothing has changed.
         """
@@ -180,7 +180,7 @@ class ThreadDriver(_Driver):
     __slots__ = ()
 
     def begin(self) -> Outcome | None:
-        """Look up, wait and claim. None: the handler is to run now, then `finish` to be called."""
+        """Wait and claim. None: the handler is to run now, then `finish` to be called."""
         outcome = self._drive(self._next(None), _HANDLER)
         if outcome is None:
             self._started(self._pending)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from semel.after_fork import call_after_fork
 from semel.core import problems
-from semel.core.commands import StoreError, Sweep
+from semel.core.commands import Found, Lookup, StoreError, Sweep
 from semel.core.policy import Policy, Routes
 from semel.drivers import Runtime
 from semel.stores import Store, StoreSetupError, open_store
@@ -121,6 +121,19 @@ class Idempotency:
             if self._sweeper is not None:
                 self._sweeper.join(5)
             self.store.stop()
+
+    def look_up(self, key: bytes) -> Found | None:
+        """Read a record where the store can do so at next to no cost, before anything is claimed.
+
+        None where there is none, where reading is not cheap, or where the store fails: the claim
+        will say.
+        """
+        if not self.store.lookup_first:
+            return None
+        try:
+            return self.store.execute(Lookup(key))  # type: ignore[return-value]
+        except StoreError:
+            return None
 
     def _forked(self) -> None:
         """In a child process the threads are gone: start anew when asked."""

@@ -80,15 +80,16 @@ Life = Generator[Any, Any, Outcome]
 """Yields a command, is sent its result: the pairs are written at each command in `commands`."""
 
 
-def run(request: Request, policy: Policy, *, lookup_first: bool = False) -> Life:
+def run(request: Request, policy: Policy, found: Found | None = None) -> Life:
     """Live through one operation and return what the client is to be sent.
 
-    `lookup_first` reads before it claims, for stores whose reads cost next to nothing.
+    `found` is the record where a driver has read it already (`Store.lookup_first`); without one the
+    claim itself finds it.
 
     A driver throws `StoreUnavailable` or `StoreUnknown` into the generator where a command failed.
     """
     try:
-        claimed = yield from _claim(request, policy, lookup_first)
+        claimed = yield from _claim(request, policy, found)
     except StoreError:
         if policy.on_store_error == "run":
             return Bypass()
@@ -102,13 +103,12 @@ def run(request: Request, policy: Policy, *, lookup_first: bool = False) -> Life
     return (yield from _finish(request, policy, claimed.token, answer))
 
 
-def _claim(request: Request, policy: Policy, lookup_first: bool) -> Generator[Any, Any, Any]:
+def _claim(request: Request, policy: Policy, found: Any) -> Generator[Any, Any, Any]:
     """Win the claim, or learn why not: `Claimed`, or an outcome."""
     waited = 0.0
     poll = FIRST_POLL
     key = request.key
     mine = request.fingerprint(policy.algorithm)
-    found = (yield Lookup(key)) if lookup_first else None
     while True:
         if found is None:
             try:
@@ -121,7 +121,7 @@ def _claim(request: Request, policy: Policy, lookup_first: bool) -> Generator[An
         record, now = found
         if record.owner == request.owner and record.state is State.IN_FLIGHT:
             return Claimed(record.token, record.attempt)  # the claim's own answer was lost
-        outcome = _settled(request, policy, record, now)
+        outcome = settled(request.fingerprint, policy, record, now)
         if outcome is not None:
             return outcome
         if record.state is not State.IN_FLIGHT or record.lease_until <= now:
@@ -151,15 +151,20 @@ def _claim(request: Request, policy: Policy, lookup_first: bool) -> Generator[An
         found = yield Lookup(key)
 
 
-def _settled(request: Request, policy: Policy, record: Record, now: float) -> Outcome | None:
-    """Return what a record says by itself, or None while it is in flight or free to be taken."""
+def settled(
+    fingerprint: Callable[[int], bytes], policy: Policy, record: Record, now: float
+) -> Outcome | None:
+    """Return what a record says by itself, or None while it is in flight or free to be taken.
+
+    Raises `UnreadableRecord` where a newer version has written it.
+    """
     over = record.state is State.EXPIRED or (
         record.state is State.COMPLETED and record.expires_at <= now
     )
     if over:
         return None if policy.after_expiry == "run" else Refuse(problems.KEY_EXPIRED)
     try:
-        asked = request.fingerprint(record.fingerprint[0])
+        asked = fingerprint(record.fingerprint[0])
     except (ValueError, IndexError) as error:
         raise UnreadableRecord("its fingerprint is of a kind this version does not know") from error
     if asked != record.fingerprint:
@@ -225,13 +230,15 @@ def _fenced(
     """The claim was lost to another while the handler ran: answer from what that one recorded."""
     try:
         found = yield Lookup(request.key)
-        settled = _settled(request, policy, *found) if found is not None else None
+        outcome_there = (
+            settled(request.fingerprint, policy, *found) if found is not None else None
+        )
     except (StoreError, UnreadableRecord):
         return Refuse(problems.OUTCOME_UNRECORDED)
     if found is not None and found.record.token == token:
         return outcome  # the completion was ours: an earlier try whose answer was lost
-    if settled is not None:
-        return settled
+    if outcome_there is not None:
+        return outcome_there
     return Refuse(problems.IN_FLIGHT if answer.atomic else problems.OUTCOME_UNRECORDED)
 
 

@@ -42,10 +42,10 @@ class MemoryTable:
 
     def apply(self, command: StoreCommand, now: float) -> Reply:
         """Carry out one command at the time `now`."""
+        if type(command) is Lookup:
+            record = self.records.get(command.key)
+            return Found(record, now) if record is not None else None
         match command:
-            case Lookup(key):
-                record = self.records.get(key)
-                return Found(record, now) if record is not None else None
             case Claim():
                 return self._claim(command, now)
             case Takeover():
@@ -67,6 +67,7 @@ class MemoryTable:
                 return self._renew(claims, now + lease)
             case Sweep(limit):
                 return self._sweep(limit, now)
+        raise AssertionError(command)
 
     def _held(self, key: bytes, token: int) -> Record | None:
         record = self.records.get(key)

@@ -9,23 +9,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
 from semel.core import problems
 from semel.core.commands import Answer
-from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay, Request, run
+from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay, Request, run, settled
 from semel.core.keys import InvalidKey, hash_key, parse_key
 from semel.core.policy import Policy
 from semel.core.problems import Problem
-from semel.core.record import Response
+from semel.core.record import Response, UnreadableRecord
 from semel.drivers import AsyncDriver
 from semel.failpoints import failpoint
 from semel.idempotency import Idempotency, credentials_scope
 from semel.operation import NoOperation, current
 from semel.web import headers as answer_headers
 from semel.web.body import Body, Intake
+from semel.web.patience import within
 
 log = logging.getLogger("semel")
 
@@ -104,6 +104,7 @@ class ASGIMiddleware:
             return
         path = scope.get("raw_path") or scope["path"].encode()
         body = Body(
+            policy.algorithm,
             scope["method"],
             path,
             scope.get("query_string", b""),
@@ -111,7 +112,6 @@ class ASGIMiddleware:
             found.get(b"content-encoding", b""),
         )
         try:
-            body.expect(policy.algorithm)
             length = found.get(b"content-length", b"")
             refusal = await _read(policy, receive, body.write, length)
             if refusal is not None:
@@ -119,8 +119,14 @@ class ASGIMiddleware:
                     await self._refuse(refusal, send)
                 return
             key_hash = hash_key(self._scope(scope, found), key)
+            found_record = idempotency.look_up(key_hash)
+            if found_record is not None:
+                outcome = settled(body.fingerprint, policy, *found_record)
+                if outcome is not None:
+                    await self._answer(outcome, send)
+                    return
             request = Request(key_hash, os.urandom(8), body.fingerprint)
-            life = run(request, policy, lookup_first=idempotency.store.lookup_first)
+            life = run(request, policy, found_record)
             driver = AsyncDriver(idempotency.runtime, life, key_hash, policy.seconds.lease)
             outcome = await driver.look()
             if outcome is not None and type(outcome) is not Bypass:
@@ -128,6 +134,9 @@ class ASGIMiddleware:
                 return
             exchange = _Exchange(self, policy, driver, scope, receive, send, body)
             task = asyncio.get_running_loop().create_task(exchange.operate(outcome))
+        except UnreadableRecord:
+            await self._refuse(problems.STORE_UNAVAILABLE, send)
+            return
         except BaseException:
             body.close()
             raise
@@ -452,16 +461,13 @@ async def _read(
     policy: Policy, receive: Receive, write: Callable[[bytes], object], length: bytes
 ) -> Problem | bool | None:
     """Read the body to its end. A problem, True where the client has gone, or None."""
-    intake: Intake | None = None
+    intake = Intake(policy)
     refusal: Problem | None = None
     if length.isdigit() and int(length) > policy.max_request_body:
         refusal = problems.request_too_large(policy.max_request_body)
     while True:
-        if intake is None:
-            intake = Intake(policy)
         try:
-            async with asyncio.timeout(max(intake.deadline() - time.monotonic(), 0)):
-                message = await receive()
+            message = await within(intake.left, receive())
         except TimeoutError:
             return problems.BODY_TIMEOUT
         if message["type"] == "http.disconnect":
@@ -481,8 +487,12 @@ async def _send_whole(
 ) -> None:
     headers = list(headers)
     has_body = status >= 200 and status not in (204, 304)
-    if has_body and not any(name == b"content-length" for name, _ in headers):
-        headers.append((b"content-length", b"%d" % len(body)))
+    if has_body:
+        for name, _ in headers:
+            if name == b"content-length":
+                break
+        else:
+            headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body if has_body else b""})
 

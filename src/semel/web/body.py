@@ -7,65 +7,84 @@ import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from semel.core import fingerprint, problems
+from semel.core import problems
+from semel.core.fingerprint import Hasher, hasher
 from semel.core.policy import MEBIBYTE, Policy
 from semel.core.problems import Problem
 
 IN_MEMORY = MEBIBYTE
 """Bytes of a body held in memory; beyond that a temporary file takes over."""
+HASHED_AT_ONCE = 64 * 1024
+"""Bytes hashed in one go; a longer body is hashed as it arrives, so as not to hold up the loop."""
 CHUNK = 64 * 1024
 
 
-
 class Body:
-    """The bytes of one request, hashed as they arrive."""
+    """The bytes of one request, and their fingerprint."""
 
-    __slots__ = ("_asked", "_file", "_hashers", "_parts", "size")
+    __slots__ = ("_algorithm", "_asked", "_digests", "_file", "_hasher", "_parts", "size")
 
-    def __init__(self, method: str, path: bytes, query: bytes, kind: bytes, encoding: bytes) -> None:
+    def __init__(
+        self,
+        algorithm: int,
+        method: str,
+        path: bytes,
+        query: bytes,
+        content_type: bytes,
+        content_encoding: bytes,
+    ) -> None:
         self.size = 0
+        self._algorithm = algorithm
+        self._asked = (method, path, query, content_type, content_encoding)
         self._parts: list[bytes] = []
         self._file: BinaryIO | None = None
-        self._asked = (method, path, query, kind, encoding)
-        self._hashers: dict[int, fingerprint.Hasher | bytes] = {}
-
-    def expect(self, algorithm: int) -> None:
-        """Hash by this algorithm while the body arrives."""
-        self._hashers[algorithm] = fingerprint.hasher(algorithm, *self._asked)
+        self._hasher: Hasher | None = None
+        self._digests: dict[int, bytes] = {}
 
     def write(self, chunk: bytes) -> None:
         """Add the next piece."""
         self.size += len(chunk)
-        for hasher in self._hashers.values():
-            if not isinstance(hasher, bytes):
-                hasher.update(chunk)
-        if self._file is not None:
+        if self._file is None:
+            self._parts.append(chunk)
+            if self.size <= HASHED_AT_ONCE:
+                return
+            if self.size > IN_MEMORY:
+                self._file = tempfile.TemporaryFile(prefix="semel-")  # noqa: SIM115
+                self._file.writelines(self._parts)
+        else:
             self._file.write(chunk)
-            return
-        self._parts.append(chunk)
-        if self.size > IN_MEMORY:
-            self._file = tempfile.TemporaryFile(prefix="semel-")  # noqa: SIM115
-            self._file.writelines(self._parts)
+        if self._hasher is None:
+            self._hasher = hasher(self._algorithm, *self._asked)
+            for part in self._parts:
+                self._hasher.update(part)
+        else:
+            self._hasher.update(chunk)
+        if self._file is not None:
             self._parts.clear()
 
     def fingerprint(self, algorithm: int) -> bytes:
         """Return the fingerprint by this algorithm. Raises `ValueError` where it is unknown."""
-        hasher = self._hashers.get(algorithm)
-        if hasher is None:
-            hasher = fingerprint.hasher(algorithm, *self._asked)
-            for chunk in self.chunks():
-                hasher.update(chunk)
-        if not isinstance(hasher, bytes):
-            hasher = self._hashers[algorithm] = hasher.digest()
-        return hasher
+        digest = self._digests.get(algorithm)
+        if digest is None:
+            if algorithm == self._algorithm and self._hasher is not None:
+                digest = self._hasher.digest()
+            else:
+                hashing = hasher(algorithm, *self._asked)
+                for chunk in self.chunks():
+                    hashing.update(chunk)
+                digest = hashing.digest()
+            self._digests[algorithm] = digest
+        return digest
 
     def chunks(self) -> Iterator[bytes]:
         """Give the bytes again, from the start."""
         if self._file is None:
-            yield from self._parts
-            return
-        self._file.seek(0)
-        while chunk := self._file.read(CHUNK):
+            return iter(self._parts)
+        return self._from_file(self._file)
+
+    def _from_file(self, file: BinaryIO) -> Iterator[bytes]:
+        file.seek(0)
+        while chunk := file.read(CHUNK):
             yield chunk
 
     def file(self) -> BinaryIO | None:
@@ -90,10 +109,11 @@ class Intake:
         self._started = time.monotonic()
         self.received = 0
 
-    def deadline(self) -> float:
-        """Return when (monotonic seconds) the next piece has to be here."""
+    def left(self) -> float:
+        """Return for how many seconds the next piece may be awaited."""
         earned = self.received / self._policy.min_body_rate if self._policy.min_body_rate else 0.0
-        return self._started + self._policy.seconds.body_timeout + earned
+        deadline = self._started + self._policy.seconds.body_timeout + earned
+        return max(deadline - time.monotonic(), 0.0)
 
     def count(self, size: int) -> Problem | None:
         """Count a piece; return the refusal once there is one."""

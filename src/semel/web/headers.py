@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 
@@ -55,17 +56,23 @@ def is_valid(name: bytes, value: bytes) -> bool:
     return _NAME.fullmatch(name) is not None and _VALUE.fullmatch(value) is not None
 
 
-def kept(
-    headers: Iterable[tuple[bytes, bytes]], policy: Policy
-) -> tuple[tuple[bytes, bytes], ...]:
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+def kept(headers: Iterable[Iterable[bytes]], policy: Policy) -> Headers:
     """Return the headers that a replay will carry. Invalid ones are left out."""
-    allowed = policy.keep_headers
+    fields = tuple((bytes(name), bytes(value)) for name, value in headers)
+    return _kept(fields, policy.keep_headers, policy.keep_cookies)
+
+
+@functools.lru_cache(maxsize=1024)  # the same few sets of headers come again and again
+def _kept(headers: Headers, allowed: frozenset[str] | None, cookies: bool) -> Headers:
     keep = []
     for original, value in headers:
         name = original.lower()
         if name in NOT_KEPT or name.startswith(_NOT_KEPT_PREFIXES):
             continue
-        if name == b"set-cookie" and not policy.keep_cookies:
+        if name == b"set-cookie" and not cookies:
             continue
         if allowed is not None and name.decode("latin-1") not in allowed and name[:8] != b"content-":
             continue
@@ -74,8 +81,7 @@ def kept(
     return tuple(keep)
 
 
-def replayed(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+@functools.lru_cache(maxsize=1024)
+def replayed(headers: Headers) -> Headers:
     """Return the headers of a replay, checked once more: the store may have been written to."""
-    checked = [(name, value) for name, value in headers if is_valid(name, value)]
-    checked.append(REPLAYED)
-    return checked
+    return (*((name, value) for name, value in headers if is_valid(name, value)), REPLAYED)

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from semel.core import problems
 from semel.core.commands import Answer
-from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay, Request, run
+from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay, Request, run, settled
 from semel.core.keys import InvalidKey, hash_key, parse_key
 from semel.core.policy import Policy
 from semel.core.problems import Problem
-from semel.core.record import Response
+from semel.core.record import Response, UnreadableRecord
 from semel.drivers import ThreadDriver
 from semel.failpoints import failpoint
 from semel.idempotency import Idempotency, credentials_scope
@@ -74,6 +73,7 @@ class WSGIMiddleware:
         if key is None:
             return self._without_key(policy, environ, start_response)
         body = Body(
+            policy.algorithm,
             method,
             path.encode("latin-1"),
             environ.get("QUERY_STRING", "").encode("latin-1"),
@@ -81,7 +81,6 @@ class WSGIMiddleware:
             environ.get("HTTP_CONTENT_ENCODING", "").encode("latin-1"),
         )
         try:
-            body.expect(policy.algorithm)
             refusal = _read(policy, environ, body.write)
             if refusal is not None:
                 body.close()
@@ -102,7 +101,15 @@ class WSGIMiddleware:
         idempotency = self._idempotency
         key_hash = hash_key(self._scope(environ), key)
         request = Request(key_hash, os.urandom(8), body.fingerprint)
-        life = run(request, policy, lookup_first=idempotency.store.lookup_first)
+        try:
+            found = idempotency.look_up(key_hash)
+            outcome = settled(body.fingerprint, policy, *found) if found is not None else None
+        except UnreadableRecord:
+            found, outcome = None, Refuse(problems.STORE_UNAVAILABLE)
+        if outcome is not None:
+            body.close()
+            return self.answer(outcome, start_response)
+        life = run(request, policy, found)
         driver = ThreadDriver(idempotency.runtime, life, key_hash, policy.seconds.lease)
         outcome = driver.begin()
         environ = {**environ, "wsgi.input": _Input(body), "CONTENT_LENGTH": str(body.size)}
@@ -431,7 +438,7 @@ def _read(
         too_large = intake.count(len(chunk))
         if too_large is not None:
             return too_large
-        if time.monotonic() > intake.deadline():
+        if not intake.left():
             return problems.BODY_TIMEOUT
         if refusal is None:
             write(chunk)
