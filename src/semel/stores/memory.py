@@ -123,11 +123,18 @@ class MemoryTable:
         if record is None:
             return False
         expires = now + command.expires
-        self.records[command.key] = record._replace(
-            state=State.COMPLETED,
-            response=command.response,
-            expires_at=expires,
-            purge_at=expires + command.tombstone,
+        self.records[command.key] = Record(
+            command.key,
+            State.COMPLETED,
+            command.token,
+            record.owner,
+            record.attempt,
+            record.fingerprint,
+            record.lease_until,
+            expires,
+            expires + command.tombstone,
+            command.response,
+            None,
         )
         heapq.heappush(self._due, (expires, command.key, command.token))
         return True
@@ -184,6 +191,9 @@ class MemoryStore:
 
     def execute(self, command: StoreCommand) -> Reply:
         """Carry out one command."""
+        if type(command) is Lookup:
+            record = self._table.records.get(command.key)
+            return Found(record, self._clock()) if record is not None else None
         with self._lock:
             return self._table.apply(command, self._clock())
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, MutableMapping
 from typing import Any
 
 from semel.core import problems
@@ -133,24 +134,21 @@ class ASGIMiddleware:
                 await self._answer(outcome, send)
                 return
             exchange = _Exchange(self, policy, driver, scope, receive, send, body)
-            task = asyncio.get_running_loop().create_task(exchange.operate(outcome))
+            done, task = _start(exchange.operate, outcome)
         except UnreadableRecord:
             await self._refuse(problems.STORE_UNAVAILABLE, send)
             return
         except BaseException:
             body.close()
             raise
-        await self._see_through(task)
-
-    async def _see_through(self, task: asyncio.Task[None]) -> None:
-        """Await the operation; where this request is cancelled, the operation still goes on."""
         try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
+            await done
+        except asyncio.CancelledError:  # this request is; its operation goes on
             if not task.done():
                 self._detached.add(task)
                 task.add_done_callback(self._forget)
             raise
+        task.result()
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._detached.discard(task)
@@ -281,8 +279,8 @@ class _Exchange:
         self._passing = False  # the answer goes out as it is made
         self._over: asyncio.Future[None] | None = None
 
-    async def operate(self, outcome: Outcome | None) -> None:
-        """Claim, run the application, and record its answer."""
+    async def operate(self, outcome: Outcome | None, done: asyncio.Future[None]) -> None:
+        """Claim, run the application, and record its answer; then say so through `done`."""
         driver = self._driver
         try:
             if outcome is None:
@@ -307,8 +305,9 @@ class _Exchange:
                 current.reset(set_before)
         finally:
             self._body.close()
-            if self._over is not None and not self._over.done():
-                self._over.set_result(None)
+            for waiting in (self._over, done):
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(None)
 
     def _own_scope(self) -> ASGIScope:
         extensions = self._scope.get("extensions")
@@ -457,22 +456,44 @@ class _View:
         return b", ".join(values).decode("latin-1") if values else None
 
 
+def _start(
+    operate: Callable[[Outcome | None, asyncio.Future[None]], Coroutine[Any, Any, None]],
+    outcome: Outcome | None,
+) -> tuple[asyncio.Future[None], asyncio.Task[None]]:
+    """Run an operation in a task of its own, which nobody cancels with the request.
+
+    Its future rather than the task is awaited: a cancelled wait leaves the task alone, and the
+    future wakes its waiter a turn of the loop earlier than a shielded task would.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    if sys.version_info >= (3, 12):
+        return done, asyncio.Task(operate(outcome, done), loop=loop, eager_start=True)
+    return done, loop.create_task(operate(outcome, done))
+
+
 async def _read(
     policy: Policy, receive: Receive, write: Callable[[bytes], object], length: bytes
 ) -> Problem | bool | None:
     """Read the body to its end. A problem, True where the client has gone, or None."""
-    intake = Intake(policy)
     refusal: Problem | None = None
     if length.isdigit() and int(length) > policy.max_request_body:
         refusal = problems.request_too_large(policy.max_request_body)
+    intake = None
+    left = policy.seconds.body_timeout
     while True:
         try:
-            message = await within(intake.left, receive())
+            message = await within(left, receive())
         except TimeoutError:
             return problems.BODY_TIMEOUT
         if message["type"] == "http.disconnect":
             return True
         chunk = message.get("body", b"")
+        if intake is None:
+            if not message.get("more_body", False) and len(chunk) <= policy.max_request_body:
+                write(chunk)
+                return refusal
+            intake = Intake(policy)
         too_large = intake.count(len(chunk))
         if too_large is not None:
             return too_large
@@ -480,6 +501,7 @@ async def _read(
             write(chunk)
         if not message.get("more_body", False):
             return refusal
+        left = intake.left()
 
 
 async def _send_whole(

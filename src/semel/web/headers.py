@@ -59,9 +59,9 @@ def is_valid(name: bytes, value: bytes) -> bool:
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
-def kept(headers: Iterable[Iterable[bytes]], policy: Policy) -> Headers:
+def kept(headers: Iterable[tuple[bytes, bytes]], policy: Policy) -> Headers:
     """Return the headers that a replay will carry. Invalid ones are left out."""
-    fields = tuple((bytes(name), bytes(value)) for name, value in headers)
+    fields = tuple(map(tuple, headers))
     return _kept(fields, policy.keep_headers, policy.keep_cookies)
 
 
