@@ -15,7 +15,6 @@ from semel.core.commands import (
     Answer,
     Claim,
     Complete,
-    Lookup,
     Park,
     Release,
     RunHandler,
@@ -43,7 +42,6 @@ _POINTS: dict[type, tuple[str, str]] = {
     Release: ("before_release", "after_release"),
     Park: ("before_park", "after_park"),
 }
-_NO_POINTS = ("", "")
 
 
 class Runtime:
@@ -126,7 +124,8 @@ class AsyncDriver(_Driver):
 
     async def begin(self) -> Outcome | None:
         """Claim. None: the handler is to run now, and `finish` to be called whatever comes of it."""
-        outcome = await self._drive(self._pending, _HANDLER)
+        command = self._pending if self._pending is not None else self._next(None)
+        outcome = await self._drive(command, _HANDLER)
         if outcome is None:
             self._started(self._pending)
         return outcome
@@ -155,13 +154,14 @@ class AsyncDriver(_Driver):
         return self.outcome
 
     async def _perform(self, kind: type, command: Any) -> Any:
-        if kind is Lookup:
+        points = _POINTS.get(kind)
+        if points is None:
+            if kind is Wait:
+                return await self.runtime.waiters.await_end(command)
+            if kind is Sleep:
+                return await asyncio.sleep(command.seconds)
             return await self.runtime.store.aexecute(command)
-        if kind is Wait:
-            return await self.runtime.waiters.await_end(command)
-        if kind is Sleep:
-            return await asyncio.sleep(command.seconds)
-        before, after = _POINTS.get(kind, _NO_POINTS)
+        before, after = points
         failpoint(before)
         transaction = self.transaction
         if transaction is not None and kind is Complete:
@@ -210,13 +210,14 @@ class ThreadDriver(_Driver):
         return self.outcome
 
     def _perform(self, kind: type, command: Any) -> Any:
-        if kind is Lookup:
+        points = _POINTS.get(kind)
+        if points is None:
+            if kind is Wait:
+                return self.runtime.waiters.wait_end(command)
+            if kind is Sleep:
+                return time.sleep(command.seconds)
             return self.runtime.store.execute(command)
-        if kind is Wait:
-            return self.runtime.waiters.wait_end(command)
-        if kind is Sleep:
-            return time.sleep(command.seconds)
-        before, after = _POINTS.get(kind, _NO_POINTS)
+        before, after = points
         failpoint(before)
         transaction = self.transaction
         if transaction is not None and kind is Complete:

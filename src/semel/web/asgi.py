@@ -120,6 +120,7 @@ class ASGIMiddleware:
                     await self._refuse(refusal, send)
                 return
             key_hash = hash_key(self._scope(scope, found), key)
+            outcome = None
             found_record = idempotency.look_up(key_hash)
             if found_record is not None:
                 outcome = settled(body.fingerprint, policy, *found_record)
@@ -129,10 +130,11 @@ class ASGIMiddleware:
             request = Request(key_hash, os.urandom(8), body.fingerprint)
             life = run(request, policy, found_record)
             driver = AsyncDriver(idempotency.runtime, life, key_hash, policy.seconds.lease)
-            outcome = await driver.look()
-            if outcome is not None and type(outcome) is not Bypass:
-                await self._answer(outcome, send)
-                return
+            if found_record is not None:  # in flight: wait for it, where a cancel does no harm
+                outcome = await driver.look()
+                if outcome is not None and type(outcome) is not Bypass:
+                    await self._answer(outcome, send)
+                    return
             exchange = _Exchange(self, policy, driver, scope, receive, send, body)
             done, task = _start(exchange.operate, outcome)
         except UnreadableRecord:
