@@ -1,0 +1,1 @@
+"""The example shop: `uvicorn shop.app:app --app-dir examples`."""
