@@ -20,9 +20,9 @@ from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
+
 from semel import Idempotency, Operation, Policy
 from semel.web.fastapi import init_app, operation
-
 from shop import page, unprotected
 from shop.books import DATABASE, Books
 

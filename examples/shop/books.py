@@ -61,13 +61,13 @@ class Books:
     def latest(self, table: Table, limit: int) -> list[dict[str, Any]]:
         """Return the newest rows first."""
         rows = self._connection.execute(
-            f"select * from {table} order by id desc limit ?",  # noqa: S608  # one of three names
+            f"select * from {table} order by id desc limit ?",  # one of three names
             (limit,),
         )
         return [dict(row) for row in rows]
 
     def count(self, table: Table) -> int:
-        return int(self._one(f"select count(*) from {table}"))  # noqa: S608
+        return int(self._one(f"select count(*) from {table}"))
 
     def taken(self) -> int:
         """Return what all charges come to, in cents."""
@@ -80,7 +80,7 @@ class Books:
     def again(self, order_ids: list[str]) -> set[str]:
         """Return those of these orders that have more than one charge."""
         marks = ",".join("?" * len(order_ids))
-        query = f"select order_id from charges where order_id in ({marks})"  # noqa: S608
+        query = f"select order_id from charges where order_id in ({marks})"
         rows = self._connection.execute(query + _MORE_THAN_ONE, order_ids)
         return {row["order_id"] for row in rows}
 

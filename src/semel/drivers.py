@@ -136,7 +136,7 @@ class AsyncDriver(_Driver):
             outcome = await self._drive(self._next(answer), frozenset())
         finally:
             self._ended()
-        assert outcome is not None  # noqa: S101
+        assert outcome is not None
         return outcome
 
     async def _drive(self, command: Any, until: frozenset[type]) -> Outcome | None:
@@ -192,7 +192,7 @@ class ThreadDriver(_Driver):
             outcome = self._drive(self._next(answer), frozenset())
         finally:
             self._ended()
-        assert outcome is not None  # noqa: S101
+        assert outcome is not None
         return outcome
 
     def _drive(self, command: Any, until: frozenset[type]) -> Outcome | None:

@@ -86,7 +86,10 @@ class Idempotency:
     def _check(self) -> None:
         if self.store.atomic:
             return
-        for pattern, policy in [("every route", self.routes.default), *self.routes.described.items()]:
+        for pattern, policy in [
+            ("every route", self.routes.default),
+            *self.routes.described.items(),
+        ]:
             if policy is not None and policy.guarantee == "atomic":
                 raise StoreSetupError(
                     f'{pattern}: guarantee="atomic" cannot be kept on {self.store.name}://, which'
@@ -158,13 +161,13 @@ class Idempotency:
         total = 0
         while True:
             changed = self.store.execute(Sweep(limit))
-            assert isinstance(changed, int)  # noqa: S101
+            assert isinstance(changed, int)
             total += changed
             if not changed or self._stopping.is_set():
                 return total
 
     def _sweep_on(self) -> None:
-        assert self._sweep_every is not None  # noqa: S101
+        assert self._sweep_every is not None
         stopping = self._stopping
         while not stopping.wait(self._sweep_every.total_seconds()):
             try:

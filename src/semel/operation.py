@@ -101,9 +101,7 @@ class SyncOperation(_Operation):
         """As `Operation.commit`, without awaiting. Not for `def` handlers under ASGI."""
         self._open()
         if isinstance(self._driver, AsyncDriver):
-            raise OperationOver(
-                "commit() needs an async handler under ASGI; write it as async def"
-            )
+            raise OperationOver("commit() needs an async handler under ASGI; write it as async def")
         answer = Answer(Response(200, (), None), atomic=self._driver.transaction is not None)
         outcome = self._driver.finish(answer)
         if not isinstance(outcome, Deliver):
@@ -125,7 +123,9 @@ def current_operation() -> Operation:
     """
     driver = current.get()
     if not isinstance(driver, AsyncDriver):
-        raise NoOperation(_NONE if driver is None else "a plain handler uses current_sync_operation()")
+        raise NoOperation(
+            _NONE if driver is None else "a plain handler uses current_sync_operation()"
+        )
     return Operation(driver)
 
 

@@ -47,7 +47,7 @@ class Waiters:
             if queue is not None:
                 queue.append(wake)
                 return min(command.limit, 1.0)
-        return command.poll * random.uniform(0.75, 1.25)  # noqa: S311  # apart, not secret
+        return command.poll * random.uniform(0.75, 1.25)  # apart, not secret
 
     def _leave(self, key: bytes) -> None:
         with self._lock:

@@ -130,9 +130,7 @@ def _claim(request: Request, policy: Policy, found: Any) -> Generator[Any, Any, 
                 found = yield Lookup(key)
                 continue
             try:
-                found = yield Takeover(
-                    key, record.token, mine, policy.seconds.lease, request.owner
-                )
+                found = yield Takeover(key, record.token, mine, policy.seconds.lease, request.owner)
             except StoreUnknown:
                 found = yield Lookup(key)
                 continue
@@ -203,9 +201,7 @@ def _finish(request: Request, policy: Policy, token: int, answer: Answer) -> Lif
         yield from _release(key, token)
         return Deliver(kept=False)
 
-    complete = Complete(
-        key, token, response, policy.seconds.expires, policy.seconds.tombstone
-    )
+    complete = Complete(key, token, response, policy.seconds.expires, policy.seconds.tombstone)
     for pause in (*READ_BACK_PAUSES, None):
         try:
             if (yield complete):
@@ -224,15 +220,11 @@ def _finish(request: Request, policy: Policy, token: int, answer: Answer) -> Lif
     return Refuse(problems.OUTCOME_UNRECORDED)
 
 
-def _fenced(
-    request: Request, policy: Policy, token: int, answer: Answer, outcome: Outcome
-) -> Life:
+def _fenced(request: Request, policy: Policy, token: int, answer: Answer, outcome: Outcome) -> Life:
     """The claim was lost to another while the handler ran: answer from what that one recorded."""
     try:
         found = yield Lookup(request.key)
-        outcome_there = (
-            settled(request.fingerprint, policy, *found) if found is not None else None
-        )
+        outcome_there = settled(request.fingerprint, policy, *found) if found is not None else None
     except (StoreError, UnreadableRecord):
         return Refuse(problems.OUTCOME_UNRECORDED)
     if found is not None and found.record.token == token:

@@ -61,7 +61,7 @@ def parse_key(fields: Sequence[bytes]) -> str | None:
     return _checked(keys[0])
 
 
-_TOO_LONG = f"the key is longer than {MAX_KEY_LENGTH} characters; send a shorter one (a UUID has 36)"
+_TOO_LONG = f"the key is longer than {MAX_KEY_LENGTH} characters; send a shorter one"
 
 
 def _members(value: bytes) -> list[bytes]:
@@ -75,7 +75,7 @@ def _members(value: bytes) -> list[bytes]:
                 raise InvalidKey("the key is empty; send 1 to 255 visible ASCII characters")
             raise InvalidKey(
                 "the key is malformed; send 1 to 255 visible ASCII characters,"
-                ' bare or as a quoted string: Idempotency-Key: "8e03978e-40d5-43dd-bc93-6894a57f9324"'
+                " bare or as a quoted string"
             )
         position = match.end()
         if quoted:

@@ -82,9 +82,13 @@ class Policy:
         """Check every field."""
         methods = self.methods
         if isinstance(methods, str) or any(m != m.upper() or not m.isalpha() for m in methods):
-            raise PolicyError("methods: give a tuple of upper-case names, such as ('POST', 'PATCH')")
+            raise PolicyError(
+                "methods: give a tuple of upper-case names, such as ('POST', 'PATCH')"
+            )
         if safe := {"GET", "HEAD", "OPTIONS", "TRACE"} & set(methods):
-            raise PolicyError(f"methods: {sorted(safe)} change nothing, so there is nothing to protect")
+            raise PolicyError(
+                f"methods: {sorted(safe)} change nothing, so there is nothing to protect"
+            )
         _one_of("guarantee", self.guarantee, None, "atomic", "at-least-once", "at-most-once")
         _one_of("after_expiry", self.after_expiry, "refuse", "run")
         _one_of("fingerprint", self.fingerprint, "raw", "json")
@@ -228,4 +232,3 @@ _SEGMENT = {
     "float": r"[0-9]+(?:\.[0-9]+)?",
     "uuid": "[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}",
 }
-

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from semel.after_fork import call_after_fork
 from semel.core.commands import (
     Claim,
     Claimed,
@@ -33,7 +34,6 @@ from semel.core.commands import (
     Takeover,
 )
 from semel.core.record import Record, State, decode_response, encode_response
-from semel.after_fork import call_after_fork
 from semel.failpoints import failpoint
 from semel.stores import StoreSetupError, sql
 from semel.stores.sqlite_writer import UNDONE, Job, Turn, Writer, translate
@@ -416,9 +416,7 @@ def _give_back(future: asyncio.Future[StoreError | None], writer: Writer) -> Non
         writer.abandon_turn()
 
 
-def _resolve(
-    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: object
-) -> None:
+def _resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: object) -> None:
     def settle() -> None:
         if not future.done():
             future.set_result(value)
@@ -538,9 +536,7 @@ class SQLiteTransaction:
         """Write the completion and await the commit."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[StoreError | None] = loop.create_future()
-        if not self._finish(
-            command, lambda error: _resolve(loop, future, error), may_block=False
-        ):
+        if not self._finish(command, lambda error: _resolve(loop, future, error), may_block=False):
             return False
         error = await future
         if error is not None:

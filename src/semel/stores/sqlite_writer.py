@@ -277,7 +277,7 @@ class Writer:
             if not self.connection.in_transaction and not self._begin(
                 time.monotonic() + self._timeout
             ):
-                raise StoreUnavailable(self._locked())  # noqa: TRY301
+                raise StoreUnavailable(self._locked())
         except StoreError as error:
             for job in jobs:
                 job.done(error)
@@ -315,7 +315,7 @@ class Writer:
             except sqlite3.Error as error:
                 busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
                 if busy and deadline is not None and time.monotonic() < deadline:
-                    time.sleep(random.uniform(0.00002, 0.001))  # noqa: S311  # writers that do not queue here
+                    time.sleep(random.uniform(0.00002, 0.001))  # writers that do not queue here
                     continue
                 self._turnstile.leave()
                 if busy:

@@ -208,7 +208,7 @@ class ASGIMiddleware:
             headers = answer_headers.replayed(response.headers)
             await _send_whole(response.status, headers, response.body or b"", send)
         else:
-            assert isinstance(outcome, Refuse)  # noqa: S101
+            assert isinstance(outcome, Refuse)
             await self._refuse(outcome.problem, send)
 
     async def _refuse(self, problem: Problem, send: Send) -> None:

@@ -74,7 +74,11 @@ def _kept(headers: Headers, allowed: frozenset[str] | None, cookies: bool) -> He
             continue
         if name == b"set-cookie" and not cookies:
             continue
-        if allowed is not None and name.decode("latin-1") not in allowed and name[:8] != b"content-":
+        if (
+            allowed is not None
+            and name.decode("latin-1") not in allowed
+            and name[:8] != b"content-"
+        ):
             continue
         if is_valid(name, value):
             keep.append((name, value))

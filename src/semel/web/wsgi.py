@@ -160,7 +160,7 @@ class WSGIMiddleware:
             response = outcome.response
             headers = answer_headers.replayed(response.headers)
             return _whole(response.status, headers, response.body or b"", start_response)
-        assert isinstance(outcome, Refuse)  # noqa: S101
+        assert isinstance(outcome, Refuse)
         return self._refuse(outcome.problem, start_response)
 
     def _refuse(self, problem: Problem, start_response: StartResponse) -> list[bytes]:
@@ -416,9 +416,7 @@ class _View:
         return value
 
 
-def _read(
-    policy: Policy, environ: Environ, write: Callable[[bytes], object]
-) -> Problem | None:
+def _read(policy: Policy, environ: Environ, write: Callable[[bytes], object]) -> Problem | None:
     """Read the body to its end."""
     stream = environ["wsgi.input"]
     declared = environ.get("CONTENT_LENGTH") or ""
