@@ -123,7 +123,7 @@ class AsyncDriver(_Driver):
         return await self._drive(self._next(None), _CHANGES)
 
     async def begin(self) -> Outcome | None:
-        """Claim. None: the handler is to run now, and `finish` to be called whatever comes of it."""
+        """Claim. None: the handler is to run now, then `finish` to be called, come what may."""
         command = self._pending if self._pending is not None else self._next(None)
         outcome = await self._drive(command, _HANDLER)
         if outcome is None:

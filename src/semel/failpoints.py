@@ -47,7 +47,7 @@ class Failpoint(Exception):
 _ARMED: dict[str, list[tuple[int, str]]] = {}
 _PASSED: dict[str, int] = {}
 observers: list[Callable[[str], None]] = []
-"""Called with each name while anything is armed or observed; tests count what was really reached."""
+"""Called with each name that is reached, for tests that count."""
 
 
 def arm(setting: str) -> None:

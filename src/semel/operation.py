@@ -13,7 +13,7 @@ from semel.drivers import AsyncDriver, ThreadDriver
 
 
 class OperationOver(RuntimeError):
-    """The operation has ended, or lost its claim; what the handler asks for can no longer be had."""
+    """The operation has ended or lost its claim: what is asked for can no longer be had."""
 
 
 class _Operation:

@@ -1,4 +1,4 @@
-"""What a route asks for: which requests are covered, what is promised, what is kept, for how long."""
+"""What a route asks for: what is covered, what is promised, what is kept and for how long."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def _expression(pattern: str, path: str) -> str:
         parts += (re.escape(path[position : match.start()]), _SEGMENT[match.group(2) or "str"])
         position = match.end()
     rest = path[position:]
-    if "{" in rest or "}" in rest or any("{" in part and "\\{" in part for part in parts):
+    if "{" in _PARAMETER.sub("", path) or "}" in _PARAMETER.sub("", path):
         raise PolicyError(f"route {pattern!r}: a parameter is written {{name}} or {{name:path}}")
     return "".join((*parts, re.escape(rest)))
 

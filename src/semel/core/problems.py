@@ -72,7 +72,7 @@ KEY_EXPIRED = Problem(
     410,
     f"{HEADER} has expired",
     "The answer to this request is no longer kept, so it is not known whether it would be done"
-    " twice. Nothing was done now. Look up what became of it, or draw a new key for a new operation.",
+    " twice. Nothing was done now. Look up what became of it; draw a new key for a new one.",
 )
 IN_FLIGHT = Problem(
     "in-flight",
@@ -161,5 +161,5 @@ def key_invalid(reason: str) -> Problem:
 def request_too_large(limit: int) -> Problem:
     """Return the refusal of a body longer than `limit` bytes."""
     return REQUEST_TOO_LARGE._replace(
-        detail=f"Nothing was done. A request to this operation may have a body of up to {limit} bytes."
+        detail=f"Nothing was done. The body of a request to this operation may have {limit} bytes."
     )

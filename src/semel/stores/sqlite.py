@@ -56,7 +56,7 @@ _PURGE = sql.load("sqlite", "purge")
 _EXPIRE = sql.load("sqlite", "expire")
 
 _ABANDONED: list[Any] = []
-"""Connections inherited through a fork: never used, and never closed, which would touch the file."""
+"""Handles inherited through a fork: never used, never closed (which would touch the file)."""
 
 
 def has_wal_reset_race(version: tuple[int, int, int]) -> bool:
@@ -180,7 +180,8 @@ class SQLiteStore:
 
     def _apply_migrations(self, connection: sqlite3.Connection) -> None:
         connection.execute(
-            "create table if not exists semel_migration (number integer primary key, applied_at real)"
+            "create table if not exists semel_migration"
+            " (number integer primary key, applied_at real)"
         )
         (newest,) = connection.execute("select max(number) from semel_migration").fetchone()
         known = sql.migrations("sqlite")
@@ -498,7 +499,7 @@ class SQLiteTransaction:
         return AsyncConnection(self)
 
     def statement(self) -> sqlite3.Connection:
-        """Return the raw connection for one statement. Raises where that would be outside the turn."""
+        """Return the raw connection, for one statement. Raises outside the turn."""
         if self._over:
             raise sqlite3.ProgrammingError("the operation is over: its transaction has ended")
         connection = self._writer.connection

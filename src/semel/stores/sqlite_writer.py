@@ -96,7 +96,7 @@ class Writer:
     # --- asking for the writer -------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
-        """Queue a job for the next transaction. `job.done` is called from whichever thread ends it."""
+        """Queue a job for the next transaction; `job.done` is called on whatever thread ends it."""
         with self._lock:
             self._jobs.append(job)
             if self._held:
@@ -232,7 +232,7 @@ class Writer:
         return not self._jobs and not self._turns
 
     def _start_turn(self, turn: Turn) -> bool:
-        """Begin a turn, holding the writer. False: the thread will, as it has to wait for a lock."""
+        """Begin a turn, holding the writer. False: the thread will, for it has to wait."""
         try:
             if not self.connection.in_transaction and not self._begin(None):
                 with self._lock:

@@ -204,7 +204,7 @@ class _Exchange:
                 self._passing = True
                 self._write = self._start_response(self._status, self._headers)
                 return _Stream(self, chunks)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # raised again, or answered and logged
             return self._raised(error)
         finally:
             current.reset(before)
