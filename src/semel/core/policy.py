@@ -185,10 +185,13 @@ class Routes:
         if policy is not None and method and method not in policy.methods:
             raise PolicyError(f"route {pattern!r}: its policy's methods leave {method} out")
         self.described[pattern] = policy
-        if "{" not in path:
+        literal = _PARAMETER.sub("", path)
+        if "{" in literal or "}" in literal:
+            raise PolicyError(f"route {pattern!r}: write a parameter as {{name}} or {{name:path}}")
+        if literal == path:
             self._exact[method, path] = policy
             return
-        self._patterns.append((method, re.compile(_expression(pattern, path)), policy))
+        self._patterns.append((method, re.compile(_expression(path)), policy))
 
     def find(self, method: str, path: str) -> Policy | None:
         """Return the policy under which this request runs, or None where it passes untouched."""
@@ -213,16 +216,13 @@ class Routes:
         return [self.default, *(p for p in self.described.values() if p is not None)]
 
 
-def _expression(pattern: str, path: str) -> str:
+def _expression(path: str) -> str:
     parts: list[str] = []
     position = 0
     for match in _PARAMETER.finditer(path):
         parts += (re.escape(path[position : match.start()]), _SEGMENT[match.group(2) or "str"])
         position = match.end()
-    rest = path[position:]
-    if "{" in _PARAMETER.sub("", path) or "}" in _PARAMETER.sub("", path):
-        raise PolicyError(f"route {pattern!r}: a parameter is written {{name}} or {{name:path}}")
-    return "".join((*parts, re.escape(rest)))
+    return "".join((*parts, re.escape(path[position:])))
 
 
 _SEGMENT = {
