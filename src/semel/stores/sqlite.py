@@ -539,6 +539,7 @@ class SQLiteTransaction:
         future: asyncio.Future[StoreError | None] = loop.create_future()
         if not self._finish(command, lambda error: _resolve(loop, future, error), may_block=False):
             return False
+        loop.call_soon(self._writer.end_linger)
         error = await future
         if error is not None:
             raise error

@@ -87,6 +87,7 @@ class Writer:
         self._first_unsettled = 0.0
         self._turns_taken = 0
         self._stalled = False  # a turn could not begin at once: the thread is to begin for it
+        self._lingering = False  # held by nobody, its transaction open for one tick of the loop
         self._internal = False
         self._commit_cost = 0.0  # seconds, a moving mean of what commits take here
         self._baton = threading.Semaphore(0)
@@ -99,9 +100,9 @@ class Writer:
         """Queue a job for the next transaction; `job.done` is called on whatever thread ends it."""
         with self._lock:
             self._jobs.append(job)
-            if self._held:
+            if self._held and not self._lingering:
                 return
-            self._held = True
+            self._held, self._lingering = True, False
         self._pass_baton()
 
     def try_alone(self, job: Job, *, may_block: bool) -> bool:
@@ -138,7 +139,9 @@ class Writer:
     def request(self, turn: Turn) -> bool:
         """Ask for a turn. True: it is had now; else `turn.granted` is called when it is."""
         with self._lock:
-            if self._held:
+            if self._lingering and not self._full():
+                self._lingering = False
+            elif self._held:
                 self._turns.append(turn)
                 return False
             self._held = True
@@ -180,7 +183,7 @@ class Writer:
             if not self._unsettled:
                 self._first_unsettled = time.monotonic()
             self._unsettled.append(done)
-        self._pass_on(may_block=may_block)
+        self._pass_on(may_block=may_block, linger=not may_block)
         return kept
 
     def abandon_turn(self) -> None:
@@ -198,17 +201,17 @@ class Writer:
 
     # --- the baton -------------------------------------------------------------------------
 
-    def _pass_on(self, *, may_block: bool = False) -> None:
-        """The holder is done: to the next turn, to the thread, or set free."""
+    def _pass_on(self, *, may_block: bool = False, linger: bool = False) -> None:
+        """The holder is done: to the next turn, to the thread, or set free.
+
+        `may_block`: a commit may be made here and now. `linger`: the caller will call `end_linger`
+        a tick later, so that operations of the same tick can join the commit.
+        """
         if self._unsettled and not self.connection.in_transaction:
             self._rollback(StoreUnavailable(UNDONE))
         turn = None
         with self._lock:
-            full = self._unsettled and (
-                self._turns_taken >= TURNS_PER_COMMIT
-                or time.monotonic() - self._first_unsettled > PATIENCE
-            )
-            if self._turns and not full:
+            if self._turns and not self._full():
                 turn = self._turns.popleft()
             elif not self._jobs and not self._turns and not self.connection.in_transaction:
                 self._held = False
@@ -220,9 +223,21 @@ class Writer:
         if self._idle() and not self._unsettled:
             self._rollback(None)  # a turn that was undone left nothing to commit
             self._pass_on()
-        elif self._idle() and (
-            may_block or (len(self._unsettled) == 1 and self._commit_cost <= FAST_COMMIT)
-        ):
+        elif self._idle() and may_block:
+            self._commit()
+            self._pass_on()
+        elif linger and not self._full():
+            self._lingering = True
+        else:
+            self._pass_baton()
+
+    def end_linger(self) -> None:
+        """Commit what lingers: called a tick of the event loop after the turn that left it so."""
+        with self._lock:
+            if not self._lingering:
+                return
+            self._lingering = False
+        if self._idle() and len(self._unsettled) == 1 and self._commit_cost <= FAST_COMMIT:
             self._commit()
             self._pass_on()
         else:
@@ -230,6 +245,13 @@ class Writer:
 
     def _idle(self) -> bool:
         return not self._jobs and not self._turns
+
+    def _full(self) -> bool:
+        """Whether the transaction is to be committed before another turn joins it."""
+        return bool(self._unsettled) and (
+            self._turns_taken >= TURNS_PER_COMMIT
+            or time.monotonic() - self._first_unsettled > PATIENCE
+        )
 
     def _start_turn(self, turn: Turn) -> bool:
         """Begin a turn, holding the writer. False: the thread will, for it has to wait."""
