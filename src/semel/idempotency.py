@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -80,6 +82,7 @@ class Idempotency:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._sweeper: threading.Thread | None = None
+        self._draw_owners()
         self._check()
         call_after_fork(self._forked)
 
@@ -125,6 +128,14 @@ class Idempotency:
                 self._sweeper.join(5)
             self.store.stop()
 
+    def _draw_owners(self) -> None:
+        self._process = os.urandom(8)
+        self._attempts = itertools.count(1)
+
+    def owner(self) -> bytes:
+        """Return a name for an attempt that no other attempt of any process has."""
+        return self._process + next(self._attempts).to_bytes(6, "big")
+
     def look_up(self, key: bytes) -> Found | None:
         """Read a record where the store can do so at next to no cost, before anything is claimed.
 
@@ -144,6 +155,7 @@ class Idempotency:
         self.started = False
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._draw_owners()
 
     def promises(self) -> list[str]:
         """Return, a line each, what every route promises. Logged once at the start."""
@@ -196,15 +208,28 @@ class Idempotency:
         return mark
 
 
-def credentials_scope(user: str | None, authorization: str | bytes, cookie: str | bytes) -> str:
-    """Return the scope of a request for which none was named. See `Idempotency`."""
+Whose = str | tuple[str | None, bytes, bytes]
+"""Whose request it is: the name that a `scope` function gave, or the framework's authenticated
+user, the `Authorization` header and the session cookie."""
+
+
+def named_scope(name: object) -> str:
+    """Check what a `scope` function returned. Raises `TypeError`."""
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"scope= has to return a non-empty string, not {name!r}")
+    return name
+
+
+def scope_name(whose: Whose) -> str:
+    """Return the scope under which a request's key is stored. See `Idempotency`."""
+    if isinstance(whose, str):
+        return whose
+    user, authorization, cookie = whose
     if user is not None:
         return f"user:{user}"
     credentials = authorization or cookie
     if not credentials:
         return "anonymous"
-    if isinstance(credentials, str):
-        credentials = credentials.encode("latin-1", "replace")
     kind = "authorization" if authorization else "cookie"
     return f"{kind}:{hashlib.sha256(credentials).hexdigest()}"
 

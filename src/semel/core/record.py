@@ -61,7 +61,7 @@ class Record(NamedTuple):
     token: int
     """Fencing token: grows with each claim of the key; every write names it."""
     owner: bytes
-    """8 random bytes of the attempt that claimed, by which it knows its own claim again."""
+    """A unique name of the attempt that claimed, by which it knows its own claim again."""
     attempt: int
     """1 for the first claim of the key, one more for every takeover."""
     fingerprint: bytes

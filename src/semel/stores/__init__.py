@@ -48,6 +48,9 @@ class Store(Protocol):
     lookup_first: bool
     """Whether a read costs so little that it comes before each claim."""
 
+    def now(self) -> float:
+        """Return the store's clock, in seconds. Asked only of stores that are `lookup_first`."""
+
     def start(self) -> None:
         """Open it and bring its tables up to date. Raises `StoreSetupError`."""
 

@@ -183,6 +183,10 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._clock = clock
 
+    def now(self) -> float:
+        """Return this machine's time, the clock of every process that shares the store."""
+        return self._clock()
+
     def start(self) -> None:
         """Nothing to open."""
 

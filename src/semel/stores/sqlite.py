@@ -108,6 +108,10 @@ class SQLiteStore:
 
     # --- opening and closing ---------------------------------------------------------------
 
+    def now(self) -> float:
+        """Return this machine's time, the clock of every process that shares the store."""
+        return self._clock()
+
     def start(self) -> None:
         """Open the file, create or migrate its tables. Raises `StoreSetupError`."""
         if sqlite3.sqlite_version_info < OLDEST:

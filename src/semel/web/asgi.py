@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, MutableMapping
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Hashable,
+    Iterable,
+    Iterator,
+    MutableMapping,
+)
 from typing import Any
 
 from semel.core import problems
@@ -22,11 +29,12 @@ from semel.core.problems import Problem
 from semel.core.record import Response, UnreadableRecord
 from semel.drivers import AsyncDriver
 from semel.failpoints import failpoint
-from semel.idempotency import Idempotency, credentials_scope
+from semel.idempotency import Idempotency, Whose, named_scope, scope_name
 from semel.operation import NoOperation, current
 from semel.web import headers as answer_headers
 from semel.web.body import Body, Intake
 from semel.web.patience import within
+from semel.web.replays import Kept, Replays
 
 log = logging.getLogger("semel")
 
@@ -66,6 +74,7 @@ class ASGIMiddleware:
         self.app = app
         self._idempotency = idempotency
         self._detached: set[asyncio.Task[None]] = set()
+        self._replays = Replays()
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -94,40 +103,43 @@ class ASGIMiddleware:
                     fields.append(value)
                 else:
                     found[name] = value
-        try:
-            key = parse_key(fields)
-        except InvalidKey as error:
-            await self._drain(policy, receive)
-            await self._refuse(problems.key_invalid(str(error)), send)
-            return
-        if key is None:
+        if not fields:
             await self._without_key(policy, scope, receive, send)
             return
-        path = scope.get("raw_path") or scope["path"].encode()
-        body = Body(
-            policy.algorithm,
+        whose = self._whose(scope, found)
+        request_line = (
             scope["method"],
-            path,
+            scope.get("raw_path") or scope["path"].encode(),
             scope.get("query_string", b""),
             found.get(b"content-type", b""),
             found.get(b"content-encoding", b""),
         )
+        body = Body(policy.algorithm, *request_line)
         try:
-            length = found.get(b"content-length", b"")
-            refusal = await _read(policy, receive, body.write, length)
+            refusal = await _read(policy, receive, body.write, found.get(b"content-length", b""))
             if refusal is not None:
                 if isinstance(refusal, Problem):
                     await self._refuse(refusal, send)
                 return
-            key_hash = hash_key(self._scope(scope, found), key)
+            asked = (*fields, whose, request_line, body.small())
+            if idempotency.store.lookup_first and asked[-1] is not None:
+                kept = self._replays.get(asked, idempotency.store.now())
+                if kept is not None:
+                    await _send(kept.status, kept.headers, kept.body, send)
+                    return
+            key = parse_key(fields)
+            assert key is not None
+            key_hash = hash_key(scope_name(whose), key)
             outcome = None
             found_record = idempotency.look_up(key_hash)
             if found_record is not None:
                 outcome = settled(body.fingerprint, policy, *found_record)
                 if outcome is not None:
                     await self._answer(outcome, send)
+                    if type(outcome) is Replay and asked[-1] is not None:
+                        self._keep(asked, body.size, outcome, found_record.record.expires_at)
                     return
-            request = Request(key_hash, os.urandom(8), body.fingerprint)
+            request = Request(key_hash, idempotency.owner(), body.fingerprint)
             life = run(request, policy, found_record)
             driver = AsyncDriver(idempotency.runtime, life, key_hash, policy.seconds.lease)
             if found_record is not None:  # in flight: wait for it, where a cancel does no harm
@@ -137,7 +149,12 @@ class ASGIMiddleware:
                     return
             exchange = _Exchange(self, policy, driver, scope, receive, send, body)
             done, task = _start(exchange.operate, outcome)
+        except InvalidKey as error:
+            body.close()
+            await self._refuse(problems.key_invalid(str(error)), send)
+            return
         except UnreadableRecord:
+            body.close()
             await self._refuse(problems.STORE_UNAVAILABLE, send)
             return
         except BaseException:
@@ -157,17 +174,20 @@ class ASGIMiddleware:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("an operation whose client had gone failed", exc_info=error)
 
-    def _scope(self, scope: ASGIScope, found: dict[bytes, bytes]) -> str:
+    def _whose(self, scope: ASGIScope, found: dict[bytes, bytes]) -> Whose:
         idempotency = self._idempotency
         if idempotency.scope is not None:
-            named = idempotency.scope(_View(scope))
-            if not isinstance(named, str) or not named:
-                raise TypeError(f"scope= has to return a non-empty string, not {named!r}")
-            return named
+            return named_scope(idempotency.scope(_View(scope)))
         cookie = b""
         if idempotency.session_cookie is not None and b"cookie" in found:
             cookie = _cookie(found[b"cookie"], idempotency.session_cookie.encode())
-        return credentials_scope(_user(scope), found.get(b"authorization", b""), cookie)
+        user = _user(scope) if "user" in scope else None
+        return user, found.get(b"authorization", b""), cookie
+
+    def _keep(self, asked: Hashable, size: int, outcome: Replay, expires_at: float) -> None:
+        status, headers, body = outcome.response
+        fields = tuple(_with_length(answer_headers.replayed(headers), status, body or b""))
+        self._replays.keep(asked, size, Kept(status, fields, body or b"", expires_at))
 
     async def _without_key(
         self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send
@@ -205,15 +225,18 @@ class ASGIMiddleware:
     async def _answer(self, outcome: Outcome, send: Send) -> None:
         if type(outcome) is Replay:
             response = outcome.response
+            body = response.body or b""
             headers = answer_headers.replayed(response.headers)
-            await _send_whole(response.status, headers, response.body or b"", send)
+            await _send(response.status, _with_length(headers, response.status, body), body, send)
         else:
             assert isinstance(outcome, Refuse)
             await self._refuse(outcome.problem, send)
 
     async def _refuse(self, problem: Problem, send: Send) -> None:
         base = self._idempotency.problem_base
-        await _send_whole(problem.status, problem.headers(base), problem.body(base), send)
+        body = problem.body(base)
+        headers = _with_length(problem.headers(base), problem.status, body)
+        await _send(problem.status, headers, body, send)
 
     async def _lifespan(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         async def started() -> Message:
@@ -506,19 +529,21 @@ async def _read(
         left = intake.left()
 
 
-async def _send_whole(
+def _with_length(
+    headers: Iterable[tuple[bytes, bytes]], status: int, body: bytes
+) -> list[tuple[bytes, bytes]]:
+    fields = list(headers)
+    has_body = status >= 200 and status not in (204, 304)
+    if has_body and all(name != b"content-length" for name, _ in fields):
+        fields.append((b"content-length", b"%d" % len(body)))
+    return fields
+
+
+async def _send(
     status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes, send: Send
 ) -> None:
-    headers = list(headers)
-    has_body = status >= 200 and status not in (204, 304)
-    if has_body:
-        for name, _ in headers:
-            if name == b"content-length":
-                break
-        else:
-            headers.append((b"content-length", b"%d" % len(body)))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body if has_body else b""})
+    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _cookie(header: bytes, name: bytes) -> bytes:

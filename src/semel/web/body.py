@@ -87,6 +87,12 @@ class Body:
         while chunk := file.read(CHUNK):
             yield chunk
 
+    def small(self) -> bytes | None:
+        """Return all of it, where it is small; None where it is not."""
+        if self.size > HASHED_AT_ONCE:
+            return None
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
     def file(self) -> BinaryIO | None:
         """Return the file, rewound, where the body has outgrown memory."""
         if self._file is not None:

@@ -6,7 +6,6 @@ The same engine as ASGI's, on the threads of the server. Place it inside authent
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -19,7 +18,7 @@ from semel.core.problems import Problem
 from semel.core.record import Response, UnreadableRecord
 from semel.drivers import ThreadDriver
 from semel.failpoints import failpoint
-from semel.idempotency import Idempotency, credentials_scope
+from semel.idempotency import Idempotency, Whose, named_scope, scope_name
 from semel.operation import NoOperation, current
 from semel.web import headers as answer_headers
 from semel.web.body import CHUNK, Body, Intake
@@ -99,8 +98,8 @@ class WSGIMiddleware:
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         idempotency = self._idempotency
-        key_hash = hash_key(self._scope(environ), key)
-        request = Request(key_hash, os.urandom(8), body.fingerprint)
+        key_hash = hash_key(scope_name(self._whose(environ)), key)
+        request = Request(key_hash, idempotency.owner(), body.fingerprint)
         try:
             found = idempotency.look_up(key_hash)
             outcome = settled(body.fingerprint, policy, *found) if found is not None else None
@@ -121,13 +120,10 @@ class WSGIMiddleware:
             return self.answer(outcome, start_response)
         return _Exchange(self, policy, driver, body, start_response).run(environ)
 
-    def _scope(self, environ: Environ) -> str:
+    def _whose(self, environ: Environ) -> Whose:
         idempotency = self._idempotency
         if idempotency.scope is not None:
-            named = idempotency.scope(_View(environ))
-            if not isinstance(named, str) or not named:
-                raise TypeError(f"scope= has to return a non-empty string, not {named!r}")
-            return named
+            return named_scope(idempotency.scope(_View(environ)))
         cookie = ""
         if idempotency.session_cookie is not None:
             for part in environ.get("HTTP_COOKIE", "").split(";"):
@@ -136,7 +132,8 @@ class WSGIMiddleware:
                     cookie = value
                     break
         user = environ.get("REMOTE_USER") or None
-        return credentials_scope(user, environ.get("HTTP_AUTHORIZATION", ""), cookie)
+        authorization: str = environ.get("HTTP_AUTHORIZATION", "")
+        return user, authorization.encode("latin-1"), cookie.encode("latin-1")
 
     def _without_key(
         self, policy: Policy, environ: Environ, start_response: StartResponse
