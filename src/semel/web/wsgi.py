@@ -189,6 +189,7 @@ class _Exchange:
         self._size = 0
         self._iterable: Iterable[bytes] = ()
         self._passing = False
+        self._broken = False
 
     def run(self, environ: Environ) -> Iterable[bytes]:
         """Call the application; return what the server is to send."""
@@ -281,30 +282,30 @@ class _Exchange:
 
     def stream(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """Pass a stream through while it is recorded; record it before its end is sent."""
-        fits = True
-        complete = False
+        following = self._recorded(self._following(chunks))
         try:
             yield from self._chunks
-            for chunk in self._following(chunks):
-                self._record(chunk)
-                if fits and self._size > self._policy.max_response_body:
-                    fits = False
-                    self._finish_stream(None)
-                if not fits:
-                    self._chunks.clear()
-                yield chunk
-            complete = True
-        finally:
-            if not complete and fits:
-                # The server has gone away (its client left), or the application raised.
-                try:
-                    for chunk in self._following(chunks):
-                        self._record(chunk)
-                    complete = self._size <= self._policy.max_response_body
-                finally:
-                    self._finish_stream(b"".join(self._chunks) if complete else None)
-            elif fits:
-                self._finish_stream(b"".join(self._chunks))
+            yield from following
+        except GeneratorExit:
+            # The server has closed it, its client being gone; the handler runs to its end.
+            for _ in self._recorded(self._following(chunks)):
+                pass
+            self._finish_stream()
+            raise
+        except BaseException:
+            self._broken = True
+            self._finish_stream()
+            raise
+        self._finish_stream()
+
+    def _recorded(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self._record(chunk)
+            if self._size > self._policy.max_response_body:
+                self._broken = True  # outgrown: complete now, and forget what was recorded
+                self._finish_stream()
+                self._chunks.clear()
+            yield chunk
 
     def _following(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """The application's next chunks, each made within the operation's context."""
@@ -318,7 +319,9 @@ class _Exchange:
                 return
             yield chunk
 
-    def _finish_stream(self, body: bytes | None) -> None:
+    def _finish_stream(self) -> None:
+        """Record the stream: with its body, unless it broke off or has outgrown the limit."""
+        body = None if self._broken else b"".join(self._chunks)
         if type(self._finish(self._response(body))) is not Deliver:
             raise RuntimeError("the stream could not be recorded")
 
