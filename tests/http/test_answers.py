@@ -352,7 +352,8 @@ def test_at_most_once_keeps_the_failure_of_a_handler_that_raised(
     start: Any, store_url: str
 ) -> None:
     recorder = Recorder(raises_once)
-    server = start(recorder, store_url, policy=Policy(guarantee="at-most-once"))
+    policy = Policy(guarantee="at-most-once")
+    server = start(recorder, store_url, policy=policy, problem_base="https://docs.example/")
     first, repeat = server.send(), server.send()
     assert (
         (first.status, first.problem) == (repeat.status, repeat.problem) == (500, "handler-failed")

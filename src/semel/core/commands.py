@@ -137,8 +137,8 @@ class RunHandler(NamedTuple):
 class Answer(NamedTuple):
     """What came of running the handler."""
 
-    response: Response | None
-    """None where it raised before it answered."""
+    response: Response
+    """Where it raised before it answered: a 500 in the adapter's words (`HANDLER_FAILED`)."""
     atomic: bool = False
     """Its writes are in a transaction that has yet to commit with the record."""
     sent: bool = False

@@ -181,26 +181,11 @@ def _finish(request: Request, policy: Policy, token: int, answer: Answer) -> Lif
     """Record what came of the handler, and say what may be sent."""
     key = request.key
     response = answer.response
-    outcome: Outcome = Deliver(kept=True)
-    if answer.sent:
-        # It has left: whatever it was, it is over, and must never run again for being lost.
-        keep = response is None or policy.keeps(response.status)
-        response = response or Response(200, (), None)
-    elif response is None:
-        keep = policy.guarantee == "at-most-once"
-        if keep:
-            failed = problems.HANDLER_FAILED
-            response = Response(failed.status, tuple(failed.headers()), failed.body())
-            outcome = Refuse(failed)
-    else:
-        keep = policy.keeps(response.status)
-    if policy.guarantee == "atomic" and not answer.atomic and response and response.status < 400:
+    outcome = Deliver(kept=True)
+    forgotten = policy.guarantee == "atomic" and not answer.atomic and response.status < 400
+    if forgotten or not policy.keeps(response.status):
         yield from _release(key, token)
-        return Refuse(problems.CONNECTION_NOT_TAKEN)
-    if not keep or response is None:
-        yield from _release(key, token)
-        return Deliver(kept=False)
-
+        return Refuse(problems.CONNECTION_NOT_TAKEN) if forgotten else Deliver(kept=False)
     complete = Complete(key, token, response, policy.seconds.expires, policy.seconds.tombstone)
     for pause in (*READ_BACK_PAUSES, None):
         try:

@@ -10,6 +10,7 @@ import json
 from typing import NamedTuple
 
 from semel.core.keys import HEADER
+from semel.core.record import Response
 
 BASE = "https://semel.readthedocs.io/problems/"
 
@@ -39,6 +40,10 @@ class Problem(NamedTuple):
         if self.reference is not None:
             members["reference"] = self.reference
         return json.dumps(members, ensure_ascii=False).encode()
+
+    def response(self, base: str = BASE) -> Response:
+        """Return it as an answer."""
+        return Response(self.status, tuple(self.headers(base)), self.body(base))
 
     def headers(self, base: str = BASE) -> list[tuple[bytes, bytes]]:
         """Return the headers that go with the body, its length excepted."""

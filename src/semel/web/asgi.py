@@ -75,6 +75,7 @@ class ASGIMiddleware:
         self._idempotency = idempotency
         self._detached: set[asyncio.Task[None]] = set()
         self._replays = Replays()
+        self.problem_base = idempotency.problem_base
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -119,7 +120,7 @@ class ASGIMiddleware:
             refusal = await _read(policy, receive, body.write, found.get(b"content-length", b""))
             if refusal is not None:
                 if isinstance(refusal, Problem):
-                    await self._refuse(refusal, send)
+                    await self.refuse(refusal, send)
                 return
             asked = (*fields, whose, request_line, body.small())
             if idempotency.store.lookup_first and asked[-1] is not None:
@@ -135,7 +136,7 @@ class ASGIMiddleware:
             if found_record is not None:
                 outcome = settled(body.fingerprint, policy, *found_record)
                 if outcome is not None:
-                    await self._answer(outcome, send)
+                    await self.answer(outcome, send)
                     if type(outcome) is Replay and asked[-1] is not None:
                         self._keep(asked, body.size, outcome, found_record.record.expires_at)
                     return
@@ -145,17 +146,17 @@ class ASGIMiddleware:
             if found_record is not None:  # in flight: wait for it, where a cancel does no harm
                 outcome = await driver.look()
                 if outcome is not None and type(outcome) is not Bypass:
-                    await self._answer(outcome, send)
+                    await self.answer(outcome, send)
                     return
             exchange = _Exchange(self, policy, driver, scope, receive, send, body)
             done, task = _start(exchange.operate, outcome)
         except InvalidKey as error:
             body.close()
-            await self._refuse(problems.key_invalid(str(error)), send)
+            await self.refuse(problems.key_invalid(str(error)), send)
             return
         except UnreadableRecord:
             body.close()
-            await self._refuse(problems.STORE_UNAVAILABLE, send)
+            await self.refuse(problems.STORE_UNAVAILABLE, send)
             return
         except BaseException:
             body.close()
@@ -194,7 +195,7 @@ class ASGIMiddleware:
     ) -> None:
         if policy.required:
             await self._drain(policy, receive)
-            await self._refuse(problems.KEY_MISSING, send)
+            await self.refuse(problems.KEY_MISSING, send)
             return
         sent = read = False
 
@@ -216,13 +217,14 @@ class ASGIMiddleware:
                 raise
             if not read:
                 await self._drain(policy, receive)
-            await self._refuse(problems.KEY_MISSING, send)
+            await self.refuse(problems.KEY_MISSING, send)
 
     async def _drain(self, policy: Policy, receive: Receive) -> None:
         """Read what is left of the body, so that the client gets an answer and not a reset."""
         await _read(policy, receive, lambda chunk: None, b"")
 
-    async def _answer(self, outcome: Outcome, send: Send) -> None:
+    async def answer(self, outcome: Outcome, send: Send) -> None:
+        """Send a replay or a refusal."""
         if type(outcome) is Replay:
             response = outcome.response
             body = response.body or b""
@@ -230,13 +232,15 @@ class ASGIMiddleware:
             await _send(response.status, _with_length(headers, response.status, body), body, send)
         else:
             assert isinstance(outcome, Refuse)
-            await self._refuse(outcome.problem, send)
+            await self.refuse(outcome.problem, send)
 
-    async def _refuse(self, problem: Problem, send: Send) -> None:
-        base = self._idempotency.problem_base
-        body = problem.body(base)
-        headers = _with_length(problem.headers(base), problem.status, body)
-        await _send(problem.status, headers, body, send)
+    async def refuse(self, problem: Problem, send: Send) -> None:
+        """Send a problem."""
+        response = problem.response(self.problem_base)
+        body = response.body or b""
+        await _send(
+            response.status, _with_length(response.headers, response.status, body), body, send
+        )
 
     async def _lifespan(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         async def started() -> Message:
@@ -316,7 +320,7 @@ class _Exchange:
                     driver.outcome = outcome
                     await self._app(self._own_scope(), self.receive, self._forward)
                 else:
-                    await self._middleware._answer(outcome, self._forward)
+                    await self._middleware.answer(outcome, self._forward)
                 return
             set_before = current.set(driver)
             try:
@@ -403,7 +407,7 @@ class _Exchange:
             if self._passing:
                 raise StreamAborted("the stream could not be recorded")
             self._held.clear()
-            await self._middleware._answer(outcome, self._forward)
+            await self._middleware.answer(outcome, self._forward)
             return
         failpoint("before_answer")
         if not self._passing:
@@ -440,17 +444,21 @@ class _Exchange:
         if self._driver.outcome is not None:
             if not self._passing and isinstance(self._driver.outcome, (Refuse, Replay)):
                 self._passing = True
-                await self._middleware._answer(self._driver.outcome, self._forward)
+                await self._middleware.answer(self._driver.outcome, self._forward)
             return
-        response = None
+        failed = problems.HANDLER_FAILED.response(self._middleware.problem_base)
         if self._passing and self._start is not None:
-            response = Response(self._start["status"], self._kept(self._start), None)
-        outcome = await self._finish(response)
-        if not self._passing and type(outcome) is not Deliver:
-            self._passing = True
-            await self._middleware._answer(outcome, self._forward)
+            failed = Response(self._start["status"], self._kept(self._start), None)
+        outcome = await self._finish(failed)
+        if self._passing or outcome == Deliver(kept=False):
+            return
+        self._passing = True
+        if type(outcome) is Deliver:
+            await self._middleware.refuse(problems.HANDLER_FAILED, self._forward)
+        else:
+            await self._middleware.answer(outcome, self._forward)
 
-    async def _finish(self, response: Response | None) -> Outcome:
+    async def _finish(self, response: Response) -> Outcome:
         driver = self._driver
         atomic = driver.transaction is not None
         return await driver.finish(Answer(response, atomic, self._passing))

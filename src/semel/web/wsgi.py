@@ -53,6 +53,7 @@ class WSGIMiddleware:
     def __init__(self, app: WSGIApp, idempotency: Idempotency) -> None:
         self.app = app
         self._idempotency = idempotency
+        self.problem_base = idempotency.problem_base
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -161,8 +162,8 @@ class WSGIMiddleware:
         return self._refuse(outcome.problem, start_response)
 
     def _refuse(self, problem: Problem, start_response: StartResponse) -> list[bytes]:
-        base = self._idempotency.problem_base
-        return _whole(problem.status, problem.headers(base), problem.body(base), start_response)
+        response = problem.response(self.problem_base)
+        return _whole(response.status, response.headers, response.body or b"", start_response)
 
 
 class _Exchange:
@@ -266,18 +267,21 @@ class _Exchange:
         status = int(self._status.split(" ", 1)[0])
         return Response(status, answer_headers.kept(fields, self._policy), body)
 
-    def _finish(self, response: Response | None) -> Outcome:
+    def _finish(self, response: Response) -> Outcome:
         driver = self._driver
         if driver.outcome is not None:  # the handler has called op.commit()
             return driver.outcome
         return driver.finish(Answer(response, driver.transaction is not None, self._passing))
 
     def _raised(self, error: BaseException) -> Iterable[bytes]:
-        outcome = self._finish(None)
+        failed = problems.HANDLER_FAILED
+        outcome = self._finish(failed.response(self._middleware.problem_base))
         self.close()
-        if type(outcome) is Deliver:
+        if outcome == Deliver(kept=False):
             raise error
         log.error("operation %s failed", self._driver.key[:6].hex(), exc_info=error)
+        if isinstance(outcome, Deliver):
+            outcome = Refuse(failed)
         return self._middleware.answer(outcome, self._start_response)
 
     def stream(self, chunks: Iterator[bytes]) -> Iterator[bytes]:

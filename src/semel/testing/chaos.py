@@ -1,0 +1,478 @@
+"""Real processes, really killed: the engine, the drivers and the SQLite store under `kill -9`.
+
+`python -m semel.testing.chaos --kills 2000` forks servers from a warm parent, kills each at a named
+failpoint or at a random moment, lets other servers finish what was begun, and hands the history of
+what the clients saw, with the rows that are really there, to the checker.
+
+The truth is not taken from Semel's own table: effects are rows of a business table (atomic) or
+lines of a file (the other guarantees), and the clients' log is a file of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from semel import failpoints
+from semel.core.commands import Answer
+from semel.core.engine import Deliver, Outcome, Refuse, Replay, Request, run
+from semel.core.keys import hash_key
+from semel.core.policy import Guarantee, Policy
+from semel.core.problems import HANDLER_FAILED
+from semel.core.record import Response
+from semel.drivers import AsyncDriver, ThreadDriver
+from semel.idempotency import Idempotency
+from semel.stores import Store
+from semel.stores import sqlite as sqlite_module
+from semel.stores.sqlite import SQLiteStore
+from semel.testing.checker import check
+from semel.testing.findings import Report, merged, summary
+from semel.testing.history import (
+    KIND_OF_PROBLEM,
+    Answered,
+    Effect,
+    Event,
+    FinalRecord,
+    History,
+    Restarted,
+    Sent,
+    Surveyed,
+    dump,
+    dump_event,
+    load,
+)
+from semel.testing.promise import Promise
+
+SCOPE = "chaos"
+FINGERPRINT = "charge"
+LEASE = timedelta(milliseconds=100)
+STATES = {1: "in_flight", 2: "completed", 3: "parked", 4: "expired"}
+
+FIRST_RUN = (
+    "before_claim",
+    "after_claim",
+    "after_begin",
+    "before_complete",
+    "in_commit",
+    "before_commit",
+    "after_commit",
+    "after_complete",
+    "before_release",
+    "after_release",
+    "before_renew",
+    "before_checkpoint",
+    "in_sweep",
+    "in_migration",
+)
+"""Failpoints that a server meets while it serves new keys."""
+SECOND_RUN = {
+    "atomic": ("before_takeover", "after_takeover"),
+    "at-least-once": ("before_takeover", "after_takeover"),
+    "at-most-once": ("before_park", "after_park"),
+}
+"""Failpoints met by the server that comes after a crash."""
+NOTHING_TO_LOSE = frozenset({"before_claim", "in_migration", "in_sweep"})
+"""Where a kill proves least, because nothing of the operation is under way; counted apart."""
+
+
+class Killed(NamedTuple):
+    """How one server ended."""
+
+    point: str
+    died: bool
+
+
+class Rig:
+    """A folder with a database, the clients' log and the far side's log; servers are forked here.
+
+    `store` makes the store under test from the database's path: a planted bug is another store.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        guarantee: Guarantee,
+        *,
+        store: Callable[[Path], Store] = SQLiteStore,
+    ) -> None:
+        self.folder = folder
+        self.guarantee: Guarantee = guarantee
+        self.database = folder / "shop.db"
+        self._log = folder / "clients.jsonl"
+        self._far_side = folder / "far-side.log"
+        self._make_store = store
+        self._attempts = 0
+        self._keys: list[str] = []
+        connection = sqlite3.connect(self.database)
+        connection.execute("create table if not exists effect (attempt, key, token)")
+        connection.commit()
+        connection.close()
+
+    # --- what a test or the command line does -----------------------------------------------
+
+    def new_keys(self, count: int) -> list[str]:
+        """Draw keys for new operations."""
+        first = len(self._keys)
+        keys = [f"{self.folder.name}-{number}" for number in range(first, first + count)]
+        self._keys += keys
+        return keys
+
+    def fork(self, keys: Sequence[str], *, arm: str = "", threads: bool = False) -> int:
+        """Start a server that is asked once for each of `keys`; return its process id."""
+        attempts = range(self._attempts, self._attempts + len(keys))
+        self._attempts += len(keys)
+        child = os.fork()
+        if child:
+            return child
+        status = 1
+        try:
+            failpoints.arm(arm)
+            sqlite_module.CHECKPOINT_CHANGES = 20
+            asked = [(str(a), key) for a, key in zip(attempts, keys, strict=True)]
+            self._serve(asked, threads=threads)
+            status = 0
+        except BaseException:  # noqa: BLE001  # said, and shown by the exit status
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    def join(self, child: int) -> bool:
+        """Wait for a server's end. True: it was killed. Raises if it failed by itself."""
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            self._note(Restarted(time.time(), f"server {child}"))
+            return True
+        if status:
+            raise RuntimeError(f"a server failed by itself, with status {status}")
+        return False
+
+    def judge(self) -> Report:
+        """Survey what is there and have the history checked."""
+        return check(self.history())
+
+    def history(self) -> History:
+        """Return everything that was seen and everything that is there."""
+        now = time.time()
+        promise = Promise(self.guarantee, effects_in_order=False, clock_error=5.0)
+        with open(self._log, encoding="utf-8") as file:
+            events: History = [promise, *load(file)]
+        connection = sqlite3.connect(self.database)
+        rows = connection.execute("select attempt, key, token from effect").fetchall()
+        stored = dict(connection.execute("select key, state from semel_record").fetchall())
+        connection.close()
+        events += [Effect(now, a, SCOPE, k, t, "database") for a, k, t in rows]
+        if self._far_side.exists():
+            for line in self._far_side.read_text().splitlines():
+                attempt, key, token = line.split()
+                events.append(Effect(now, attempt, SCOPE, key, int(token), "elsewhere"))
+        events.append(Surveyed(now))
+        for key in self._keys:
+            state = stored.get(hash_key(SCOPE, key))
+            if state is not None:
+                events.append(FinalRecord(now, SCOPE, key, STATES[state]))  # type: ignore[arg-type]
+        return events
+
+    # --- what a server does -----------------------------------------------------------------
+
+    def _serve(self, asked: Sequence[tuple[str, str]], *, threads: bool) -> None:
+        idempotency = Idempotency(self._make_store(self.database), sweep_every=None)
+        idempotency.start()
+        if threads:
+            for attempt, key in asked:
+                self._on_thread(idempotency, attempt, key)
+        else:
+            asyncio.run(self._on_loop(idempotency, asked))
+        idempotency.sweep()
+        idempotency.stop()
+
+    def _life(self, idempotency: Idempotency, key: str) -> tuple[Any, ...]:
+        policy = Policy(guarantee=self.guarantee, lease=LEASE)
+        name = hash_key(SCOPE, key)
+        request = Request(name, idempotency.owner(), lambda algorithm: b"\x01" + bytes(32))
+        life = run(request, policy, idempotency.look_up(name))
+        return idempotency.runtime, life, name, LEASE.total_seconds()
+
+    async def _on_loop(self, idempotency: Idempotency, asked: Sequence[tuple[str, str]]) -> None:
+        await asyncio.gather(*(self._one(idempotency, *each) for each in asked))
+
+    async def _one(self, idempotency: Idempotency, attempt: str, key: str) -> None:
+        self._sent(attempt, key)
+        driver = AsyncDriver(*self._life(idempotency, key))
+        outcome = await driver.begin()
+        answer = HANDLER_FAILED.response()
+        if outcome is None:
+            if _unlucky(attempt, 7):
+                outcome = await driver.finish(Answer(answer))  # the handler raised
+            else:
+                await asyncio.sleep(0.06 if _unlucky(attempt, 5) else 0)
+                atomic = self.guarantee == "atomic"
+                if atomic:
+                    driver.transaction = await idempotency.store.abegin()
+                    connection = driver.transaction.async_connection
+                    await connection.execute(*self._insert(driver, attempt, key))
+                else:
+                    self._elsewhere(driver, attempt, key)
+                answer = _answer(attempt)
+                outcome = await driver.finish(Answer(answer, atomic=atomic))
+        self._answered(attempt, outcome, answer)
+
+    def _on_thread(self, idempotency: Idempotency, attempt: str, key: str) -> None:
+        self._sent(attempt, key)
+        driver = ThreadDriver(*self._life(idempotency, key))
+        outcome = driver.begin()
+        answer = HANDLER_FAILED.response()
+        if outcome is None:
+            if _unlucky(attempt, 7):
+                outcome = driver.finish(Answer(answer))
+            else:
+                time.sleep(0.06 if _unlucky(attempt, 5) else 0)
+                atomic = self.guarantee == "atomic"
+                if atomic:
+                    driver.transaction = idempotency.store.begin()
+                    driver.transaction.connection.execute(*self._insert(driver, attempt, key))
+                else:
+                    self._elsewhere(driver, attempt, key)
+                answer = _answer(attempt)
+                outcome = driver.finish(Answer(answer, atomic=atomic))
+        self._answered(attempt, outcome, answer)
+
+    def _insert(self, driver: AsyncDriver | ThreadDriver, attempt: str, key: str) -> Any:
+        assert driver.claim is not None
+        row = (attempt, key, driver.claim.token)
+        return "insert into effect values (?, ?, ?)", row
+
+    def _elsewhere(self, driver: AsyncDriver | ThreadDriver, attempt: str, key: str) -> None:
+        """An effect in somebody else's system: done as soon as it is asked for."""
+        assert driver.claim is not None
+        _append(self._far_side, f"{attempt} {key} {driver.claim.token}\n")
+
+    def _sent(self, attempt: str, key: str) -> None:
+        self._note(Sent(time.time(), attempt, SCOPE, key, FINGERPRINT))
+
+    def _answered(self, attempt: str, outcome: Outcome, answer: Response) -> None:
+        now = time.time()
+        if isinstance(outcome, Deliver) and outcome.kept:
+            event = Answered(now, attempt, "ok", answer.status, answer.body or b"")
+        elif isinstance(outcome, Replay):
+            body = outcome.response.body or b""
+            event = Answered(now, attempt, "ok", outcome.response.status, body, (), True)
+        elif isinstance(outcome, Refuse):
+            problem = outcome.problem
+            kind = KIND_OF_PROBLEM[problem.slug]
+            event = Answered(now, attempt, kind, problem.status, problem.slug.encode())
+        else:
+            event = Answered(now, attempt, "released", 500, b"")
+        self._note(event)
+
+    def _note(self, event: Event) -> None:
+        _append(self._log, dump_event(event) + "\n")
+
+
+def _unlucky(attempt: str, one_in: int) -> bool:
+    """Choose some attempts, the same whichever process asks."""
+    return hash_key("luck", f"{attempt}/{one_in}")[0] % one_in == 0
+
+
+def _answer(attempt: str) -> Response:
+    return Response(201, (), f"charged by {attempt}".encode())
+
+
+def _append(path: Path, line: str) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+def storm(
+    guarantee: Guarantee,
+    kills: int,
+    *,
+    seed: int = 1,
+    point: str | None = None,
+    store: Callable[[Path], Store] = SQLiteStore,
+) -> tuple[Report, Counter[str]]:
+    """Kill that many servers; return the verdict and the kills by failpoint.
+
+    `point` names one failpoint, or "random" for kills at random times; None takes all of them.
+    """
+    rng = random.Random(seed)
+    killed: Counter[str] = Counter()
+    reports: list[Report] = []
+    while sum(killed.values()) < kills:
+        folder = Path(tempfile.mkdtemp(prefix="semel-chaos-"))
+        try:
+            rig = Rig(folder, guarantee, store=store)
+            for _ in range(6):
+                killed.update(_one_batch(rig, rng, point))
+                if sum(killed.values()) >= kills:
+                    break
+            reports.append(rig.judge())
+            if not reports[-1].ok:
+                _keep(rig)
+                break
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    return merged(reports), killed
+
+
+def _one_batch(rig: Rig, rng: random.Random, point: str | None) -> Iterator[str]:
+    """Kill ten servers, each with keys of its own; then finish all that they began."""
+    begun: list[str] = []
+    points = [*FIRST_RUN, *["random"] * 5] if point is None else [point]
+    for _ in range(10):
+        keys = rig.new_keys(rng.choice([1, 3, 6]))
+        begun += keys
+        asked = keys * 2  # everything is double-clicked
+        rng.shuffle(asked)
+        chosen = rng.choice(points)
+        if chosen in SECOND_RUN[rig.guarantee]:
+            chosen = "after_claim"
+        if chosen == "in_migration" and rig.database.exists():
+            _forget_tables(rig.database)
+        if _kill(rig, asked, chosen, rng):
+            yield chosen
+    time.sleep(LEASE.total_seconds())
+    for chosen in SECOND_RUN[rig.guarantee]:
+        if point in (None, chosen) and _kill(rig, begun, chosen, rng):
+            yield chosen
+            time.sleep(LEASE.total_seconds())
+    for _ in range(3):  # what raised and was released is tried again, as a client would
+        assert not rig.join(rig.fork(begun, threads=False))
+    assert not rig.join(rig.fork(begun, threads=True))
+
+
+def _kill(rig: Rig, asked: Sequence[str], point: str, rng: random.Random) -> bool:
+    threads = rng.random() < 0.4
+    if point == "random":
+        child = rig.fork(asked, threads=threads)
+        time.sleep(rng.uniform(0.002, 0.05))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        return rig.join(child)
+    count = rng.choice([1, 1, 1, 2, 3])
+    return rig.join(rig.fork(asked, arm=f"{point}:{count}=kill", threads=threads))
+
+
+def _forget_tables(database: Path) -> None:
+    """Take the migrations back, so that the next server makes them: only without records."""
+    connection = sqlite3.connect(database, isolation_level=None)
+    try:
+        connection.execute("begin immediate")
+        if connection.execute(
+            "select count(*) from sqlite_master where name = 'semel_record'"
+        ).fetchone()[0]:
+            rows = connection.execute("select count(*) from semel_record").fetchone()[0]
+            if not rows:
+                connection.execute("drop table semel_record")
+                connection.execute("delete from semel_migration")
+        connection.execute("commit")
+    finally:
+        connection.close()
+
+
+def _keep(rig: Rig) -> None:
+    """Write the history of a violation where it can be judged again."""
+    path = Path(tempfile.gettempdir()) / f"{rig.folder.name}.jsonl"
+    with open(path, "w", encoding="utf-8") as file:
+        dump(rig.history(), file)
+    print(f"history kept: {path}", file=sys.stderr)
+
+
+def zombies(
+    guarantee: Guarantee, count: int, *, store: Callable[[Path], Store] = SQLiteStore
+) -> Report:
+    """Stop servers past their lease (SIGSTOP), let others take over, and wake them up again.
+
+    Atomic: stopped before they take the connection, for a stopped holder of SQLite's one write lock
+    holds everybody up. Otherwise: stopped between the effect and its record.
+    """
+    point = "after_claim" if guarantee == "atomic" else "before_complete"
+    folder = Path(tempfile.mkdtemp(prefix="semel-zombies-"))
+    try:
+        rig = Rig(folder, guarantee, store=store)
+        for number in range(count):
+            keys = [rig.new_keys(1)[0]]
+            zombie = rig.fork(keys, arm=f"{point}=stop", threads=number % 2 == 0)
+            _, status = os.waitpid(zombie, os.WUNTRACED)
+            if not os.WIFSTOPPED(status):
+                continue  # its handler was to raise
+            time.sleep(LEASE.total_seconds() * 1.2)
+            for _ in range(3):
+                rig.join(rig.fork(keys))
+            os.kill(zombie, signal.SIGCONT)
+            rig.join(zombie)
+            rig.join(rig.fork(keys))
+        return rig.judge()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+SHARE = 50
+"""Kills between two lines of progress, and to a worker process at a time."""
+
+
+def _share(todo: tuple[Guarantee, int, int, str | None]) -> tuple[Report, Counter[str]]:
+    guarantee, kills, seed, point = todo
+    return storm(guarantee, kills, seed=seed, point=point)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a storm from the command line; return 0 only without a violation."""
+    parser = argparse.ArgumentParser(prog="python -m semel.testing.chaos", description=__doc__)
+    parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--guarantee", choices=get_args(Guarantee), default="atomic")
+    parser.add_argument("--failpoint", default=None, help='one of them, or "random"; default: all')
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    shares = range(0, options.kills, SHARE)
+    todo = [
+        (
+            options.guarantee,
+            min(SHARE, options.kills - done),
+            options.seed + done,
+            options.failpoint,
+        )
+        for done in shares
+    ]
+    reports: list[Report] = []
+    killed: Counter[str] = Counter()
+    with multiprocessing.get_context("fork").Pool(options.processes) as pool:
+        for report, points in pool.imap_unordered(_share, todo):
+            reports.append(report)
+            killed.update(points)
+            done = sum(killed.values())
+            rate = done / (time.monotonic() - started)
+            print(f"{done:,} kills, {rate:.0f} a second", end="\r", file=sys.stderr, flush=True)
+    report = merged(reports)
+    print(file=sys.stderr)
+    print(f"{sum(killed.values()):,} kills, {options.guarantee}, SQLite synchronous=FULL")
+    informative = sum(n for point, n in killed.items() if point not in NOTHING_TO_LOSE)
+    print(f"{informative:,} of them with something to lose")
+    for point, number in killed.most_common():
+        print(f"  {point:20} {number:,}")
+    print(summary(report))
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""The invariants, each a function that judges one key's trail.
+
+A function counts its judgments in `Findings.checked` and notes what it finds broken; it judges
+nothing of which the history holds no evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from semel.testing.findings import Findings
+from semel.testing.invariants.answers import (
+    another_request_is_not_the_same,
+    replays_are_equal,
+    scopes_do_not_interfere,
+)
+from semel.testing.invariants.effects import (
+    an_answer_means_a_durable_effect,
+    at_most_one_effect,
+    no_means_no,
+)
+from semel.testing.invariants.expiry import honest_expiry
+from semel.testing.invariants.records import (
+    fencing,
+    nothing_stays_in_flight,
+    steps,
+    written_once,
+)
+from semel.testing.trail import Evidence, Trail
+
+Judge = Callable[[Trail, Evidence, Findings], None]
+
+JUDGES: Final[dict[str, Judge]] = {
+    "S1": at_most_one_effect,
+    "S2": an_answer_means_a_durable_effect,
+    "S3": replays_are_equal,
+    "S4": written_once,
+    "S5": fencing,
+    "S6": scopes_do_not_interfere,
+    "S7": another_request_is_not_the_same,
+    "S8": no_means_no,
+    "S9": honest_expiry,
+    "S10": steps,
+    "L1": nothing_stays_in_flight,
+}
