@@ -206,17 +206,38 @@ def _finish(request: Request, policy: Policy, token: int, answer: Answer) -> Lif
 
 
 def _fenced(request: Request, policy: Policy, token: int, answer: Answer, outcome: Outcome) -> Life:
-    """The claim was lost to another while the handler ran: answer from what that one recorded."""
+    """The completion was refused: answer from what the record says now."""
     try:
         found = yield Lookup(request.key)
-        outcome_there = settled(request.fingerprint, policy, *found) if found is not None else None
     except (StoreError, UnreadableRecord):
         return Refuse(problems.OUTCOME_UNRECORDED)
-    if found is not None and found.record.token == token:
-        return outcome  # the completion was ours: an earlier try whose answer was lost
-    if outcome_there is not None:
-        return outcome_there
-    return Refuse(problems.IN_FLIGHT if answer.atomic else problems.OUTCOME_UNRECORDED)
+    return _told_by(found, request, policy, token, answer, outcome)
+
+
+def _told_by(
+    found: Found | None,
+    request: Request,
+    policy: Policy,
+    token: int,
+    answer: Answer,
+    outcome: Outcome,
+) -> Outcome:
+    """Return what may be sent by one whose claim is over, to judge by the record."""
+    if found is None:  # given back, so an atomic operation's writes can never commit
+        return Refuse(_undone(answer, problems.STORE_UNAVAILABLE))
+    record = found.record
+    if record.token == token and record.state in (State.COMPLETED, State.EXPIRED):
+        return outcome  # by an earlier try of ours, whose answer was lost
+    try:
+        there = settled(request.fingerprint, policy, *found)
+    except UnreadableRecord:
+        return Refuse(problems.OUTCOME_UNRECORDED)
+    return there if there is not None else Refuse(_undone(answer, problems.IN_FLIGHT))
+
+
+def _undone(answer: Answer, problem: Problem) -> Problem:
+    """A problem that says nothing was done: true of atomic operations only."""
+    return problem if answer.atomic else problems.OUTCOME_UNRECORDED
 
 
 def _release(key: bytes, token: int) -> Generator[Any, Any, None]:
@@ -238,10 +259,9 @@ def _read_back(
     for pause in READ_BACK_PAUSES:
         try:
             found = yield Lookup(request.key)
-            if found is None or found.record.token != token:
-                return (yield from _fenced(request, policy, token, answer, outcome))
-            if found.record.state is not State.IN_FLIGHT:
-                return outcome
+            record = found.record if found is not None else None
+            if record is None or record.token != token or record.state is not State.IN_FLIGHT:
+                return _told_by(found, request, policy, token, answer, outcome)
             if not answer.atomic:
                 return None
             if (yield Release(request.key, token)):

@@ -50,6 +50,8 @@ class Slot(NamedTuple):
     life: int = 0
     ran: frozenset[tuple[str, int]] = frozenset()
     """Attempts that have claimed, and in which life."""
+    over: frozenset[str] = frozenset()
+    """Attempts whose handler has ended, since they wrote what became of it."""
     effects: tuple[tuple[str, str | None, str, int], ...] = ()
     """Where, step, attempt and life of each."""
 
@@ -59,7 +61,7 @@ def service(slot: Slot, step: Step, attempt: str, promise: Promise) -> Slot | No
 
     An effect in the database under the atomic guarantee *is* the completion: one commit.
     """
-    state, by, life, ran, _ = slot
+    state, by, life, ran = slot.state, slot.by, slot.life, slot.ran
     mine = state == "in_flight" and by == attempt
     match step:
         case "claim":
@@ -70,14 +72,14 @@ def service(slot: Slot, step: Step, attempt: str, promise: Promise) -> Slot | No
             if state == "in_flight" and not mine and promise.guarantee != "at-most-once":
                 return slot._replace(by=attempt, ran=ran | {(attempt, life)})
         case "effect":
-            if any(attempt == name for name, _ in ran):
+            if attempt not in slot.over and any(attempt == name for name, _ in ran):
                 return slot
         case "complete":
             if mine:
-                return slot._replace(state="completed")
+                return slot._replace(state="completed", over=slot.over | {attempt})
         case "release":
             if mine:
-                return slot._replace(state="absent", by="")
+                return slot._replace(state="absent", by="", over=slot.over | {attempt})
         case "park":
             if state == "in_flight":
                 return slot._replace(state="parked")
@@ -217,17 +219,19 @@ class Oracle:
             if event.state == slot.state != "in_flight":
                 yield world
         elif isinstance(event, Effect):
-            after = self._with_effect(slot, event)
+            after = self._with_effect(slot, event, place)
             if after is not None:
                 yield _with(world, number, after)
 
-    def _with_effect(self, slot: Slot, effect: Effect) -> Slot | None:
+    def _with_effect(self, slot: Slot, effect: Effect, place: int) -> Slot | None:
         promise = self.promise
         sent = self.sent.get(effect.attempt)
         if sent is None or (sent.scope, sent.key) != (effect.scope, effect.key):
             return None
         answer = self.answers.get(effect.attempt)
         kind = answer.kind if answer is not None else "unknown"
+        if kind in {"ok", "released"} and self.answered_at[effect.attempt] < place:
+            return None  # its handler was over when it was answered
         commits = promise.guarantee == "atomic" and effect.where == "database"
         if kind == "refused" or (kind == "released" and commits):
             return None

@@ -222,6 +222,11 @@ class _Story:
             if self.claims and effect.token is not None:
                 if not any(claim.attempt == effect.attempt for claim in granted):
                     yield "an effect under a token that its attempt was not granted"
+            commits = self.promise.guarantee == "atomic" and effect.where == "database"
+            for i, wrote in self.writes:
+                over = wrote.action in {"complete", "release"} and wrote.token == effect.token
+                if i < place and over and not commits:
+                    yield "an effect after its run was over"
         if self.promise.guarantee != "atomic":
             return
         for place, effect in self.effects:
@@ -314,14 +319,28 @@ class _Story:
             lives = set(range(self._life(self.sent[answer.attempt][0]), self._life(place) + 1))
             digest = digest_of(answer.status, answer.headers, answer.body)
             asked = self.sent[answer.attempt][1].fingerprint
-            if self.told and not any(
-                i < place
+            if not self.told:
+                continue
+            made = {
+                self._life(i)
+                for i, e in completions
+                if i < place
                 and self._life(i) in lives
                 and e.response_digest in {None, digest}
                 and asked == self._asked(e)
-                for i, e in completions
-            ):
+            }
+            if any(e.action == "release" and e.attempt == answer.attempt for _, e in self.writes):
+                yield "kept, though its claim was given back"
+            if not made:
                 yield "answered what was not stored before, for this request"
+            elif self.promise.effect_per_success and 200 <= answer.status < 300:
+                acted = {self._life_of_effect(i, e) for i, e in self.effects if i < place}
+                if not made & acted:
+                    yield "success without an effect in its life"
+
+    def _life_of_effect(self, place: int, effect: Effect) -> int:
+        claimed = [i for i, claim in self.claims if claim.token == effect.token]
+        return self._life(claimed[0] if claimed else place)
 
     def _asked(self, event: Event) -> str | None:
         if isinstance(event, Stored):

@@ -90,7 +90,9 @@ def _could_begin_again(
     )
     if any(since < place < min(until, second[0]) for place in evidence.faults):
         return True
-    if any(run is not None and _gave_up(run, evidence) for run in runs):
+    # Without a fault the first run was over when the second began.
+    ended = runs[:1] if evidence.promise.effects_in_order else runs
+    if any(run is not None and _gave_up(run, evidence) for run in ended):
         return True
     granted = {event.token for _, event in trail.story if type(event) is Claimed}
     return {first[1].token, second[1].token} <= granted and first[1].token != second[1].token
@@ -152,10 +154,19 @@ def an_answer_means_a_durable_effect(trail: Trail, evidence: Evidence, findings:
 
     The record must have been completed before the answer arrived, and the survey must find it (or
     its expiry or purge in the history). That there is no second effect is S1. The converse holds
-    too where the guarantee says so (`promise.BESIDE`): an effect stands beside its record.
+    too where the guarantee says so (`promise.BESIDE`): an effect stands beside its record. And no
+    effect comes after the answer of its own attempt: that handler was over.
     """
     if trail.oks:
         _answers_stand(trail, evidence, findings)
+    if trail.effects and evidence.promise.effects_in_order:
+        for place, effect in trail.effects:
+            attempt = evidence.attempts.get(effect.attempt)
+            if attempt is not None and -1 < attempt.answered_at < place:
+                answer = attempt.answer
+                if answer is not None and answer.kind in {"ok", "released"}:
+                    message = "an effect came after the answer of its own attempt"
+                    findings.violated("S2", trail, message, answer, effect)
     if trail.effects and evidence.promise.guarantee != "at-least-once":
         _effects_stand_beside_records(trail, evidence, findings)
 
@@ -170,6 +181,11 @@ def _answers_stand(trail: Trail, evidence: Evidence, findings: Findings) -> None
     last = len(trail.bounds)
     final = trail.final.state if trail.final is not None else "absent"
     lost = evidence.surveyed and final not in {"completed", "expired"}
+    released = {
+        event.attempt
+        for _, event in trail.story
+        if type(event) is Wrote and event.action == "release" and event.applied
+    }
     for attempt, answer in trail.oks:
         lives = trail.lives_of_answer(attempt, answer)
         if evidence.store_seen:
@@ -177,6 +193,9 @@ def _answers_stand(trail: Trail, evidence: Evidence, findings: Findings) -> None
             if not _completed_before(trail, lives, attempt.answered_at):
                 findings.violated("S2", trail, "answered before the record was complete", answer)
                 continue
+            if answer.attempt in released:
+                message = "a kept answer was given, but its attempt had given its claim back"
+                findings.violated("S2", trail, message, answer)
         if promise.effect_per_success and 200 <= answer.status < 300:
             findings.checked["S2"] += 1
             places = [place for life in lives if (place := effects[life]) is not None]

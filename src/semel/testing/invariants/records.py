@@ -217,6 +217,8 @@ class _Fence:
         self._lease_until: float | None = None
         self._highest = 0
         self._granted: dict[int, str] = {}
+        self._over: set[int] = set()
+        """Tokens whose run has written what became of it."""
         self._clock_error = clock_error
 
     def grant(self, claimed: Claimed) -> str | None:
@@ -250,6 +252,8 @@ class _Fence:
             self._lease_until = wrote.lease_until
         if wrote.action in CLOSING:
             self.closed = f"by {wrote.action}"
+            if wrote.action != "park":
+                self._over.add(wrote.token)
         return wrong
 
     def knows(self, effect: Effect) -> bool:
@@ -265,9 +269,11 @@ class _Fence:
         assert effect.token is not None
         if self._granted.get(effect.token) != effect.attempt:
             return "an effect was made under a token that its attempt was not granted"
-        current = effect.token == self.holder.token and self.closed in {None, "by complete"}
-        if fenced and not current:
-            return "an effect was committed under a claim that was no longer held"
+        if fenced:
+            current = effect.token == self.holder.token and self.closed in {None, "by complete"}
+            return None if current else "an effect was committed under a claim no longer held"
+        if effect.token in self._over:
+            return "an effect was made after its own run was over"
         return None
 
     def _why_refused(self, wrote: Wrote) -> str | None:
