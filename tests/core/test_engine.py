@@ -132,7 +132,7 @@ def test_an_expired_key_starts_anew_where_the_route_says_so() -> None:
     life = begin(Policy(after_expiry="run"))
     next(life)
     expired = found(State.COMPLETED, expires_at=NOW, response=CREATED, fingerprint=OTHER_PRINT)
-    assert life.send(expired) == Takeover(KEY, 7, PRINT, 30.0, MINE)
+    assert life.send(expired) == Takeover(KEY, 7, PRINT, 30.0, MINE, expired=True)
     assert life.send(Claimed(9, 1)) == RunHandler(9, 1)
     answered = life.send(Answer(CREATED))
     assert answered.tombstone == 0.0
@@ -188,7 +188,9 @@ def test_a_released_key_is_claimed_by_the_waiter() -> None:
 def test_a_lease_that_ended_is_taken_over() -> None:
     life = begin()
     next(life)
-    assert life.send(found(State.IN_FLIGHT, lease_until=NOW)) == Takeover(KEY, 7, PRINT, 30.0, MINE)
+    assert life.send(found(State.IN_FLIGHT, lease_until=NOW)) == Takeover(
+        KEY, 7, PRINT, 30.0, MINE, expired=False
+    )
     assert life.send(Claimed(9, 2)) == RunHandler(9, 2)
 
 

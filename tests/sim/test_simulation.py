@@ -123,6 +123,15 @@ def test_a_parked_key_is_not_taken_for_a_completion_whose_answer_was_lost(seed: 
     simulate([seed], "at-most-once").report.require("S2")
 
 
+def test_a_late_takeover_does_not_run_what_has_completed_and_expired_since() -> None:
+    """Found by the simulator after 670,000 requests: S1, S4.
+
+    Seen in flight past its lease; then the holder woke up and completed, and the answer expired,
+    all while the one who wanted to take over stood still.
+    """
+    simulate([28013], "atomic").report.require("S1", "S4")
+
+
 @pytest.mark.parametrize("seed", [1918, 3240])
 def test_a_claim_given_back_is_not_reported_as_in_flight(seed: int) -> None:
     """Found by the simulator: a 409 whose cause was the attempt's own, already released, claim."""

@@ -30,7 +30,9 @@ class Claim(NamedTuple):
 class Takeover(NamedTuple):
     """Claim a record that is over: lease ended, or expired. Told: `Claimed`, or `Found`, or None.
 
-    Applies only while the record still holds `token` and is still over by the store's clock.
+    Applies only while the record still holds `token` and is still over by the store's clock, and
+    in the way that was seen: `expired` (completed and past its expiry), or else in flight past its
+    lease. One that was seen in flight may have completed since, and expired: not to be run again.
     """
 
     key: bytes
@@ -38,6 +40,7 @@ class Takeover(NamedTuple):
     fingerprint: bytes
     lease: float
     owner: bytes
+    expired: bool
 
 
 class Complete(NamedTuple):

@@ -130,7 +130,9 @@ def _claim(request: Request, policy: Policy, found: Any) -> Generator[Any, Any, 
                 found = yield Lookup(key)
                 continue
             try:
-                found = yield Takeover(key, record.token, mine, policy.seconds.lease, request.owner)
+                expired = record.state is not State.IN_FLIGHT
+                lease = policy.seconds.lease
+                found = yield Takeover(key, record.token, mine, lease, request.owner, expired)
             except StoreUnknown:
                 found = yield Lookup(key)
                 continue

@@ -108,9 +108,9 @@ class MemoryTable:
         if record is None:
             return None
         over = {
-            State.IN_FLIGHT: record.lease_until <= now,
-            State.COMPLETED: record.expires_at <= now,
-            State.EXPIRED: True,
+            State.IN_FLIGHT: not command.expired and record.lease_until <= now,
+            State.COMPLETED: command.expired and record.expires_at <= now,
+            State.EXPIRED: command.expired,
             State.PARKED: False,
         }[record.state]
         if record.token != command.token or not over:

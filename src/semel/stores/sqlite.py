@@ -1,80 +1,65 @@
 """Records in an SQLite file, beside your own tables: one machine, any number of processes.
 
 WAL, `synchronous=FULL`, BEGIN IMMEDIATE only. Reads go on the caller's thread; writes share commits
-(`sqlite_writer`); checkpoints stay out of the way of writers.
+(`sqlite_writer`); checkpoints stay out of the way of writers. Nothing of SQLite is open while a
+process forks: its locks belong to a process, and its own notes of them do not survive a fork.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from semel.after_fork import call_after_fork
+from semel.after_fork import call_around_fork
 from semel.core.commands import (
-    Claim,
-    Claimed,
-    Complete,
     Found,
     Lookup,
-    Park,
-    Release,
-    Renew,
     Reply,
     StoreCommand,
     StoreError,
     StoreUnavailable,
-    Sweep,
-    Takeover,
 )
-from semel.core.record import Record, State, decode_response, encode_response
-from semel.failpoints import failpoint
-from semel.stores import StoreSetupError, sql
-from semel.stores.sqlite_writer import UNDONE, Job, Turn, Writer, translate
+from semel.core.record import UnreadableRecord
+from semel.stores import StoreSetupError
+from semel.stores.sqlite_checkpoints import Checkpoints
+from semel.stores.sqlite_commands import LOOKUP, SQLiteCommands
+from semel.stores.sqlite_file import File, Readers, translate
+from semel.stores.sqlite_transaction import (
+    AsyncConnection,
+    Connection,
+    SQLiteTransaction,
+    resolve,
+)
+from semel.stores.sqlite_writer import Job, Turn, Writer, WriterClosed
 from semel.stores.turnstile import Turnstile
+
+__all__ = ["AsyncConnection", "Connection", "SQLiteStore", "SQLiteTransaction"]
 
 log = logging.getLogger("semel")
 
 OLDEST = (3, 35, 0)
-CHECKPOINT_CHANGES = 1000
-"""Rows changed between checkpoints: about 4 MB of WAL with small answers."""
+FORK_PATIENCE = 0.25
+"""Seconds that a fork waits for writes under way, so that the file can be closed for it."""
 
-_LOOKUP = sql.load("sqlite", "lookup")
-_CLAIM = sql.load("sqlite", "claim")
-_VACATE = sql.load("sqlite", "vacate")
-_COMPLETE = sql.load("sqlite", "complete")
-_RELEASE = sql.load("sqlite", "release")
-_PARK = sql.load("sqlite", "park")
-_RENEW = sql.load("sqlite", "renew")
-_PURGE = sql.load("sqlite", "purge")
-_EXPIRE = sql.load("sqlite", "expire")
-
-_ABANDONED: list[Any] = []
-"""Handles inherited through a fork: never used, never closed (which would touch the file)."""
+_TOO_LONG = "another operation has held op.connection() for {} s; SQLite has one writer"
 
 
-def has_wal_reset_race(version: tuple[int, int, int]) -> bool:
-    """Say whether this SQLite can corrupt a WAL that several connections write and checkpoint.
-
-    Fixed in 3.51.3, and in 3.50.7 and 3.44.6 (sqlite.org/wal.html, "the WAL-reset bug").
-    """
-    if version >= (3, 51, 3) or version < (3, 7, 0):
-        return False
-    return not ((3, 50, 7) <= version < (3, 51, 0) or (3, 44, 6) <= version < (3, 45, 0))
-
-
-class SQLiteStore:
+class SQLiteStore(SQLiteCommands):
     """`sqlite:///path.db`.
 
     `synchronous`: `"full"` (default) survives power loss as far as the disk keeps its word;
     `"normal"` may lose the last commits then, but never half of one. `timeout`: seconds that a
     write waits for other writers before `StoreUnavailable`. `clock` gives seconds since the epoch.
+
+    May be shared by all threads and event loops of a process. A process that forks closes the file
+    first; parent and child open it anew. A child that was forked in the middle of a write refuses.
     """
 
     name = "sqlite"
@@ -91,26 +76,21 @@ class SQLiteStore:
     ) -> None:
         if synchronous.lower() not in ("full", "normal"):
             raise StoreSetupError(f"synchronous: give full or normal, not {synchronous!r}")
-        self._path = Path(path).absolute()
-        self._synchronous = synchronous.lower()
+        self._file = File(Path(path).absolute(), synchronous.lower(), timeout)
         self._timeout = timeout
         self._clock = clock
         self._writer: Writer | None = None
-        self._readers = threading.local()
-        self._generation = 0
+        self._readers: Readers | None = None
+        self._refusal: str | None = None
         self._lock = threading.Lock()
         self._pending: dict[asyncio.AbstractEventLoop, list[_Asked]] = {}
-        self._racy = has_wal_reset_race(sqlite3.sqlite_version_info)
-        self._warned = False
-        self._changes = 0
-        self._checkpointing = threading.Event()
-        call_after_fork(self._forked)
-
-    # --- opening and closing ---------------------------------------------------------------
+        call_around_fork(self._before_fork, self._forked_parent, self._forked_child)
 
     def now(self) -> float:
         """Return this machine's time, the clock of every process that shares the store."""
         return self._clock()
+
+    # --- opening and closing ---------------------------------------------------------------
 
     def start(self) -> None:
         """Open the file, create or migrate its tables. Raises `StoreSetupError`."""
@@ -118,98 +98,74 @@ class SQLiteStore:
             raise StoreSetupError(
                 f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or newer is needed"
             )
+        with self._lock:
+            if self._refusal == _STOPPED:
+                self._refusal = None
         try:
             self._opened()
         except StoreError as error:
-            raise StoreSetupError(f"{self._path}: {error}") from error
+            raise StoreSetupError(str(error)) from error
 
     def stop(self) -> None:
-        """Close the file, after the writes under way."""
+        """Close the file, after the writes under way; commands are refused until another start."""
         with self._lock:
             writer, self._writer = self._writer, None
-            self._generation += 1
-        if writer is not None:
-            writer.close()
+            readers, self._readers = self._readers, None
+            self._refusal = _STOPPED
+        if readers is not None:
+            readers.close()
+        if writer is not None and not writer.close(self._timeout):
+            log.warning("an operation still holds %s; it closes with it", self._file.path)
 
     def _opened(self) -> Writer:
-        writer = self._writer
-        if writer is not None:
-            return writer
+        return self._writer or self._open()[0]
+
+    def _open(self) -> tuple[Writer, Readers]:
         with self._lock:
-            if self._writer is None:
-                try:
-                    turnstile = Turnstile(self._path)
-                    self._migrate(turnstile)
-                    self._writer = Writer(
-                        self._connect,
-                        turnstile,
-                        timeout=self._timeout,
-                        checkpoint=self._checkpoint_if_due,
-                    )
-                except (sqlite3.Error, OSError) as error:
-                    raise translate(error) from error
-                self._turnstile = turnstile
-            return self._writer
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self._path,
-            timeout=0,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=256,
-        )
-        connection.execute("pragma wal_autocheckpoint = 0")
-        connection.execute(f"pragma synchronous = {self._synchronous}")
-        connection.execute("pragma foreign_keys = on")
-        return connection
-
-    def _migrate(self, turnstile: Turnstile) -> None:
-        deadline = time.monotonic() + self._timeout
-        if not turnstile.enter(deadline):
-            raise StoreUnavailable(f"another process has held the file for {self._timeout} s")
-        try:
-            connection = sqlite3.connect(
-                self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False
-            )
+            if self._refusal is not None:
+                raise StoreUnavailable(f"{self._file.path}: {self._refusal}")
+            if self._writer is not None and self._readers is not None:
+                return self._writer, self._readers
             try:
-                connection.execute("pragma journal_mode = wal")
-                connection.execute("begin immediate")
-                self._apply_migrations(connection)
-                connection.execute("commit")
-            finally:
-                connection.close()
-        finally:
-            turnstile.leave()
+                self._writer = self._new_writer()
+            except (sqlite3.Error, OSError, StoreError) as error:
+                raise StoreUnavailable(_explain(self._file.path, error)) from error
+            self._readers = Readers(self._file)
+            return self._writer, self._readers
 
-    def _apply_migrations(self, connection: sqlite3.Connection) -> None:
-        connection.execute(
-            "create table if not exists semel_migration"
-            " (number integer primary key, applied_at real)"
-        )
-        (newest,) = connection.execute("select max(number) from semel_migration").fetchone()
-        known = sql.migrations("sqlite")
-        if newest is not None and newest > known[-1][0]:
-            log.warning(
-                "%s has migration %d, this version of Semel knows %d: a newer one has been here",
-                self._path,
-                newest,
-                known[-1][0],
+    def _new_writer(self) -> Writer:
+        turnstile = Turnstile(self._file.path)
+        try:
+            self._file.migrate(turnstile, self._clock())
+            checkpoints = Checkpoints(self._file, turnstile)
+            return Writer(
+                self._file, turnstile, timeout=self._timeout, checkpoint=checkpoints.after_commit
             )
-        for number, script in known:
-            if newest is None or number > newest:
-                for statement in _statements(script):
-                    connection.execute(statement)
-                    failpoint("in_migration")
-                connection.execute(
-                    "insert into semel_migration values (?, ?)", (number, self._clock())
-                )
+        except BaseException:
+            turnstile.close()
+            raise
 
-    def _forked(self) -> None:
-        """In a child process: forget every handle, and open anew when asked."""
-        _ABANDONED.append((self._writer, self._readers, getattr(self, "_turnstile", None)))
-        self._writer = None
-        self._readers = threading.local()
+    # --- forks -----------------------------------------------------------------------------
+
+    def _before_fork(self) -> None:
+        self._lock.acquire()
+        if self._readers is not None:
+            self._readers.close()
+            self._readers = None
+        if self._writer is not None and self._writer.close_if_free(FORK_PATIENCE):
+            self._writer = None
+
+    def _forked_parent(self) -> None:
+        self._lock.release()
+
+    def _forked_child(self) -> None:
+        if self._writer is not None:
+            self._writer.disown()
+            self._writer = None
+            self._refusal = (
+                "this process was forked in the middle of a write to it; fork before, or use the"
+                " spawn start method"
+            )
         self._lock = threading.Lock()
         self._pending = {}
 
@@ -220,12 +176,18 @@ class SQLiteStore:
         if type(command) is Lookup:
             return self._lookup(command.key)
         asked = _Asked(self, command)
-        writer = self._opened()
         job = Job(asked.run, asked.done)
-        if not writer.try_alone(job, may_block=True):
-            asked.event = event = threading.Event()
-            writer.submit(job)
-            event.wait()
+        while True:
+            writer = self._opened()
+            with contextlib.suppress(WriterClosed):
+                if writer.try_alone(job, may_block=True):
+                    return asked.result()
+                asked.event = event = threading.Event()
+                writer.submit(job)
+                break
+        if not event.wait(self._timeout) and writer.recall(job):
+            raise StoreUnavailable(_TOO_LONG.format(self._timeout))
+        event.wait()
         return asked.result()
 
     async def aexecute(self, command: StoreCommand) -> Reply:
@@ -234,7 +196,6 @@ class SQLiteStore:
             return self._lookup(command.key)
         loop = asyncio.get_running_loop()
         asked = _Asked(self, command)
-        asked.loop = loop
         asked.future = loop.create_future()
         waiting = self._pending.get(loop)
         if waiting is None:
@@ -248,134 +209,34 @@ class SQLiteStore:
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         batch = _Batch(loop, self._pending.pop(loop))
         try:
-            writer = self._opened()
-            if len(batch.asked) > 1 or not writer.try_alone(batch, may_block=False):
-                writer.submit(batch)
+            while True:
+                writer = self._opened()
+                with contextlib.suppress(WriterClosed):
+                    if len(batch.asked) > 1 or not writer.try_alone(batch, may_block=False):
+                        writer.submit(batch)
+                        batch.timer = loop.call_later(self._timeout, self._recall, writer, batch)
+                    return
         except StoreError as error:
             batch.done(error)
 
+    def _recall(self, writer: Writer, batch: _Batch) -> None:
+        if writer.recall(batch):
+            batch.done(StoreUnavailable(_TOO_LONG.format(self._timeout)))
+
     def _lookup(self, key: bytes) -> Found | None:
-        try:
-            row = self._reader().execute(_LOOKUP, (key,)).fetchone()
-        except (sqlite3.Error, OSError) as error:
-            raise translate(error) from error
-        return Found(_record(row), self._clock()) if row is not None else None
-
-    def _reader(self) -> sqlite3.Connection:
-        readers = self._readers
-        if getattr(readers, "generation", None) != self._generation:
-            self._opened()
-            readers.connection = self._connect()
-            readers.connection.execute("pragma query_only = on")
-            readers.generation = self._generation
-        connection: sqlite3.Connection = readers.connection
-        return connection
-
-    def apply(self, connection: sqlite3.Connection, command: StoreCommand) -> Reply:
-        """Carry out one command in the transaction open on `connection`."""
-        match command:
-            case Claim():
-                return self._claim(connection, command, 1)
-            case Complete():
-                return self.complete(connection, command)
-            case Release(_, token):
-                return connection.execute(_RELEASE, (token,)).rowcount == 1
-            case Renew(claims, lease):
-                until = self._clock() + lease
-                return frozenset(
-                    token
-                    for _, token in claims
-                    if connection.execute(_RENEW, (until, token)).rowcount != 1
-                )
-            case Takeover():
-                return self._take_over(connection, command)
-            case Park(_, token, reason, lapsed):
-                named = {"token": token, "reason": reason, "lapsed": lapsed, "now": self._clock()}
-                return connection.execute(_PARK, named).rowcount == 1
-            case Sweep(limit):
-                named = {"now": self._clock(), "limit": limit}
-                changed = connection.execute(_PURGE, named).rowcount
-                failpoint("in_sweep")
-                return changed + connection.execute(_EXPIRE, named).rowcount
-            case Lookup(key):
-                return self._found(connection, key)
-
-    def _claim(
-        self, connection: sqlite3.Connection, command: Claim | Takeover, attempt: int
-    ) -> Reply:
-        until = self._clock() + command.lease
-        cursor = connection.execute(
-            _CLAIM, (command.key, attempt, command.owner, command.fingerprint, until)
-        )
-        if cursor.rowcount == 1 and cursor.lastrowid is not None:
-            return Claimed(cursor.lastrowid, attempt)
-        return self._found(connection, command.key)
-
-    def _take_over(self, connection: sqlite3.Connection, command: Takeover) -> Reply:
-        named = {"key": command.key, "token": command.token, "now": self._clock()}
-        vacated = connection.execute(_VACATE, named).fetchall()
-        if not vacated:
-            return self._found(connection, command.key)
-        state, attempt = vacated[0]
-        return self._claim(connection, command, attempt + 1 if state == State.IN_FLIGHT else 1)
-
-    def complete(self, connection: sqlite3.Connection, command: Complete) -> bool:
-        """Write the answer, if the claim still holds."""
-        expires = self._clock() + command.expires
-        answer = encode_response(command.response)
-        row = (answer, expires, expires + command.tombstone, command.token)
-        return connection.execute(_COMPLETE, row).rowcount == 1
-
-    def _found(self, connection: sqlite3.Connection, key: bytes) -> Found | None:
-        row = connection.execute(_LOOKUP, (key,)).fetchone()
-        return Found(_record(row), self._clock()) if row is not None else None
-
-    # --- checkpoints -----------------------------------------------------------------------
-
-    def _checkpoint_if_due(self, connection: sqlite3.Connection) -> None:
-        """After a commit: keep the WAL short. Called by whoever holds the writer.
-
-        An SQLite with the WAL-reset race must not write and checkpoint at the same instant, so
-        there it happens here, where all of Semel's writers are excluded; else on a thread.
-        """
-        changes = connection.total_changes
-        if self._turnstile.contended and self._racy and not self._warned:
-            self._warned = True
-            log.warning(
-                "several processes write %s with SQLite %s, which has the WAL-reset race (fixed in"
-                " 3.51.3, 3.50.7, 3.44.6). Semel's own writes and checkpoints exclude each other;"
-                " your other connections to this file do not: set wal_autocheckpoint to 0 on them,"
-                " or upgrade SQLite",
-                self._path,
-                sqlite3.sqlite_version,
-            )
-        if changes - self._changes < CHECKPOINT_CHANGES:
-            return
-        self._changes = changes
-        failpoint("before_checkpoint")
-        if self._racy:
-            _checkpoint(connection)
-        elif not self._checkpointing.is_set():
-            self._checkpointing.set()
-            threading.Thread(target=self._checkpoint_apart, name="semel-checkpoint").start()
-
-    def _checkpoint_apart(self) -> None:
-        try:
-            connection = self._connect()
+        for _ in range(2):
+            readers = self._readers or self._open()[1]
             try:
-                _checkpoint(connection)
-            finally:
-                connection.close()
-        except sqlite3.Error:
-            log.warning("checkpoint of %s failed", self._path, exc_info=True)
-        finally:
-            self._checkpointing.clear()
+                return self.found(readers.fetch(LOOKUP, (key,)))
+            except (sqlite3.Error, OSError) as error:
+                if readers is self._readers:
+                    raise translate(error) from error
+        raise StoreUnavailable(f"{self._file.path} was closed while it was read")
 
     # --- atomic ----------------------------------------------------------------------------
 
     def begin(self) -> SQLiteTransaction:
         """Take a turn with the writer. Raises `StoreUnavailable` after `timeout` seconds."""
-        writer = self._opened()
         event = threading.Event()
         errors: list[StoreError | None] = []
 
@@ -384,70 +245,71 @@ class SQLiteStore:
             event.set()
 
         turn = Turn(granted)
-        if not writer.request(turn):
-            if not event.wait(self._timeout) and writer.withdraw(turn):
-                raise StoreUnavailable(_TOO_LONG.format(self._timeout))
-            event.wait()
+        writer, had = self._request(turn)
+        if not had:
+            try:
+                if not event.wait(self._timeout) and writer.withdraw(turn):
+                    raise StoreUnavailable(_TOO_LONG.format(self._timeout))
+                event.wait()
+            except BaseException:
+                if not writer.withdraw(turn):
+                    writer.abandon_turn(turn)
+                raise
             if errors[0] is not None:
                 raise errors[0]
-        return SQLiteTransaction(self, writer)
+        return SQLiteTransaction(writer, turn, self.complete)
 
     async def abegin(self) -> SQLiteTransaction:
         """Take a turn with the writer without blocking the event loop."""
-        writer = self._opened()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[StoreError | None] = loop.create_future()
-        turn = Turn(lambda error: _resolve(loop, future, error))
-        if not writer.request(turn):
+        turn = Turn(lambda error: resolve(loop, future, error))
+        writer, had = self._request(turn)
+        if not had:
             try:
                 done, _ = await asyncio.wait([future], timeout=self._timeout)
                 if not done and writer.withdraw(turn):
                     raise StoreUnavailable(_TOO_LONG.format(self._timeout))
                 error = await future
-            except asyncio.CancelledError:
+            except BaseException:  # cancelled, or thrown away with its loop
                 if not writer.withdraw(turn):
-                    future.add_done_callback(lambda f: _give_back(f, writer))
+                    writer.abandon_turn(turn)
                 raise
             if error is not None:
                 raise error
-        return SQLiteTransaction(self, writer)
+        return SQLiteTransaction(writer, turn, self.complete)
+
+    def _request(self, turn: Turn) -> tuple[Writer, bool]:
+        while True:
+            writer = self._opened()
+            with contextlib.suppress(WriterClosed):
+                return writer, writer.request(turn)
 
 
-_TOO_LONG = "another operation has held op.connection() for {} s; SQLite has one writer"
-
-
-def _give_back(future: asyncio.Future[StoreError | None], writer: Writer) -> None:
-    if not future.cancelled() and future.result() is None:
-        writer.abandon_turn()
-
-
-def _resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: object) -> None:
-    def settle() -> None:
-        if not future.done():
-            future.set_result(value)
-
-    loop.call_soon_threadsafe(settle)
+_STOPPED = "the store has been stopped"
 
 
 class _Asked:
     """A command on its way to the writer, and its result."""
 
-    __slots__ = ("_command", "_error", "_reply", "_store", "event", "future", "loop")
+    __slots__ = ("_command", "_error", "_reply", "_store", "event", "future")
 
     def __init__(self, store: SQLiteStore, command: StoreCommand) -> None:
         self._store = store
         self._command = command
         self._reply: Reply = None
-        self._error: StoreError | None = None
+        self._error: Exception | None = None
         self.event: threading.Event | None = None
-        self.loop: asyncio.AbstractEventLoop | None = None
         self.future: asyncio.Future[None] | None = None
 
     def run(self, connection: sqlite3.Connection) -> None:
-        self._reply = self._store.apply(connection, self._command)
+        try:
+            self._reply = self._store.apply(connection, self._command)
+        except UnreadableRecord as error:  # met by a read, after no write: nobody else's trouble
+            self._error = error
 
     def done(self, error: StoreError | None) -> None:
-        self._error = error
+        self._error = error or self._error
         if self.event is not None:
             self.event.set()
 
@@ -460,12 +322,13 @@ class _Asked:
 class _Batch(Job):
     """What one tick of an event loop asked for."""
 
-    __slots__ = ("asked", "loop")
+    __slots__ = ("asked", "loop", "timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, asked: list[_Asked]) -> None:
         super().__init__(self._run_all, self._all_done)
         self.loop = loop
         self.asked = asked
+        self.timer: asyncio.TimerHandle | None = None
 
     def _run_all(self, connection: sqlite3.Connection) -> None:
         for asked in self.asked:
@@ -477,155 +340,29 @@ class _Batch(Job):
         self.loop.call_soon_threadsafe(self._tell)
 
     def _tell(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
         for asked in self.asked:
             if asked.future is not None and not asked.future.done():
                 asked.future.set_result(None)
 
 
-class SQLiteTransaction:
-    """One atomic operation's turn with the writer."""
-
-    __slots__ = ("_over", "_store", "_writer")
-
-    def __init__(self, store: SQLiteStore, writer: Writer) -> None:
-        self._store = store
-        self._writer = writer
-        self._over = False
-
-    @property
-    def connection(self) -> Connection:
-        """For plain code."""
-        return Connection(self)
-
-    @property
-    def async_connection(self) -> AsyncConnection:
-        """For async code."""
-        return AsyncConnection(self)
-
-    def statement(self) -> sqlite3.Connection:
-        """Return the raw connection, for one statement. Raises outside the turn."""
-        if self._over:
-            raise sqlite3.ProgrammingError("the operation is over: its transaction has ended")
-        connection = self._writer.connection
-        if not connection.in_transaction:
-            raise StoreUnavailable(UNDONE)
-        return connection
-
-    def _finish(
-        self, command: Complete, done: Callable[[StoreError | None], None], *, may_block: bool
-    ) -> bool:
-        if self._over:
-            raise StoreUnavailable("the operation's transaction has ended")
-        self._over = True
-        return self._writer.finish_turn(
-            lambda connection: self._store.complete(connection, command), done, may_block=may_block
-        )
-
-    def complete(self, command: Complete) -> bool:
-        """Write the completion and wait for the commit."""
-        event = threading.Event()
-        errors: list[StoreError | None] = []
-
-        def done(error: StoreError | None) -> None:
-            errors.append(error)
-            event.set()
-
-        if not self._finish(command, done, may_block=True):
-            return False
-        event.wait()
-        if errors[0] is not None:
-            raise errors[0]
-        return True
-
-    async def acomplete(self, command: Complete) -> bool:
-        """Write the completion and await the commit."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[StoreError | None] = loop.create_future()
-        if not self._finish(command, lambda error: _resolve(loop, future, error), may_block=False):
-            return False
-        loop.call_soon(self._writer.end_linger)
-        error = await future
-        if error is not None:
-            raise error
-        return True
-
-    def rollback(self) -> None:
-        """Undo what was written in this turn."""
-        if not self._over:
-            self._over = True
-            self._writer.abandon_turn()
-
-
-Parameters = Sequence[Any] | dict[str, Any]
-
-
-class Connection:
-    """What `op.connection()` gives a plain handler: the file that holds the key.
-
-    What is written here commits with the key's record, or not at all.
-    """
-
-    def __init__(self, transaction: SQLiteTransaction) -> None:
-        self._transaction = transaction
-
-    def execute(self, statement: str, parameters: Parameters = ()) -> sqlite3.Cursor:
-        """Run one statement. Raises `sqlite3.Error` as the standard library does."""
-        return self._transaction.statement().execute(statement, parameters)
-
-    def executemany(self, statement: str, parameters: Iterable[Parameters]) -> sqlite3.Cursor:
-        """Run one statement for each set of parameters."""
-        return self._transaction.statement().executemany(statement, parameters)
-
-    def commit(self) -> None:
-        """Do nothing: the commit comes with the answer, together with the key's record."""
-
-
-class AsyncConnection:
-    """What `op.connection()` gives an async handler: as `Connection`, with awaitable methods.
-
-    Statements run on the event loop's thread (microseconds for indexed rows of a local file); the
-    commit, with its fsync, does not.
-    """
-
-    def __init__(self, transaction: SQLiteTransaction) -> None:
-        self._transaction = transaction
-
-    async def execute(self, statement: str, parameters: Parameters = ()) -> sqlite3.Cursor:
-        """Run one statement; fetch from the cursor without awaiting."""
-        return self._transaction.statement().execute(statement, parameters)
-
-    async def executemany(self, statement: str, parameters: Iterable[Parameters]) -> sqlite3.Cursor:
-        """Run one statement for each set of parameters."""
-        return self._transaction.statement().executemany(statement, parameters)
-
-    async def commit(self) -> None:
-        """Do nothing: the commit comes with the answer, together with the key's record."""
-
-
-def _checkpoint(connection: sqlite3.Connection) -> None:
-    try:
-        connection.execute("pragma wal_checkpoint(passive)").fetchone()
-    except sqlite3.Error as error:
-        log.warning("checkpoint failed, the WAL grows until the next: %s", error)
-
-
-def _statements(script: str) -> list[str]:
-    lines = [line.split("--")[0].rstrip() for line in script.splitlines()]
-    return [part.strip() for part in "\n".join(lines).split(";") if part.strip()]
-
-
-def _record(row: Sequence[Any]) -> Record:
-    key, state, token, owner, attempt, fingerprint, lease, due, purge, answer, reason = row
-    return Record(
-        key,
-        State(state),
-        token,
-        owner,
-        attempt,
-        fingerprint,
-        lease,
-        due or 0.0,
-        purge or 0.0,
-        decode_response(answer) if answer is not None else None,
-        reason,
-    )
+def _explain(path: Path, error: Exception) -> str:
+    """Say what stands in the way of opening the file, and what to do."""
+    if isinstance(error, StoreError):
+        return f"{path}: {error}"
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: the folder {path.parent} does not exist; create it"
+    if isinstance(error, PermissionError):
+        return f"{path}: not allowed ({error}); the folder must be writable, for the WAL beside it"
+    if isinstance(error, OSError):
+        return f"{path}: {error}"
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    advice = {
+        sqlite3.SQLITE_NOTADB: "; give a path of its own, or restore the file from a backup",
+        sqlite3.SQLITE_CORRUPT: "; restore the file from a backup",
+        sqlite3.SQLITE_READONLY: "; make the file and its folder writable for this user",
+        sqlite3.SQLITE_CANTOPEN: "; the folder must exist and be writable, for the WAL beside it",
+        sqlite3.SQLITE_FULL: "; free some space",
+    }.get(code, "")
+    return f"{path}: {translate(error)}{advice}"

@@ -39,7 +39,7 @@ from semel.core.record import Response
 from semel.drivers import AsyncDriver, ThreadDriver
 from semel.idempotency import Idempotency
 from semel.stores import Store
-from semel.stores import sqlite as sqlite_module
+from semel.stores import sqlite_checkpoints
 from semel.stores.sqlite import SQLiteStore
 from semel.testing.checker import check
 from semel.testing.findings import Report, merged, summary
@@ -143,7 +143,7 @@ class Rig:
         status = 1
         try:
             failpoints.arm(arm)
-            sqlite_module.CHECKPOINT_CHANGES = 20
+            sqlite_checkpoints.CHECKPOINT_CHANGES = 20
             asked = [(str(a), key) for a, key in zip(attempts, keys, strict=True)]
             self._serve(asked, threads=threads)
             status = 0

@@ -402,7 +402,7 @@ def _parked_is_free(table: MemoryTable, command: Any, now: float, original: Any)
     if type(command) is c.Takeover:
         record = table.records.get(command.key)
         if record is not None and record.state is State.PARKED:
-            table.records[command.key] = record._replace(state=State.IN_FLIGHT, lease_until=now)
+            table.records[command.key] = record._replace(state=State.EXPIRED)
     return original()
 
 

@@ -1,6 +1,7 @@
 -- First half of a takeover: only while the record holds the token that was seen and is over by the
--- store's clock. The claim that follows gets a new, higher token (S5).
+-- store's clock, in the way that was seen. The claim that follows gets a new, higher token (S5).
 delete from semel_record
 where key = :key and token = :token
-  and ((state = 1 and lease_until <= :now) or (state = 2 and due_at <= :now) or state = 4)
+  and case when :expired then (state = 2 and due_at <= :now) or state = 4
+           else state = 1 and lease_until <= :now end
 returning state, attempt

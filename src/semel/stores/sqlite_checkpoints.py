@@ -1,0 +1,67 @@
+"""Moves the WAL back into the database file, so that it stays short."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+
+from semel.failpoints import failpoint
+from semel.stores.sqlite_file import File, has_wal_reset_race
+from semel.stores.turnstile import Turnstile
+
+log = logging.getLogger("semel")
+
+CHECKPOINT_CHANGES = 1000
+"""Rows changed between checkpoints: about 4 MB of WAL with small answers."""
+
+
+class Checkpoints:
+    """When to checkpoint, and on which thread.
+
+    An SQLite with the WAL-reset race must not write and checkpoint at the same instant, so there
+    whoever holds the writer does it, which excludes all of Semel's writers. Else a thread does.
+    """
+
+    def __init__(self, file: File, turnstile: Turnstile) -> None:
+        self._file = file
+        self._turnstile = turnstile
+        self._racy = has_wal_reset_race(sqlite3.sqlite_version_info)
+        self._warned = False
+        self._changes = 0
+        self._running = threading.Event()
+
+    def after_commit(self, connection: sqlite3.Connection) -> None:
+        """Checkpoint if enough has changed. Called by whoever holds the writer."""
+        if self._turnstile.contended and self._racy and not self._warned:
+            self._warned = True
+            log.warning(
+                "several processes write %s with SQLite %s, which has the WAL-reset race (fixed in"
+                " 3.51.3, 3.50.7, 3.44.6). Semel's own writes and checkpoints exclude each other;"
+                " your other connections to this file do not: set wal_autocheckpoint to 0 on them,"
+                " or upgrade SQLite",
+                self._file.path,
+                sqlite3.sqlite_version,
+            )
+        changes = connection.total_changes
+        if changes - self._changes < CHECKPOINT_CHANGES:
+            return
+        self._changes = changes
+        failpoint("before_checkpoint")
+        if self._racy:
+            connection.execute("pragma wal_checkpoint(passive)").fetchone()
+        elif not self._running.is_set():
+            self._running.set()
+            threading.Thread(target=self._apart, name="semel-checkpoint", daemon=True).start()
+
+    def _apart(self) -> None:
+        try:
+            connection = self._file.connect()
+            try:
+                connection.execute("pragma wal_checkpoint(passive)").fetchone()
+            finally:
+                connection.close()
+        except sqlite3.Error:
+            log.warning("checkpoint of %s failed", self._file.path, exc_info=True)
+        finally:
+            self._running.clear()
