@@ -38,8 +38,7 @@ from semel.core.problems import HANDLER_FAILED
 from semel.core.record import Response
 from semel.drivers import AsyncDriver, ThreadDriver
 from semel.idempotency import Idempotency
-from semel.stores import Store
-from semel.stores import sqlite_checkpoints
+from semel.stores import Store, sqlite_checkpoints
 from semel.stores.sqlite import SQLiteStore
 from semel.testing.checker import check
 from semel.testing.findings import Report, merged, summary

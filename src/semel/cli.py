@@ -1,0 +1,117 @@
+"""The command line: `semel demo`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+try:
+    from typer import Option as _Option
+except ImportError:  # pragma: no cover - said by main()
+    _Option = None  # type: ignore[assignment]
+
+
+def _option(text: str) -> object:
+    return _Option(help=text) if _Option is not None else None
+
+
+def main() -> None:
+    """Run the command line; say what to install where it cannot."""
+    try:
+        import typer
+    except ImportError:
+        sys.exit("the semel command needs its extra: pip install 'semel[demo]'")
+    app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+    app.command()(demo)
+    app.callback()(lambda: None)
+    app()
+
+
+def demo(
+    clients: Annotated[int, _option("How many people shop at once.")] = 200,
+    seconds: Annotated[float, _option("How long each storm lasts.")] = 20.0,
+    kill_every: Annotated[float, _option("Seconds between two kills of the server.")] = 1.0,
+    report: Annotated[Path | None, _option("Where the page with the picture goes.")] = None,
+    only_semel: Annotated[bool, _option("Leave the storm without Semel out.")] = False,
+    serve: Annotated[bool, _option("No storm: run the shop and show its address.")] = False,
+) -> None:
+    """Open a storm of retries, crashes and double-clicks against a shop, with Semel and without.
+
+    Exit status 0 only if with Semel nothing happened twice and nothing was lost.
+    """
+    try:
+        import rich  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        sys.exit(f"semel demo needs its extra ({error.name} is missing): pip install 'semel[demo]'")
+    try:
+        if serve:
+            sys.exit(asyncio.run(_serve()))
+        sys.exit(asyncio.run(_demo(clients, seconds, kill_every, report, only_semel=only_semel)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+async def _demo(
+    clients: int, seconds: float, kill_every: float, report: Path | None, *, only_semel: bool
+) -> int:
+    from rich.console import Console
+    from rich.live import Live
+
+    from semel.demo import report as reporting
+    from semel.demo.storm import Tally, storm
+
+    console = Console()
+    console.print(
+        f"{clients} people shop for {seconds:g} s; answers get lost, buttons are clicked twice,"
+        f" the server is killed every {kill_every:g} s.\n"
+    )
+    tallies: list[Tally] = []
+    for protected in (True,) if only_semel else (True, False):
+        told = 0.0
+        with Live(console=console, refresh_per_second=8, transient=False) as shown:
+
+            def progress(tally: Tally) -> None:
+                nonlocal told
+                now = time.monotonic()
+                if console.is_terminal:
+                    shown.update(reporting.live(tally, now))
+                elif now - told > 2:
+                    told = now
+                    print(reporting.line(tally), flush=True)
+
+            tallies.append(
+                await storm(
+                    protected=protected,
+                    clients=clients,
+                    seconds=seconds,
+                    kill_every=kill_every,
+                    progress=progress,
+                )
+            )
+    path = report or Path(tempfile.gettempdir()) / "semel-demo.html"
+    reporting.show(tallies, console, path)
+    ours = tallies[0]
+    if ours.clean:
+        console.print("\n[bold green]With Semel nothing happened twice and nothing was lost.[/]")
+        return 0
+    console.print("\n[bold red]With Semel something went wrong: see the table.[/]")
+    return 1
+
+
+async def _serve() -> int:
+    from semel.demo.server import serve, throwaway
+
+    with throwaway() as folder:
+        async with serve(Path(folder), protected=True) as server:
+            print(f"the shop is open: {server.url} (Ctrl-C closes it)", flush=True)
+            await asyncio.Event().wait()
+    return 0
+
+
+if __name__ == "__main__":
+    main()
