@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from semel.testing.findings import Findings
-from semel.testing.history import Claimed, Effect, Settled, Stored, Wrote
+from semel.testing.history import Answered, Claimed, Effect, Settled, Stored, Wrote
 from semel.testing.promise import BESIDE, EffectKind, admits_repeat
 from semel.testing.trail import Attempt, Evidence, Trail
 
@@ -80,6 +80,7 @@ def _could_begin_again(
         for attempt, _ in trail.oks
     ):
         return False
+    in_order = evidence.promise.effects_in_order
     # Either may have begun first: a process that stood still may wake and act as the second.
     runs = [evidence.attempts.get(effect.attempt) for _, effect in (first, second)]
     since = min(0 if run is None else run.sent_at for run in runs)
@@ -90,9 +91,13 @@ def _could_begin_again(
     )
     if any(since < place < min(until, second[0]) for place in evidence.faults):
         return True
-    # Without a fault the first run was over when the second began.
-    ended = runs[:1] if evidence.promise.effects_in_order else runs
-    if any(run is not None and _gave_up(run, evidence) for run in ended):
+    # Without a fault the first run was over when the second began; or the second, which had begun
+    # first, was told at its end that it had lost its claim.
+    one, other = runs
+    if one is not None and _gave_up(one, evidence):
+        return True
+    lost = other is not None and other.answer is not None and _unrecorded(other.answer)
+    if lost or (other is not None and not in_order and _gave_up(other, evidence)):
         return True
     granted = {event.token for _, event in trail.story if type(event) is Claimed}
     return {first[1].token, second[1].token} <= granted and first[1].token != second[1].token
@@ -106,9 +111,12 @@ def _gave_up(attempt: Attempt, evidence: Evidence) -> bool:
     answer = attempt.answer
     if answer is None:
         return not evidence.store_seen
-    if answer.kind == "unknown":
-        return answer.status >= SERVER_ERROR or not evidence.store_seen
-    return answer.kind == "released"
+    lost = answer.kind == "unknown" and not evidence.store_seen
+    return lost or answer.kind == "released" or _unrecorded(answer)
+
+
+def _unrecorded(answer: Answered) -> bool:
+    return answer.kind == "unknown" and answer.status >= SERVER_ERROR
 
 
 def _run_began(trail: Trail, evidence: Evidence, effect: tuple[int, Effect]) -> int:
