@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import threading
 
 from semel.failpoints import failpoint
 from semel.stores.sqlite_file import File, has_wal_reset_race
@@ -17,10 +16,12 @@ CHECKPOINT_CHANGES = 1000
 
 
 class Checkpoints:
-    """When to checkpoint, and on which thread.
+    """When to checkpoint: after a commit whose results have been told, by whoever holds the writer.
 
-    An SQLite with the WAL-reset race must not write and checkpoint at the same instant, so there
-    whoever holds the writer does it, which excludes all of Semel's writers. Else a thread does.
+    Nobody's answer waits for it, only the next write does. A checkpoint beside the writer would
+    spare that wait and never end: while frames are added the WAL cannot start anew, and it grew by
+    20 kB a request. It would also meet the WAL-reset race, which needs a write and a checkpoint at
+    the same instant; this way all of Semel's writers are excluded, those of other processes too.
     """
 
     def __init__(self, file: File, turnstile: Turnstile) -> None:
@@ -29,7 +30,6 @@ class Checkpoints:
         self._racy = has_wal_reset_race(sqlite3.sqlite_version_info)
         self._warned = False
         self._changes = 0
-        self._running = threading.Event()
 
     def after_commit(self, connection: sqlite3.Connection) -> None:
         """Checkpoint if enough has changed. Called by whoever holds the writer."""
@@ -48,20 +48,4 @@ class Checkpoints:
             return
         self._changes = changes
         failpoint("before_checkpoint")
-        if self._racy:
-            connection.execute("pragma wal_checkpoint(passive)").fetchone()
-        elif not self._running.is_set():
-            self._running.set()
-            threading.Thread(target=self._apart, name="semel-checkpoint", daemon=True).start()
-
-    def _apart(self) -> None:
-        try:
-            connection = self._file.connect()
-            try:
-                connection.execute("pragma wal_checkpoint(passive)").fetchone()
-            finally:
-                connection.close()
-        except sqlite3.Error:
-            log.warning("checkpoint of %s failed", self._file.path, exc_info=True)
-        finally:
-            self._running.clear()
+        connection.execute("pragma wal_checkpoint(passive)").fetchone()

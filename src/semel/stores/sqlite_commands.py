@@ -47,20 +47,20 @@ class SQLiteCommands:
                 return self._claim(connection, command, 1)
             case Complete():
                 return self.complete(connection, command)
-            case Release(_, token):
-                return connection.execute(_RELEASE, (token,)).rowcount == 1
+            case Release(key, token):
+                return connection.execute(_RELEASE, (token, key)).rowcount == 1
             case Renew(claims, lease):
                 until = self._clock() + lease
                 return frozenset(
                     token
-                    for _, token in claims
-                    if connection.execute(_RENEW, (until, token)).rowcount != 1
+                    for key, token in claims
+                    if connection.execute(_RENEW, (until, token, key)).rowcount != 1
                 )
             case Takeover():
                 return self._take_over(connection, command)
-            case Park(_, token, reason, lapsed):
-                named = {"token": token, "reason": reason, "lapsed": lapsed, "now": self._clock()}
-                return connection.execute(_PARK, named).rowcount == 1
+            case Park():
+                parked = {**command._asdict(), "now": self._clock()}
+                return connection.execute(_PARK, parked).rowcount == 1
             case Sweep(limit):
                 named = {"now": self._clock(), "limit": limit}
                 changed = connection.execute(_PURGE, named).rowcount
@@ -97,7 +97,7 @@ class SQLiteCommands:
         """Write the answer, if the claim still holds."""
         expires = self._clock() + command.expires
         answer = encode_response(command.response)
-        row = (answer, expires, expires + command.tombstone, command.token)
+        row = (answer, expires, expires + command.tombstone, command.token, command.key)
         return connection.execute(_COMPLETE, row).rowcount == 1
 
     def _found(self, connection: sqlite3.Connection, key: bytes) -> Found | None:

@@ -1,2 +1,2 @@
 -- Compare and delete: a claim that was lost cannot be released (S5).
-delete from semel_record where token = ? and state = 1
+delete from semel_record where token = ? and key = ? and state = 1

@@ -1,0 +1,314 @@
+"""What every store has to do, sync and async: one suite, each store by its own clock."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from semel.core.commands import (
+    Claim,
+    Claimed,
+    Complete,
+    Found,
+    Lookup,
+    Park,
+    Release,
+    Renew,
+    Sweep,
+    Takeover,
+)
+from semel.core.record import Response, State
+from semel.stores import Store
+from semel.stores.memory import MemoryStore, MemoryTable
+from semel.stores.sqlite import SQLiteStore
+
+KEY, OTHER = b"k" * 16, b"o" * 16
+PRINT = b"\x01" + b"f" * 32
+ANSWER = Response(201, ((b"a", b"b"),), b"body\x00\xff")
+LEASE, DAY, MONTH = 30.0, 86400.0, 30 * 86400.0
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Store]:
+    made: Store = MemoryStore(clock=clock)
+    if request.param == "sqlite":
+        made = SQLiteStore(tmp_path / "records.db", synchronous="normal", clock=clock)
+    made.start()
+    yield made
+    made.stop()
+
+
+Do = Callable[[Any], Any]
+
+
+@pytest.fixture(params=["sync", "async"])
+def do(request: pytest.FixtureRequest, store: Store) -> Iterator[Do]:
+    """Give the store a command, on this thread or on an event loop."""
+    if request.param == "sync":
+        yield store.execute
+        return
+    with asyncio.Runner() as runner:
+        yield lambda command: runner.run(store.aexecute(command))
+
+
+def claim(key: bytes = KEY, owner: bytes = b"me") -> Claim:
+    return Claim(key, PRINT, LEASE, owner)
+
+
+def complete(token: int, key: bytes = KEY) -> Complete:
+    return Complete(key, token, ANSWER, DAY, MONTH)
+
+
+def test_the_first_claim_wins_and_the_second_finds_it(do: Do, clock: Clock) -> None:
+    first = do(claim())
+    assert first == Claimed(first.token, 1)
+    second = do(claim(owner=b"you"))
+    assert isinstance(second, Found)
+    assert second.now == clock.now
+    record = second.record
+    assert (record.key, record.state, record.token) == (KEY, State.IN_FLIGHT, first.token)
+    assert (record.owner, record.fingerprint, record.attempt) == (b"me", PRINT, 1)
+    assert record.lease_until == clock.now + LEASE
+
+
+def test_a_lookup_finds_what_is_there(do: Do) -> None:
+    assert do(Lookup(KEY)) is None
+    token = do(claim()).token
+    assert do(Lookup(KEY)).record.token == token
+    assert do(Lookup(OTHER)) is None
+
+
+def test_an_answer_comes_back_as_it_was(do: Do, clock: Clock) -> None:
+    token = do(claim()).token
+    assert do(complete(token)) is True
+    record = do(Lookup(KEY)).record
+    assert (record.state, record.response) == (State.COMPLETED, ANSWER)
+    assert (record.expires_at, record.purge_at) == (clock.now + DAY, clock.now + DAY + MONTH)
+
+
+def test_a_completed_record_never_changes(do: Do) -> None:
+    token = do(claim()).token
+    do(complete(token))
+    before = do(Lookup(KEY)).record
+    other = Complete(KEY, token, Response(500, (), b"other"), DAY, MONTH)
+    assert do(other) is False
+    assert do(Release(KEY, token)) is False
+    assert do(Park(KEY, token, "why", lapsed=False)) is False
+    assert do(Renew(((KEY, token),), LEASE)) == {token}
+    assert do(Lookup(KEY)).record == before
+
+
+@pytest.mark.parametrize("wrong", [-1, 1])
+def test_every_write_asks_for_the_token(do: Do, wrong: int) -> None:
+    token = do(claim()).token
+    before = do(Lookup(KEY)).record
+    assert do(complete(token + wrong)) is False
+    assert do(Release(KEY, token + wrong)) is False
+    assert do(Park(KEY, token + wrong, "why", lapsed=False)) is False
+    assert do(Renew(((KEY, token + wrong),), LEASE)) == {token + wrong}
+    assert do(Lookup(KEY)).record == before
+
+
+def test_tokens_grow_through_release_and_takeover(do: Do, clock: Clock) -> None:
+    tokens = [do(claim()).token]
+    for _ in range(3):
+        assert do(Release(KEY, tokens[-1])) is True
+        tokens.append(do(claim()).token)
+        clock.now += LEASE
+        tokens.append(do(Takeover(KEY, tokens[-1], PRINT, LEASE, b"me", expired=False)).token)
+    assert tokens == sorted(set(tokens))
+
+
+def test_a_living_lease_is_not_taken_over(do: Do, clock: Clock) -> None:
+    token = do(claim()).token
+    clock.now += LEASE - 0.001
+    takeover = Takeover(KEY, token, PRINT, LEASE, b"you", expired=False)
+    assert do(takeover).record.token == token
+    clock.now += 0.001
+    taken = do(takeover)
+    assert taken == Claimed(taken.token, 2)
+    assert do(complete(token)) is False
+    assert do(complete(taken.token)) is True
+
+
+def test_one_takeover_wins(do: Do, clock: Clock) -> None:
+    token = do(claim()).token
+    clock.now += LEASE
+    first = do(Takeover(KEY, token, PRINT, LEASE, b"one", expired=False))
+    second = do(Takeover(KEY, token, PRINT, LEASE, b"two", expired=False))
+    assert isinstance(first, Claimed)
+    assert second.record.owner == b"one"
+
+
+def test_a_renewed_lease_holds(do: Do, clock: Clock) -> None:
+    token, other = do(claim()).token, do(claim(OTHER)).token
+    clock.now += LEASE + 5  # over, but nobody has taken it
+    assert do(Renew(((KEY, token), (OTHER, other), (OTHER, 999)), LEASE)) == {999}
+    assert do(Lookup(KEY)).record.lease_until == clock.now + LEASE
+
+
+def test_a_takeover_does_only_what_was_seen(do: Do, clock: Clock) -> None:
+    token = do(claim()).token
+    do(complete(token))
+    clock.now += DAY
+    seen_in_flight = Takeover(KEY, token, PRINT, LEASE, b"late", expired=False)
+    assert do(seen_in_flight).record.state is State.COMPLETED
+    seen_expired = seen_in_flight._replace(expired=True)
+    assert do(seen_expired).attempt == 1
+
+
+def test_an_answer_is_not_taken_over_before_its_expiry(do: Do, clock: Clock) -> None:
+    token = do(claim()).token
+    do(complete(token))
+    clock.now += DAY - 1
+    assert do(Takeover(KEY, token, PRINT, LEASE, b"x", expired=True)).record.token == token
+
+
+def test_a_parked_record_stays(do: Do, clock: Clock) -> None:
+    token = do(claim()).token
+    assert do(Park(KEY, token, "lost", lapsed=True)) is False
+    clock.now += LEASE
+    assert do(Park(KEY, token, "lost", lapsed=True)) is True
+    record = do(Lookup(KEY)).record
+    assert (record.state, record.reason) == (State.PARKED, "lost")
+    clock.now += DAY + MONTH
+    for expired in (False, True):
+        assert do(Takeover(KEY, token, PRINT, LEASE, b"x", expired)).record == record
+    assert do(Sweep(10)) == 0
+    assert do(complete(token)) is False
+
+
+def test_the_sweeper_leaves_a_tombstone_and_then_nothing(do: Do, clock: Clock) -> None:
+    token = do(claim()).token
+    do(complete(token))
+    do(claim(OTHER))
+    assert do(Sweep(10)) == 0
+    clock.now += DAY
+    assert do(Sweep(10)) == 1
+    record = do(Lookup(KEY)).record
+    assert (record.state, record.response, record.fingerprint) == (State.EXPIRED, None, PRINT)
+    assert do(Sweep(10)) == 0
+    clock.now += MONTH
+    assert do(Sweep(10)) == 1
+    assert do(Lookup(KEY)) is None
+    assert do(Lookup(OTHER)).record.state is State.IN_FLIGHT
+
+
+def test_a_record_without_a_tombstone_goes_at_once(do: Do, clock: Clock) -> None:
+    token = do(claim()).token
+    do(Complete(KEY, token, ANSWER, DAY, 0.0))
+    clock.now += DAY
+    assert do(Sweep(10)) == 1
+    assert do(Lookup(KEY)) is None
+
+
+def test_the_sweeper_does_no_more_than_asked(do: Do, clock: Clock) -> None:
+    for number in range(5):
+        key = bytes([number]) * 16
+        do(complete(do(claim(key)).token, key))
+    clock.now += DAY
+    assert [do(Sweep(2)) for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_racing_claims_have_one_winner(store: Store) -> None:
+    for number in range(20):
+        key = number.to_bytes(16, "big")
+        barrier = threading.Barrier(4)
+        replies: list[Any] = []
+
+        def race(key: bytes = key, barrier: Any = barrier, replies: Any = replies) -> None:
+            barrier.wait()
+            replies.append(store.execute(claim(key)))
+
+        threads = [threading.Thread(target=race) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(isinstance(reply, Claimed) for reply in replies) == 1
+
+
+keys = st.sampled_from([KEY, OTHER])
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("claim"), keys),
+        st.tuples(
+            st.sampled_from(["complete", "release", "park", "renew"]), keys, st.integers(0, 3)
+        ),
+        st.tuples(st.just("takeover"), keys, st.integers(0, 3), st.booleans()),
+        st.tuples(st.just("tick"), st.sampled_from([1.0, LEASE, DAY, MONTH])),
+        st.tuples(st.just("sweep"), st.integers(1, 3)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps)
+def test_sqlite_answers_as_the_simulators_table_does(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
+) -> None:
+    """So that what is proved in the simulator is not a fiction."""
+    clock = Clock()
+    real = SQLiteStore(tmp_path_factory.mktemp("model") / "r.db", synchronous="normal", clock=clock)
+    real.start()
+    model = MemoryTable()
+    tokens: list[tuple[int, int]] = [(-1, -1)]  # theirs, ours
+
+    def both(of: Callable[[int], Any]) -> None:
+        theirs, ours = real.execute(of(0)), model.apply(of(1), clock.now)
+        if isinstance(theirs, Claimed) and isinstance(ours, Claimed):
+            assert theirs.attempt == ours.attempt
+            assert theirs.token > tokens[-1][0]
+            tokens.append((theirs.token, ours.token))
+        elif isinstance(theirs, Found) and isinstance(ours, Found):
+            same = ours.record._replace(token=0), ours.now
+            assert (theirs.record._replace(token=0), theirs.now) == same
+        elif isinstance(theirs, frozenset) and isinstance(ours, frozenset):
+            assert len(theirs) == len(ours)
+        else:
+            assert theirs == ours
+
+    try:
+        for name, *rest in steps:
+            if name == "tick":
+                clock.now += rest[0]
+            elif name == "sweep":
+                both(lambda side, n=rest[0]: Sweep(n))
+            elif name == "claim":
+                both(lambda side, key=rest[0]: claim(key))
+            else:
+                token = tokens[max(-len(tokens), -1 - rest[1])]
+                made: dict[str, Callable[[int], Any]] = {
+                    "complete": lambda s, k=rest[0], t=token: complete(t[s], k),
+                    "release": lambda s, k=rest[0], t=token: Release(k, t[s]),
+                    "park": lambda s, k=rest[0], t=token: Park(k, t[s], "why", lapsed=True),
+                    "renew": lambda s, k=rest[0], t=token: Renew(((k, t[s]),), LEASE),
+                    "takeover": lambda s, k=rest[0], t=token, e=rest[-1]: Takeover(
+                        k, t[s], PRINT, LEASE, b"x", e
+                    ),
+                }
+                both(made[name])
+            for key in (KEY, OTHER):
+                both(lambda side, key=key: Lookup(key))
+    finally:
+        real.stop()
