@@ -119,6 +119,8 @@ def asgi_server(app: Any) -> Iterator[int]:
 def wsgi_server(app: Any) -> Iterator[int]:
     server = create_server(app, host="127.0.0.1", port=0, threads=16)
 
+    server.adj.asyncore_loop_timeout = 0.02  # how long it takes to notice its end
+
     def run() -> None:
         with contextlib.suppress(OSError):  # its own way of ending: the socket has been closed
             server.run()

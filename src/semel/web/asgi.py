@@ -81,7 +81,7 @@ class ASGIMiddleware:
         """Serve one connection."""
         kind = scope["type"]
         if kind == "http":
-            policy = self._idempotency.routes.find(scope["method"], scope["path"])
+            policy = self._idempotency.routes.find(scope["method"], _route(scope))
             if policy is not None:
                 await self._covered(policy, scope, receive, send)
                 return
@@ -102,6 +102,8 @@ class ASGIMiddleware:
             if name in _WANTED:
                 if name == b"idempotency-key":
                     fields.append(value)
+                elif name in found:  # doubled: HTTP/2 may split cookies, RFC 9113 section 8.2.3
+                    found[name] += (b"; " if name == b"cookie" else b", ") + value
                 else:
                     found[name] = value
         if not fields:
@@ -116,11 +118,12 @@ class ASGIMiddleware:
             found.get(b"content-encoding", b""),
         )
         body = Body(policy.algorithm, *request_line)
+        task = None
         try:
             refusal = await _read(policy, receive, body.write, found.get(b"content-length", b""))
             if refusal is not None:
                 if isinstance(refusal, Problem):
-                    await self.refuse(refusal, send)
+                    await self.refuse(refusal, send, scope)
                 return
             asked = (*fields, whose, request_line, body.small())
             if idempotency.store.lookup_first and asked[-1] is not None:
@@ -151,16 +154,14 @@ class ASGIMiddleware:
             exchange = _Exchange(self, policy, driver, scope, receive, send, body)
             done, task = _start(exchange.operate, outcome)
         except InvalidKey as error:
-            body.close()
             await self.refuse(problems.key_invalid(str(error)), send)
             return
         except UnreadableRecord:
-            body.close()
             await self.refuse(problems.STORE_UNAVAILABLE, send)
             return
-        except BaseException:
-            body.close()
-            raise
+        finally:
+            if task is None:  # else it is the operation's
+                body.close()
         try:
             await done
         except asyncio.CancelledError:  # this request is; its operation goes on
@@ -234,13 +235,14 @@ class ASGIMiddleware:
             assert isinstance(outcome, Refuse)
             await self.refuse(outcome.problem, send)
 
-    async def refuse(self, problem: Problem, send: Send) -> None:
-        """Send a problem."""
+    async def refuse(self, problem: Problem, send: Send, scope: ASGIScope | None = None) -> None:
+        """Send a problem. `scope` is given where the body has not been read to its end."""
         response = problem.response(self.problem_base)
         body = response.body or b""
-        await _send(
-            response.status, _with_length(response.headers, response.status, body), body, send
-        )
+        headers = _with_length(response.headers, response.status, body)
+        if problem is problems.BODY_TIMEOUT and scope and scope["http_version"].startswith("1"):
+            headers.append((b"connection", b"close"))  # RFC 9110 section 15.5.9
+        await _send(response.status, headers, body, send)
 
     async def _lifespan(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         async def started() -> Message:
@@ -274,6 +276,7 @@ class _Exchange:
         "_passing",
         "_policy",
         "_receive",
+        "_recorded",
         "_scope",
         "_send",
         "_size",
@@ -306,6 +309,7 @@ class _Exchange:
         self._chunks: list[bytes] = []  # the body as recorded so far
         self._size = 0
         self._passing = False  # the answer goes out as it is made
+        self._recorded = False  # by its answer, and not by an earlier `op.commit()`
         self._over: asyncio.Future[None] | None = None
 
     async def operate(self, outcome: Outcome | None, done: asyncio.Future[None]) -> None:
@@ -358,12 +362,11 @@ class _Exchange:
             if not more:
                 self._unread = None
             return {"type": "http.request", "body": chunk, "more_body": more}
-        if self._driver.outcome is not None:
-            return await self._receive()
-        if self._over is None:
-            self._over = asyncio.get_running_loop().create_future()
-        await asyncio.wait([self._over])
-        return {"type": "http.disconnect"}
+        if self._driver.outcome is None:
+            if self._over is None:
+                self._over = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._over])
+        return await self._receive()
 
     async def send(self, message: Message) -> None:
         """Take the application's answer."""
@@ -402,6 +405,7 @@ class _Exchange:
         if fits:
             body = b"".join((*self._chunks, chunk)) if self._chunks else bytes(chunk)
         self._chunks.clear()
+        self._recorded = True
         outcome = await self._finish(Response(start["status"], self._kept(start), body))
         if type(outcome) is not Deliver:
             if self._passing:
@@ -427,17 +431,20 @@ class _Exchange:
         """
         if type(self._driver.outcome) is not Deliver:
             return
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)  # `op.commit()`: a disconnect may end the stream by now
+        forward = self._forward if self._recorded else self._send
         if not self._passing and message["type"] != "http.response.start":
             self._passing = True
             if self._start is not None:
-                await self._forward(self._start)
+                await forward(self._start)
                 for held in self._held:
-                    await self._forward(held)
+                    await forward(held)
                 self._held.clear()
         if message["type"] == "http.response.start":
             self._start = message
         else:
-            await self._forward(message)
+            await forward(message)
 
     async def _raised(self) -> None:
         """The application raised: before its answer, within it, or after (a background task)."""
@@ -554,6 +561,15 @@ async def _send(
     await send({"type": "http.response.body", "body": body})
 
 
+def _route(scope: ASGIScope) -> str:
+    """The path as the application's own routes are written, without where it is mounted."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :]
+    return path
+
+
 def _cookie(header: bytes, name: bytes) -> bytes:
     for part in header.split(b";"):
         found, _, value = part.strip().partition(b"=")
@@ -564,14 +580,17 @@ def _cookie(header: bytes, name: bytes) -> bytes:
 
 def _user(scope: ASGIScope) -> str | None:
     """The framework's authenticated user (Starlette's and Django's `scope["user"]`)."""
-    user = scope.get("user")
-    if user is None or not getattr(user, "is_authenticated", False):
+    user = scope["user"]
+    if not getattr(user, "is_authenticated", False):
         return None
-    for attribute in ("identity", "pk", "username", "display_name"):
+    for attribute in ("identity", "pk", "username"):
         try:
             value = getattr(user, attribute, None)
         except NotImplementedError:
             continue
         if value:
             return str(value)
-    return None
+    raise TypeError(
+        f"{type(user).__name__} has no identity, pk or username that tells callers apart: name the"
+        " caller with Idempotency(scope=…)"
+    )

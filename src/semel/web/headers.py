@@ -46,6 +46,7 @@ NOT_KEPT = frozenset(
         b"idempotent-replayed",
     }
 )
+_NOT_REPLAYED = NOT_KEPT | {b"content-length"}
 _NOT_KEPT_PREFIXES = (b"access-control-", b"ratelimit", b"x-ratelimit-", b"x-rate-limit-", b"x-b3-")
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")
 _VALUE = re.compile(rb"[\t -~\x80-\xff]*")
@@ -87,5 +88,13 @@ def _kept(headers: Headers, allowed: frozenset[str] | None, cookies: bool) -> He
 
 @functools.lru_cache(maxsize=1024)
 def replayed(headers: Headers) -> Headers:
-    """Return the headers of a replay, checked once more: the store may have been written to."""
-    return (*((name, value) for name, value in headers if is_valid(name, value)), REPLAYED)
+    """Return the headers of a replay, checked once more: the store may have been written to.
+
+    Its length is left to who sends it, and counted.
+    """
+    sound = (
+        (name, value)
+        for name, value in headers
+        if is_valid(name, value) and name.lower() not in _NOT_REPLAYED
+    )
+    return (*sound, REPLAYED)

@@ -5,6 +5,7 @@ The same engine as ASGI's, on the threads of the server. Place it inside authent
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
@@ -59,7 +60,7 @@ class WSGIMiddleware:
         """Serve one request."""
         method = environ["REQUEST_METHOD"]
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-        policy = self._idempotency.routes.find(method, path)
+        policy = self._idempotency.routes.find(method, environ.get("PATH_INFO", ""))
         if policy is None:
             return self.app(environ, start_response)
         if not self._idempotency.started:
@@ -232,6 +233,8 @@ class _Exchange:
 
     def _streams(self) -> bool:
         """Whether bytes are to go out before the answer is whole."""
+        if self._driver.outcome is not None:  # `op.commit()`
+            return True
         if self._driver.transaction is not None or self._policy.guarantee == "atomic":
             return False
         if isinstance(self._iterable, (list, tuple)):
@@ -386,8 +389,6 @@ class _Input:
     """`wsgi.input` over a body that has been read."""
 
     def __init__(self, body: Body) -> None:
-        import io
-
         file = body.file()
         self._file: BinaryIO = file if file is not None else io.BytesIO(b"".join(body.chunks()))
 
@@ -426,6 +427,11 @@ def _read(policy: Policy, environ: Environ, write: Callable[[bytes], object]) ->
     declared = environ.get("CONTENT_LENGTH") or ""
     left = int(declared) if declared.isdigit() else None
     if left is None and not environ.get("wsgi.input_terminated"):
+        if "HTTP_TRANSFER_ENCODING" in environ:
+            raise RuntimeError(
+                "this server does not say where a chunked body ends (wsgi.input_terminated), so"
+                " the request cannot be told from another; use a server or a proxy that does"
+            )
         return None
     intake = Intake(policy)
     refusal = None
