@@ -28,7 +28,7 @@ from semel.core.commands import (
     Wait,
 )
 from semel.core.keys import reference
-from semel.core.policy import Policy
+from semel.core.policy import NOT_AN_OUTCOME, Policy
 from semel.core.problems import Problem
 from semel.core.record import Record, Response, State, UnreadableRecord
 
@@ -184,7 +184,12 @@ def _finish(request: Request, policy: Policy, token: int, answer: Answer) -> Lif
     key = request.key
     response = answer.response
     outcome = Deliver(kept=True)
-    forgotten = policy.guarantee == "atomic" and not answer.atomic and response.status < 400
+    forgotten = (
+        policy.guarantee == "atomic"
+        and not answer.atomic
+        and response.status < 400
+        and response.status not in NOT_AN_OUTCOME  # 307, 308: it went elsewhere
+    )
     if forgotten or not policy.keeps(response.status):
         yield from _release(key, token)
         return Refuse(problems.CONNECTION_NOT_TAKEN) if forgotten else Deliver(kept=False)

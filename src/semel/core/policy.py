@@ -13,9 +13,10 @@ from semel.core import fingerprint
 
 Guarantee = Literal["atomic", "at-least-once", "at-most-once"]
 
-NOT_AN_OUTCOME = frozenset({401, 403, 408, 409, 425, 429})
-"""Refusals that say nothing about the operation itself: the caller or the moment was wrong, so a
-later retry under the same key may still run."""
+NOT_AN_OUTCOME = frozenset({307, 308, 401, 403, 408, 409, 425, 429})
+"""Answers that say nothing about the operation itself: the place, the caller or the moment was
+wrong, so the same request under the same key may still run. (307 and 308 ask for just that: the
+client sends it again, key and all, to another path.)"""
 
 MEBIBYTE = 1024 * 1024
 
