@@ -7,6 +7,7 @@ framework. Place it inside authentication, so that a replay is authorised like a
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import sys
 from collections.abc import (
@@ -508,8 +509,17 @@ def _start(
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
     if sys.version_info >= (3, 12):
-        return done, asyncio.Task(operate(outcome, done), loop=loop, eager_start=True)
-    return done, loop.create_task(operate(outcome, done))
+        task = asyncio.Task(operate(outcome, done), loop=loop, eager_start=True)
+    else:
+        task = loop.create_task(operate(outcome, done))
+    task.add_done_callback(functools.partial(_settle, done))
+    return done, task
+
+
+def _settle(done: asyncio.Future[None], task: asyncio.Task[None]) -> None:
+    """Wake the request of a task that was cancelled before its first step and could not."""
+    if not done.done():
+        done.set_result(None)
 
 
 async def _read(
