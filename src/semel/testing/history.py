@@ -3,7 +3,8 @@
 **The order of the list is the order of time.** `Claimed`, `Wrote`, `Stored`, `Purged` and an
 `Effect` in the database are written down where the store carries them out, so that their order is
 the store's own; in one step of the store `Claimed` or `Wrote` comes before the `Stored` it leads
-to. `Sent` comes before the request leaves, `Answered` after the answer has arrived. A harness that
+to. `Sent` comes before the request leaves, `Answered` after the answer has arrived, and after the
+effects of its attempt: work in the background is an attempt of its own. A harness that
 cannot see inside the store (real processes under kill -9) leaves the store's events out, and the
 checker then says which invariants it could not judge.
 
