@@ -4,9 +4,9 @@
 `Effect` in the database are written down where the store carries them out, so that their order is
 the store's own; in one step of the store `Claimed` or `Wrote` comes before the `Stored` it leads
 to. `Sent` comes before the request leaves, `Answered` after the answer has arrived, and after the
-effects of its attempt: work in the background is an attempt of its own. A harness that
-cannot see inside the store (real processes under kill -9) leaves the store's events out, and the
-checker then says which invariants it could not judge.
+effects of its attempt: work in the background is an attempt of its own. A harness that cannot see
+inside the store (real processes under kill -9) leaves the store's events out, and the checker then
+says which invariants it could not judge.
 
 Vocabulary and invariants (S1-S10, L1) are those of the reliability notes; times are seconds by the
 store's clock.
