@@ -437,7 +437,7 @@ class Writer:
                     failpoint("after_begin")
                     return True
         except Exception as error:
-            self._give_up(None)
+            self._give_up(StoreUnavailable(UNDONE))
             raise translate(error) from error
         if entered:
             self._turnstile.leave()
@@ -498,7 +498,7 @@ class Writer:
             log.exception("a checkpoint failed; the WAL grows until the next")
         self._turnstile.leave()
 
-    def _give_up(self, outcome: StoreError | None) -> None:
+    def _give_up(self, outcome: StoreError) -> None:
         """Undo the transaction, if any is left, and tell those who took part in it."""
         self._rollback()
         self._turnstile.leave()
