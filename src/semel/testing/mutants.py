@@ -193,8 +193,22 @@ def _life(change: Callable[[Any, Policy, Any], engine.Life]) -> type[World]:
     return Changed
 
 
-def _pump(life: Any, answer: Callable[[Any], Any]) -> Any:
-    """Drive an inner life, letting `answer(command)` see each command and maybe settle it."""
+Failed = Callable[[Any, c.StoreError], engine.Outcome | None]
+Heard = Callable[[Any, Any], Any]
+
+
+def _driven(
+    life: Any,
+    *,
+    failed: Failed = lambda command, error: None,
+    heard: Heard = lambda command, value: value,
+    skipped: tuple[type, ...] = (),
+) -> Any:
+    """Drive a life from outside, and meddle.
+
+    `failed` may end it where a command failed, `heard` changes what it is told, and commands of the
+    kinds `skipped` are not carried out: it is told that they were.
+    """
     send, value = life.send, None
     while True:
         try:
@@ -202,87 +216,61 @@ def _pump(life: Any, answer: Callable[[Any], Any]) -> Any:
         except StopIteration as end:
             return end.value
         send = life.send
-        decided = answer(command)
-        if decided is not None:
-            if isinstance(decided, Exception):
-                send, value = life.throw, decided
-            else:
-                value = decided
+        if type(command) in skipped:
+            value = True
             continue
         try:
-            value = yield command
+            value = heard(command, (yield command))
         except c.StoreError as error:
+            outcome = failed(command, error)
+            if outcome is not None:
+                return outcome
             send, value = life.throw, error
 
 
 def _unknown_is_no(request: Any, policy: Policy, life: Any) -> Any:
     """A lost answer to a completion is taken for a failure, and said to be one."""
-    send, value = life.send, None
-    while True:
-        try:
-            command = send(value)
-        except StopIteration as end:
-            return end.value
-        send = life.send
-        try:
-            value = yield command
-        except c.StoreUnknown as error:
-            if type(command) is c.Complete:
-                return engine.Refuse(problems.STORE_UNAVAILABLE)
-            send, value = life.throw, error
-        except c.StoreError as error:
-            send, value = life.throw, error
+
+    def failed(command: Any, error: c.StoreError) -> engine.Outcome | None:
+        lost = type(command) is c.Complete and isinstance(error, c.StoreUnknown)
+        return engine.Refuse(problems.STORE_UNAVAILABLE) if lost else None
+
+    return (yield from _driven(life, failed=failed))
 
 
 def _failure_is_yes(request: Any, policy: Policy, life: Any) -> Any:
     """A completion that failed is delivered all the same."""
-    send, value = life.send, None
-    while True:
-        try:
-            command = send(value)
-        except StopIteration as end:
-            return end.value
-        send = life.send
-        try:
-            value = yield command
-        except c.StoreError as error:
-            if type(command) is c.Complete:
-                return engine.Deliver(kept=True)
-            send, value = life.throw, error
+
+    def failed(command: Any, error: c.StoreError) -> engine.Outcome | None:
+        return engine.Deliver(kept=True) if type(command) is c.Complete else None
+
+    return (yield from _driven(life, failed=failed))
 
 
 def _fenced_delivers(request: Any, policy: Policy, life: Any) -> Any:
     """One whose completion was refused sends its own answer."""
-    send, value, refused = life.send, None, False
-    while True:
-        try:
-            command = send(value)
-        except StopIteration as end:
-            return engine.Deliver(kept=True) if refused else end.value
-        send = life.send
-        try:
-            value = yield command
-            refused = refused or (type(command) is c.Complete and value is False)
-        except c.StoreError as error:
-            send, value = life.throw, error
+    refused = False
+
+    def heard(command: Any, value: Any) -> Any:
+        nonlocal refused
+        refused = refused or (type(command) is c.Complete and value is False)
+        return value
+
+    outcome = yield from _driven(life, heard=heard)
+    return engine.Deliver(kept=True) if refused else outcome
 
 
 def _claim_failure_runs(request: Any, policy: Policy, life: Any) -> Any:
     """A store that is down lets requests pass, though the policy refuses them."""
-    send, value = life.send, None
-    while True:
-        try:
-            command = send(value)
-        except StopIteration as end:
-            return end.value
-        send = life.send
-        try:
-            value = yield command
-        except c.StoreError as error:
-            if type(command) is c.Claim:
-                yield c.RunHandler(0, 1)
-                return engine.Deliver(kept=True)
-            send, value = life.throw, error
+
+    def failed(command: Any, error: c.StoreError) -> engine.Outcome | None:
+        return engine.Bypass() if type(command) is c.Claim else None
+
+    outcome = yield from _driven(life, failed=failed)
+    if isinstance(outcome, engine.Bypass):
+        yield c.RunHandler(0, 1)
+        return engine.Deliver(kept=True)
+    return outcome
 
 
 def _waits_then_runs(request: Any, policy: Policy, life: Any) -> Any:
@@ -296,11 +284,7 @@ def _waits_then_runs(request: Any, policy: Policy, life: Any) -> Any:
 
 def _answers_before_recording(request: Any, policy: Policy, life: Any) -> Any:
     """The answer goes out before the completion is written, which a crash may then prevent."""
-
-    def early(command: Any) -> Any:
-        return True if type(command) is c.Complete else None
-
-    return (yield from _pump(life, early))
+    return (yield from _driven(life, skipped=(c.Complete,)))
 
 
 def _releases_the_refused(request: Any, policy: Policy, life: Any) -> Any:
@@ -315,12 +299,19 @@ def _releases_the_refused(request: Any, policy: Policy, life: Any) -> Any:
 
 def _takes_over_at_most_once(request: Any, policy: Policy, life: Any) -> Any:
     """At most once runs again what crashed."""
-
-    def over(command: Any) -> Any:
-        return None
-
     loose = dataclasses.replace(policy, guarantee="at-least-once")
-    return (yield from _pump(engine.run(request, loose), over))
+    return (yield from engine.run(request, loose))
+
+
+def _knows_any_claim(request: Any, policy: Policy, life: Any) -> Any:
+    """Every claim in flight is taken for one's own whose answer was lost."""
+
+    def heard(command: Any, value: Any) -> Any:
+        if type(value) is c.Found and value.record.state is State.IN_FLIGHT:
+            return value._replace(record=value.record._replace(owner=request.owner))
+        return value
+
+    return (yield from _driven(life, heard=heard))
 
 
 class CommitsAnyway(World):
@@ -368,29 +359,6 @@ class ScopeLeftOut(World):
 
 def _no_scope() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(simulator, "hash_key", lambda scope, key: hash_key("", key))
-
-
-def _knows_any_claim(original: Any) -> Any:
-    """Every claim in flight is taken for one's own whose answer was lost."""
-
-    def run(request: Any, policy: Policy, found: Any = None) -> Any:
-        life = original(request, policy, found)
-        send, value = life.send, None
-        while True:
-            try:
-                command = send(value)
-            except StopIteration as end:
-                return end.value
-            send = life.send
-            try:
-                value = yield command
-            except c.StoreError as error:
-                send, value = life.throw, error
-                continue
-            if type(value) is c.Found and value.record.state is State.IN_FLIGHT:
-                value = value._replace(record=value.record._replace(owner=request.owner))
-
-    return run
 
 
 @contextlib.contextmanager
@@ -469,7 +437,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "any-claim-is-mine",
         "a stranger's claim is taken for one's own",
         _nothing,
-        world=type("AnyClaim", (World,), {"life": staticmethod(_knows_any_claim(engine.run))}),
+        world=_life(_knows_any_claim),
     ),
 )
 
