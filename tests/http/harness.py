@@ -45,9 +45,8 @@ class Answer:
 
 
 @dataclass
-class Server:
+class Client:
     port: int
-    idempotency: Idempotency
 
     def send(
         self,
@@ -96,6 +95,11 @@ class Server:
         for thread in threads:
             thread.join()
         return answers
+
+
+@dataclass
+class Server(Client):
+    idempotency: Idempotency
 
 
 @contextlib.contextmanager

@@ -1,67 +1,73 @@
-"""The probes by number, and the README's table of them: `python -m tests.probes.table`."""
+"""Run the probes and print their outcome as a Markdown table: `python -m tests.probes.table`."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
 PROBES = {
-    1: "replay: status, body and headers",
+    1: "replay: status, body, headers",
     2: "replay is marked",
-    3: "50 at once: effects",
-    4: "what the other 49 get",
-    5: "same key, other body",
-    6: "same key, other path or method",
-    7: "same key, other caller",
-    8: "key missing",
-    9: "key empty, 300 characters, quoted, doubled",
-    10: "handler commits, then raises: effects after the retry",
-    11: "client disconnects",
-    12: "kill -9 before the effect",
-    13: "kill -9 between commit and record: effects after the retry",
-    14: "two workers, 50 at once",
-    15: "streamed answer",
-    16: "1 GB upload, 100 MB answer",
-    17: "binary, 204, 303, two Set-Cookie",
-    18: "handler outlives its lease",
-    19: "store down",
-    20: "expiry",
+    3: "50 at once: one effect",
+    4: "losers wait, or 409 + `Retry-After`",
+    5: "same key, other body: refused",
+    6: "same key, other path or method: refused",
+    7: "another caller's key is another key",
+    8: "missing key: refused where required",
+    9: "bad keys refused, quoted = bare",
+    10: "handler writes, then raises or answers 503; retry: one effect",
+    11: "client disconnects; retry: the answer",
+    12: "`kill -9` before the effect; retry runs",
+    13: "`kill -9` at the commit; retry: one effect, one answer",
+    14: "two worker processes: one effect",
+    15: "stream: first byte at once, never run again",
+    16: "2 MB answer, 20 MB upload: replayed",
+    17: "binary, text, 204, redirect, cookies: replayed",
+    18: "handler outlives its lease: one effect",
+    19: "store down: 503; dies midway: undone",
+    20: "kept as long as was said",
 }
-
-# fastapi-idempotency 0.1.1, drf-idempotency 1.0.0, idempotency-kit 0.5.0: measured 2026-11-24, the
-# best peer of each kind, set up as their READMEs say. "-": not measured, or not of its kind.
-PEERS = ("fastapi-idempotency 0.1.1", "drf-idempotency 1.0.0", "idempotency-kit 0.5.0")
-CELLS = {
-    1: ("ok", "ok", "ok", "body ok"),
-    2: ("ok", "ok", "ok", "none"),
-    3: ("1", "1", "1", "1"),
-    4: ("the answer", "the answer", "409", "the answer"),
-    5: ("422", "422", "422", "422"),
-    6: ("422", "422", "422", "own keys"),
-    7: ("own key", "**gets the answer**", "**gets the answer**", "**gets the answer**"),
-    8: ("400", "runs", "400", "runs"),
-    9: ("400, ok, 400", "422, ok, accepted", "400, **400**, 400", "400, -, ok"),
-    10: ("1", "**2**", "**2**", "**2**"),
-    11: ("ok", "ok", "ok", "ok"),
-    12: ("1 effect", "1 effect", "1 effect", "1 effect"),
-    13: ("1", "**2**", "**2**", "**2**"),
-    14: ("1 effect", "1 effect", "1 effect; 500s on SQLite", "1 effect"),
-    15: ("passes, replays", "buffered", "**2 effects**", "**2 effects**"),
-    16: ("ok", "refused: 8 MiB", "20 MB ok", "20 MB ok"),
-    17: ("ok", "cookies: **2 effects**", "ok, cookies dropped", "**2 effects**"),
-    18: ("1 effect", "1 effect", "**2 effects**", "1 effect"),
-    19: ("503", "-", "500", "**runs**"),
-    20: ("ok", "ok", "ok", "-"),
-}
+KINDS = {"asgi": "Semel ASGI (FastAPI, uvicorn)", "wsgi": "Semel WSGI (Flask, gunicorn)"}
 
 
-def table() -> str:
-    """Return the table as Markdown. Our column says what `test_probes.py` asserts."""
-    lines = [
-        "| probe | Semel (ASGI, WSGI) | " + " | ".join(PEERS) + " |",
-        "|---|---|---|---|---|",
-    ]
-    for number, what in PROBES.items():
-        lines.append(f"| {number} {what} | " + " | ".join(CELLS[number]) + " |")
-    return "\n".join(lines)
+class Outcomes:
+    """Collects what pytest reports, by probe and kind of server."""
+
+    def __init__(self) -> None:
+        self.passed: defaultdict[tuple[int, str], list[bool]] = defaultdict(list)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        name = re.search(r"::test_probe_(\d+)_\w+\[(\w+)", report.nodeid)
+        if name is not None and (report.when == "call" or report.failed):
+            self.passed[int(name[1]), name[2]].append(report.passed)
+
+    def cell(self, probe: int, kind: str) -> str:
+        passed = self.passed[probe, kind]
+        if not passed:
+            return "not run"
+        return "ok" if all(passed) else "**F**"
+
+
+def main() -> int:
+    """Print the table; the exit code is pytest's."""
+    outcomes = Outcomes()
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = pytest.main(["-q", "-p", "no:cacheprovider", str(Path(__file__).parent)], [outcomes])
+    print(f"| probe | {' | '.join(KINDS.values())} |")
+    print("|---|" + "---|" * len(KINDS))
+    for probe, what in PROBES.items():
+        cells = " | ".join(outcomes.cell(probe, kind) for kind in KINDS)
+        print(f"| {probe}. {what} | {cells} |")
+    if code:
+        print(said.getvalue(), file=sys.stderr)
+    return int(code)
 
 
 if __name__ == "__main__":
-    print(table())
+    sys.exit(main())

@@ -22,7 +22,7 @@ from collections.abc import (
 from typing import Any
 
 from semel.core import problems
-from semel.core.commands import Answer
+from semel.core.commands import Answer, StoreError
 from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay, Request, run, settled
 from semel.core.keys import InvalidKey, hash_key, parse_key
 from semel.core.policy import Policy
@@ -332,6 +332,9 @@ class _Exchange:
                 await self._app(self._own_scope(), self.receive, self.send)
                 if driver.outcome is None:
                     raise RuntimeError("the application returned without a complete answer")
+            except StoreError as error:  # from `op.connection()`
+                log.warning("operation %s: %s", driver.key[:6].hex(), error)
+                await self._raised(problems.OUTCOME_UNRECORDED)
             except BaseException:
                 await self._raised()
                 raise
@@ -447,8 +450,11 @@ class _Exchange:
         else:
             await forward(message)
 
-    async def _raised(self) -> None:
-        """The application raised: before its answer, within it, or after (a background task)."""
+    async def _raised(self, told: Problem | None = None) -> None:
+        """The application raised: before its answer, within it, or after (a background task).
+
+        `told` is what the client gets where nothing is kept; without it the server says it.
+        """
         if self._driver.outcome is not None:
             if not self._passing and isinstance(self._driver.outcome, (Refuse, Replay)):
                 self._passing = True
@@ -458,12 +464,12 @@ class _Exchange:
         if self._passing and self._start is not None:
             failed = Response(self._start["status"], self._kept(self._start), None)
         outcome = await self._finish(failed)
-        if self._passing or outcome == Deliver(kept=False):
-            return
-        self._passing = True
-        if type(outcome) is Deliver:
-            await self._middleware.refuse(problems.HANDLER_FAILED, self._forward)
-        else:
+        if outcome == Deliver(kept=False):
+            outcome = Refuse(told) if told is not None else outcome
+        elif type(outcome) is Deliver:
+            outcome = Refuse(problems.HANDLER_FAILED)
+        if not self._passing and type(outcome) is not Deliver:
+            self._passing = True
             await self._middleware.answer(outcome, self._forward)
 
     async def _finish(self, response: Response) -> Outcome:

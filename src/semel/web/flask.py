@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -12,10 +13,14 @@ except ImportError as error:  # pragma: no cover
 
 import dataclasses
 
-from semel.core.problems import KEY_MISSING
+from semel.core import problems
+from semel.core.commands import StoreError
+from semel.core.problems import Problem
 from semel.idempotency import POLICY_ATTRIBUTE, Idempotency
 from semel.operation import NoOperation, SyncOperation, current_sync_operation
 from semel.web.wsgi import WSGIMiddleware
+
+log = logging.getLogger("semel")
 
 _CONVERTER = re.compile(r"<(?:([a-zA-Z_]\w*)(?:\([^)]*\))?:)?([a-zA-Z_]\w*)>")
 
@@ -40,16 +45,19 @@ def init_app(app: Flask, idempotency: Idempotency) -> None:
     app.extensions["semel"] = idempotency
     app.wsgi_app = WSGIMiddleware(app.wsgi_app, idempotency)  # type: ignore[method-assign]
 
+    def refuse(problem: Problem) -> Any:
+        status, fields, body = problem.response(idempotency.problem_base)
+        headers = [(name.decode(), value.decode()) for name, value in fields]
+        return app.response_class(body, status, headers)
+
     @app.errorhandler(NoOperation)
     def needs_a_key(error: NoOperation) -> Any:
-        return app.response_class(
-            KEY_MISSING.body(idempotency.problem_base),
-            KEY_MISSING.status,
-            [
-                (name.decode(), value.decode())
-                for name, value in KEY_MISSING.headers(idempotency.problem_base)
-            ],
-        )
+        return refuse(problems.KEY_MISSING)
+
+    @app.errorhandler(StoreError)
+    def store_failed(error: StoreError) -> Any:  # in `op.connection()`
+        log.warning("%s", error)
+        return refuse(problems.OUTCOME_UNRECORDED)
 
 
 def _pattern(rule: str) -> str:

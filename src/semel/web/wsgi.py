@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from semel.core import problems
-from semel.core.commands import Answer
+from semel.core.commands import Answer, StoreError
 from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay, Request, run, settled
 from semel.core.keys import InvalidKey, hash_key, parse_key
 from semel.core.policy import Policy
@@ -281,7 +281,9 @@ class _Exchange:
         outcome = self._finish(failed.response(self._middleware.problem_base))
         self.close()
         if outcome == Deliver(kept=False):
-            raise error
+            if not isinstance(error, StoreError):
+                raise error
+            failed = problems.OUTCOME_UNRECORDED  # `op.connection()` could not be had
         log.error("operation %s failed", self._driver.key[:6].hex(), exc_info=error)
         if isinstance(outcome, Deliver):
             outcome = Refuse(failed)
