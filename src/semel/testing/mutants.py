@@ -209,7 +209,8 @@ def _driven(
     `failed` may end it where a command failed, `heard` changes what it is told, and commands of the
     kinds `skipped` are not carried out: it is told that they were.
     """
-    send, value = life.send, None
+    send: Any = life.send
+    value: Any = None
     while True:
         try:
             command = send(value)
