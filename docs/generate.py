@@ -17,7 +17,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from tests.probes.table import table  # noqa: E402
+from docs.probes_table import table  # noqa: E402
 
 from semel.core import policy, problems, record  # noqa: E402
 

@@ -66,6 +66,14 @@ def test_every_problem_has_its_page_and_every_page_its_problem() -> None:
     assert pages == {problem.slug for problem in CATALOGUE}
 
 
+def test_every_probe_of_the_table_is_a_test() -> None:
+    from docs.probes_table import PROBES
+
+    tests = (ROOT / "tests" / "probes" / "test_probes.py").read_text("utf-8")
+    tested = {int(number) for number in re.findall(r"def test_probe_(\d+)_", tests)}
+    assert set(PROBES) <= tested
+
+
 def test_relative_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
