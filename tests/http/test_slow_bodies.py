@@ -18,7 +18,7 @@ HEAD = (
 
 
 def test_slow_loris_gets_408_on_every_socket_and_claims_nothing() -> None:
-    """ASGI: a WSGI server hands the body over whole or blocks in `read`, and has its own timeout."""
+    """ASGI only: a WSGI server blocks in `read`, and has a timeout of its own."""
     recorder = Recorder(lambda n, r: (201, [], [b"x"]))
     policy = Policy(body_timeout=timedelta(seconds=0.5))
     with serve("asgi", recorder, Idempotency("memory://", policy=policy)) as server:
