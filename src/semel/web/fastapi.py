@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 try:
-    from fastapi import FastAPI, Header
-    from fastapi.routing import APIRoute
+    from fastapi import FastAPI, Header, routing
+    from starlette.routing import Mount
 except ImportError as error:  # pragma: no cover
     raise ImportError("semel.web.fastapi needs FastAPI: pip install 'semel[fastapi]'") from error
 
@@ -21,6 +23,8 @@ from semel.operation import (
     current_sync_operation,
 )
 from semel.web.asgi import ASGIMiddleware
+
+_CONVERTER = re.compile(r":\w+(?=\})")
 
 _KeyHeader = Annotated[
     str | None,
@@ -53,11 +57,11 @@ def init_app(app: FastAPI, idempotency: Idempotency) -> None:
     Call it after the routes are defined, and before authentication is added with
     `app.add_middleware` (what is added later runs earlier).
     """
-    for route in app.routes:
+    for path, route in _routes(app.routes):
         policy = getattr(getattr(route, "endpoint", None), POLICY_ATTRIBUTE, None)
-        if policy is not None and isinstance(route, APIRoute):
+        if policy is not None:
             for method in sorted(route.methods or ()):
-                _register(idempotency, method, route.path, policy)
+                _register(idempotency, method, path, policy)
     app.add_middleware(ASGIMiddleware, idempotency=idempotency)
     make_document = app.openapi
 
@@ -69,6 +73,17 @@ def init_app(app: FastAPI, idempotency: Idempotency) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
+def _routes(routes: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every route with its whole path, those of routers and mounted applications too."""
+    # FastAPI copied included routers into a flat list before it had this function.
+    for route in getattr(routing, "iter_route_contexts", iter)(routes):
+        mounted = getattr(route, "original_route", route)
+        if isinstance(mounted, Mount):
+            yield from _routes(mounted.routes, prefix + mounted.path)
+        elif route.path is not None:
+            yield prefix + route.path, route
+
+
 def _register(idempotency: Idempotency, method: str, path: str, policy: Policy) -> None:
     if method not in policy.methods:
         policy = dataclasses.replace(policy, methods=(*policy.methods, method))
@@ -78,23 +93,24 @@ def _register(idempotency: Idempotency, method: str, path: str, policy: Policy) 
 def document(schema: dict[str, Any], idempotency: Idempotency) -> None:
     """Write the key header and its problem answers into an OpenAPI document, in place."""
     covered = False
+    rules = idempotency.routes.described
+    own = {_CONVERTER.sub("", pattern): policy for pattern, policy in rules.items()}
     for path, item in schema.get("paths", {}).items():
         for method, described in item.items():
-            policy = idempotency.routes.find(method.upper(), path)
+            verb = method.upper()
+            policy = own.get(f"{verb} {path}") or idempotency.routes.find(verb, path)
             if policy is None or not isinstance(described, dict):
                 continue
             covered = True
             _describe_key(described, policy)
             for status, types in _ANSWERS.items():
-                described.setdefault("responses", {}).setdefault(
-                    status,
-                    {
-                        "description": "; ".join(problem.title for problem in types),
-                        "content": {"application/problem+json": {"schema": _REFERENCE}},
-                    },
+                answer = described.setdefault("responses", {}).setdefault(
+                    status, {"description": "; ".join(problem.title for problem in types)}
                 )
+                kinds = answer.setdefault("content", {})
+                kinds.setdefault("application/problem+json", {"schema": _REFERENCE})
     if covered:
-        schema.setdefault("components", {}).setdefault("schemas", {})["Problem"] = _PROBLEM
+        schema.setdefault("components", {}).setdefault("schemas", {})[_NAME] = _PROBLEM
 
 
 def _describe_key(described: dict[str, Any], policy: Policy) -> None:
@@ -115,9 +131,10 @@ def _describe_key(described: dict[str, Any], policy: Policy) -> None:
     )
 
 
-_REFERENCE = {"$ref": "#/components/schemas/Problem"}
+_NAME = "IdempotencyProblem"  # "Problem" may well be the application's own
+_REFERENCE = {"$ref": f"#/components/schemas/{_NAME}"}
 _PROBLEM = {
-    "title": "Problem",
+    "title": _NAME,
     "description": "RFC 9457 problem details",
     "type": "object",
     "required": ["type", "title", "status", "detail"],
