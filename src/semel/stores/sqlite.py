@@ -149,9 +149,9 @@ class SQLiteStore(SQLiteCommands):
 
     def _before_fork(self) -> None:
         self._lock.acquire()
-        if self._readers is not None:
-            self._readers.close()
-            self._readers = None
+        readers, self._readers = self._readers, None  # first, so that who meets it closed asks anew
+        if readers is not None:
+            readers.close()
         if self._writer is not None and self._writer.close_if_free(FORK_PATIENCE):
             self._writer = None
 
