@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import random
+import re
 import sqlite3
 import time
 import uuid
@@ -143,7 +144,9 @@ class Client:
 
     def _note(self, purchase: Purchase, answer: bytes, *, other: bool, lost: bool) -> None:
         head, _, body = answer.partition(b"\r\n\r\n")
-        status = head[9:12].decode()
+        length = re.search(rb"content-length: (\d+)", head.lower())
+        whole = length is not None and len(body) == int(length[1])
+        status = head[9:12].decode() if whole else ""  # killed in mid-answer is no answer
         answers = self._tally.answers
         if not status:
             answers["answer lost" if lost else "connection cut"] += 1
