@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -48,6 +49,10 @@ class _Operation:
         Always the same for this operation and name, whichever attempt asks.
         """
         return keys.derive(self._driver.key, name)
+
+    def when_ended(self, call: Callable[[], None]) -> None:
+        """Have `call` called once the operation is over, whatever came of it; for adapters."""
+        self._driver.runtime.waiters.when_ended(self._driver.key, call)
 
     def _open(self) -> None:
         if self._driver.outcome is not None:

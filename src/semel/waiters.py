@@ -28,13 +28,22 @@ class Waiters:
 
     def ended(self, key: bytes) -> None:
         """Wake all that wait for this key."""
-        if self._running.get(key):
-            with self._lock:
-                wake = self._running.pop(key, [])
-            for call in wake:
+        with self._lock:
+            wake = self._running.pop(key, ())
+        for call in wake:
+            try:
                 call()
-        else:
-            self._running.pop(key, None)
+            except RuntimeError:  # its event loop is closed, and its client gone
+                continue
+
+    def when_ended(self, key: bytes, call: Callable[[], None]) -> None:
+        """Have `call` called, once, when the operation of this key that runs here has ended."""
+        with self._lock:
+            queue = self._running.get(key)
+            if queue is not None:
+                queue.append(call)
+                return
+        call()
 
     def _enter(self, command: Wait, wake: Callable[[], None]) -> float | None:
         """Queue up. Returns how long to wait at most, or None where the queue is full."""
@@ -49,13 +58,16 @@ class Waiters:
                 return min(command.limit, 1.0)
         return command.poll * random.uniform(0.75, 1.25)  # apart, not secret
 
-    def _leave(self, key: bytes) -> None:
+    def _leave(self, key: bytes, wake: Callable[[], None]) -> None:
         with self._lock:
             left = self._waiting[key] - 1
             if left:
                 self._waiting[key] = left
             else:
                 del self._waiting[key]
+            queue = self._running.get(key)
+            if queue is not None and wake in queue:
+                queue.remove(wake)
 
     async def await_end(self, command: Wait) -> float | None:
         """Carry out a `Wait` on an event loop."""
@@ -76,18 +88,19 @@ class Waiters:
         try:
             await asyncio.wait([woken], timeout=longest)
         finally:
-            self._leave(command.key)
+            self._leave(command.key, wake)
         return time.monotonic() - started
 
     def wait_end(self, command: Wait) -> float | None:
         """Carry out a `Wait` on a thread."""
         woken = threading.Event()
-        longest = self._enter(command, woken.set)
+        wake = woken.set
+        longest = self._enter(command, wake)
         if longest is None:
             return None
         started = time.monotonic()
         try:
             woken.wait(longest)
         finally:
-            self._leave(command.key)
+            self._leave(command.key, wake)
         return time.monotonic() - started

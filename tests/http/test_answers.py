@@ -143,7 +143,7 @@ def test_a_missing_key_is_refused_where_required_and_passes_elsewhere(start: Any
     assert recorder.runs == 1
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"])
 def test_other_methods_pass_untouched(start: Any, method: str) -> None:
     recorder = Recorder(created)
     server = start(recorder)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,26 @@ async def test_an_application_that_answers_nothing_is_an_error_and_keeps_nothing
         with pytest.raises(RuntimeError, match="without a complete answer"):
             await plain(middleware, {})
     assert len(runs) == 2
+
+
+async def test_a_body_that_stalls_is_told_so_and_its_connection_is_closed() -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    policy = Policy(body_timeout=timedelta(milliseconds=20))
+    middleware = ASGIMiddleware(Starlette(), Idempotency("memory://", policy=policy))
+    await middleware(SCOPE, receive, send)
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+    sent.clear()
+    await middleware({**SCOPE, "http_version": "2"}, receive, send)
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") not in sent[0]["headers"]  # RFC 9113 section 8.2.2
 
 
 async def test_split_cookies_and_doubled_credentials_all_count() -> None:

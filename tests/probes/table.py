@@ -10,29 +10,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from docs.probes_table import PROBES
 
-PROBES = {
-    1: "replay: status, body, headers",
-    2: "replay is marked",
-    3: "50 at once: one effect",
-    4: "losers wait, or 409 + `Retry-After`",
-    5: "same key, other body: refused",
-    6: "same key, other path or method: refused",
-    7: "another caller's key is another key",
-    8: "missing key: refused where required",
-    9: "bad keys refused, quoted = bare",
-    10: "handler writes, then raises or answers 503; retry: one effect",
-    11: "client disconnects; retry: the answer",
-    12: "`kill -9` before the effect; retry runs",
-    13: "`kill -9` at the commit; retry: one effect, one answer",
-    14: "two worker processes: one effect",
-    15: "stream: first byte at once, never run again",
-    16: "2 MB answer, 20 MB upload: replayed",
-    17: "binary, text, 204, redirect, cookies: replayed",
-    18: "handler outlives its lease: one effect",
-    19: "store down: 503; dies midway: undone",
-    20: "kept as long as was said",
-}
 KINDS = {"asgi": "Semel ASGI (FastAPI, uvicorn)", "wsgi": "Semel WSGI (Flask, gunicorn)"}
 
 

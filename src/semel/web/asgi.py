@@ -82,7 +82,9 @@ class ASGIMiddleware:
         """Serve one connection."""
         kind = scope["type"]
         if kind == "http":
-            policy = self._idempotency.routes.find(scope["method"], _route(scope))
+            policy = self._idempotency.routes.find(
+                scope["method"], _route(scope) if scope.get("root_path") else scope["path"]
+            )
             if policy is not None:
                 await self._covered(policy, scope, receive, send)
                 return
@@ -580,8 +582,8 @@ async def _send(
 def _route(scope: ASGIScope) -> str:
     """The path as the application's own routes are written, without where it is mounted."""
     path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+    root: str = scope["root_path"]
+    if path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
         return path[len(root) :]
     return path
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 try:
+    from anyio.lowlevel import RunVar
+    from anyio.to_thread import current_default_thread_limiter
     from fastapi import FastAPI, Header, routing
     from starlette.routing import Mount
 except ImportError as error:  # pragma: no cover
@@ -46,8 +49,30 @@ async def operation(idempotency_key: _KeyHeader = None) -> Operation:
 
 
 async def sync_operation(idempotency_key: _KeyHeader = None) -> SyncOperation:
-    """Give a plain `def` handler its operation: `op: SyncOperation = Depends(sync_operation)`."""
-    return current_sync_operation()
+    """Give a plain `def` handler its operation: `op: SyncOperation = Depends(sync_operation)`.
+
+    At most half the threads of the pool run such handlers at a time, the others wait without one:
+    whoever holds `op.connection()` needs a thread once more before its answer is known (FastAPI
+    serialises there), and those that wait for the connection must not have taken them all.
+    """
+    op = current_sync_operation()
+    room = _room()
+    await room.acquire()
+    op.when_ended(room.release)
+    return op
+
+
+_ROOM: RunVar[asyncio.Semaphore] = RunVar("semel_room")
+
+
+def _room() -> asyncio.Semaphore:
+    """The places for plain handlers of this event loop."""
+    room = _ROOM.get(None)
+    if room is None:
+        threads = current_default_thread_limiter().total_tokens
+        room = asyncio.Semaphore(max(1, int(min(threads, 1000) // 2)))
+        _ROOM.set(room)
+    return room
 
 
 def init_app(app: FastAPI, idempotency: Idempotency) -> None:
