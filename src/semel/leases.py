@@ -17,62 +17,79 @@ from semel.stores import Store
 log = logging.getLogger("semel")
 
 
+IDLE = 60.0
+"""Seconds between looks while no claim is held."""
+
+
+class _Claim:
+    __slots__ = ("key", "lease", "renewed")
+
+    def __init__(self, key: bytes, lease: float, renewed: float) -> None:
+        self.key = key
+        self.lease = lease
+        self.renewed = renewed
+
+
 class Leases:
     """The claims that this process holds."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._held: dict[int, tuple[bytes, float, float]] = {}  # token: key, lease, renewed at
+        self._held: dict[int, _Claim] = {}  # by token
         self.lost: set[int] = set()
-        self._interval = 60.0
+        self._interval = IDLE
         self._wake = threading.Event()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._stopping = False
 
     def hold(self, key: bytes, token: int, lease: float) -> None:
         """Renew this claim each third of `lease` seconds until it is dropped."""
-        self._held[token] = (key, lease, time.monotonic())
+        self._held[token] = _Claim(key, lease, time.monotonic())
         if self._thread is None or lease / 3 < self._interval:
-            self._adjust(lease / 3)
+            self._hurry(lease / 3)
 
     def drop(self, token: int) -> None:
         """Stop renewing: the operation is over."""
         self._held.pop(token, None)
         self.lost.discard(token)
 
-    def _adjust(self, interval: float) -> None:
-        self._interval = min(self._interval, interval)
-        if self._thread is None:
-            self._stopping = False
-            self._thread = threading.Thread(target=self._run, name="semel-leases", daemon=True)
-            self._thread.start()
+    def _hurry(self, interval: float) -> None:
+        with self._lock:
+            self._interval = min(self._interval, interval)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="semel-leases", daemon=True)
+                self._thread.start()
         self._wake.set()
 
     def stop(self) -> None:
         """End the thread; claims still held are no longer renewed."""
-        self._stopping = True
+        with self._lock:
+            thread, self._thread = self._thread, None
         self._wake.set()
-        thread, self._thread = self._thread, None
-        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+        if thread is not None and thread is not threading.current_thread():
             thread.join(5)
 
     def _run(self) -> None:
-        pause = self._interval
-        while not self._stopping:
-            self._wake.wait(pause)
+        own = threading.current_thread()
+        renewed = True
+        while self._thread is own:
+            self._interval = IDLE  # before the look at what is held: see `hold`
+            thirds = [claim.lease / 3 for claim in list(self._held.values())]
+            self._interval = min(thirds, default=IDLE)
+            self._wake.wait(self._interval if renewed else min(self._interval, 1.0) / 4)
             self._wake.clear()
-            pause = self._interval if self.renew_due() else min(self._interval, 1.0) / 4
+            renewed = self.renew_due()
 
     def renew_due(self) -> bool:
         """Renew every claim that is due. False where the store failed: try again soon."""
         now = time.monotonic()
         due: defaultdict[float, list[tuple[bytes, int]]] = defaultdict(list)
-        for token, (key, lease, renewed) in list(self._held.items()):
-            if now - renewed >= lease / 3 * 0.9 and token not in self.lost:
-                due[lease].append((key, token))
+        for token, claim in list(self._held.items()):
+            if now - claim.renewed >= claim.lease / 3 * 0.9 and token not in self.lost:
+                due[claim.lease].append((claim.key, token))
         for lease, claims in due.items():
-            failpoint("before_renew")
             try:
+                failpoint("before_renew")
                 lost = self._store.execute(Renew(tuple(claims), lease))
             except StoreError as error:
                 log.warning("could not renew %d leases: %s", len(claims), error)
@@ -90,9 +107,11 @@ class Leases:
                 continue  # it ended meanwhile
             if token in lost:
                 self.lost.add(token)
+                if token not in self._held:
+                    self.lost.discard(token)  # it ended this instant
                 log.warning(
                     "operation %s lost its lease: another attempt has taken the key over",
                     key[:6].hex(),
                 )
             else:
-                self._held[token] = (key, held[1], now)
+                held.renewed = now

@@ -470,12 +470,12 @@ def test_it_warns_once_where_processes_share_a_file_under_the_race(
     store: SQLiteStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     writer = store._opened()
-    checkpoints = Checkpoints(writer._file, writer._turnstile)
+    checkpoints = Checkpoints(store._file, writer._shared._turnstile)
     checkpoints._racy = True
     with caplog.at_level(logging.WARNING, "semel"):
         checkpoints.after_commit(writer.connection)
         assert "WAL-reset race" not in caplog.text
-        writer._turnstile.contended = True  # another process has been seen
+        writer._shared._turnstile.contended = True  # another process has been seen
         for _ in range(3):
             checkpoints.after_commit(writer.connection)
     assert caplog.text.count("WAL-reset race") == 1

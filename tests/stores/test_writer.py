@@ -29,6 +29,7 @@ from semel.core.commands import (
 from semel.core.record import Response, State
 from semel.stores.sqlite import SQLiteStore
 from semel.stores.sqlite_transaction import SQLiteTransaction
+from semel.stores.sqlite_writer import Turn
 
 ANSWER = Response(201, (), b"done")
 
@@ -401,10 +402,31 @@ def test_a_handler_that_holds_the_connection_too_long_costs_others_an_error_not_
     with pytest.raises(StoreUnavailable, match="one writer"):
         asyncio.run(store.aexecute(claim(name(2))))  # type: ignore[arg-type]
     holder.rollback()
+    require_free(store)  # and whatever had been left in the queue would have been done by now
     assert store.execute(Lookup(name(1))) is None
     assert store.execute(Lookup(name(2))) is None
     require_free(store)
     store.stop()
+
+
+def test_a_turn_withdrawn_in_the_instant_it_is_granted_is_passed_on(
+    store: SQLiteStore, monkeypatch: Any
+) -> None:
+    holder = store.begin()
+    impatient = Turn(lambda error: None)
+    writer = store._opened()
+    assert not writer.request(impatient)
+    set_mark = writer._shared.open_turn
+
+    def withdrawn_meanwhile() -> None:
+        set_mark()
+        assert writer.withdraw(impatient)
+
+    monkeypatch.setattr(writer._shared, "open_turn", withdrawn_meanwhile)
+    holder.rollback()
+    monkeypatch.undo()
+    assert not impatient.had
+    require_free(store)
 
 
 def test_a_stop_during_traffic_finishes_what_was_begun_and_refuses_the_rest(

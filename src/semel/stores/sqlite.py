@@ -31,6 +31,7 @@ from semel.stores import StoreSetupError
 from semel.stores.sqlite_checkpoints import Checkpoints
 from semel.stores.sqlite_commands import LOOKUP, SQLiteCommands
 from semel.stores.sqlite_file import File, Readers, translate
+from semel.stores.sqlite_shared import SharedTransaction
 from semel.stores.sqlite_transaction import (
     AsyncConnection,
     Connection,
@@ -139,7 +140,12 @@ class SQLiteStore(SQLiteCommands):
             self._file.migrate(turnstile, self._clock())
             checkpoints = Checkpoints(self._file, turnstile)
             return Writer(
-                self._file, turnstile, timeout=self._timeout, checkpoint=checkpoints.after_commit
+                SharedTransaction(
+                    self._file,
+                    turnstile,
+                    timeout=self._timeout,
+                    checkpoint=checkpoints.after_commit,
+                )
             )
         except BaseException:
             turnstile.close()

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from semel.core.commands import Complete, StoreError, StoreUnavailable
-from semel.stores.sqlite_writer import UNDONE, Done, Turn, Writer
+from semel.stores.sqlite_shared import UNDONE, Done
+from semel.stores.sqlite_writer import Turn, Writer
 
 Parameters = Any
 """A sequence, or a mapping for named parameters, of what `sqlite3` takes."""
