@@ -67,6 +67,7 @@ class Record(NamedTuple):
     fingerprint: bytes
     lease_until: float
     expires_at: float
+    """When the answer goes; of a tombstone, when that goes."""
     purge_at: float
     response: Response | None
     reason: str | None

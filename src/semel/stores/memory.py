@@ -160,7 +160,9 @@ class MemoryTable:
             if record.purge_at <= now:
                 del self.records[key]
             else:
-                self.records[key] = record._replace(state=State.EXPIRED, response=None)
+                self.records[key] = record._replace(
+                    state=State.EXPIRED, response=None, expires_at=record.purge_at
+                )
                 heapq.heappush(self._due, (record.purge_at, key, token))
         return changed
 
