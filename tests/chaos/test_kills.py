@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,14 @@ class EarlyWord(SQLiteStore):
         return super().complete(connection, command)
 
 
-def test_a_record_without_its_effect_is_caught() -> None:
+def test_a_record_without_its_effect_is_caught(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     report, _ = storm("atomic", 5, seed=6, store=lambda path: EarlyWord(path))
     assert any(violation.invariant == "S2" for violation in report.violations)
 
 
 def test_histories_of_violations_are_kept(capsys: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     storm("atomic", 2, seed=6, store=lambda path: EarlyWord(path))
     assert "history kept" in capsys.readouterr().err
+    assert list(tmp_path.glob("*.jsonl"))
