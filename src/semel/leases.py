@@ -73,12 +73,15 @@ class Leases:
         own = threading.current_thread()
         renewed = True
         while self._thread is own:
-            self._interval = IDLE  # before the look at what is held: see `hold`
-            thirds = [claim.lease / 3 for claim in list(self._held.values())]
-            self._interval = min(thirds, default=IDLE)
-            self._wake.wait(self._interval if renewed else min(self._interval, 1.0) / 4)
+            hurried = self._wake.wait(self._interval if renewed else min(self._interval, 1.0) / 4)
             self._wake.clear()
             renewed = self.renew_due()
+            if not hurried:
+                # Only after a whole pause: to forget the pace as soon as nothing is held would have
+                # each lone operation wake this thread, at twice the price of the operation.
+                self._interval = IDLE  # before the look at what is held: see `hold`
+                thirds = [claim.lease / 3 for claim in list(self._held.values())]
+                self._interval = min(thirds, default=IDLE)
 
     def renew_due(self) -> bool:
         """Renew every claim that is due. False where the store failed: try again soon."""

@@ -66,6 +66,29 @@ def test_a_lease_is_renewed_while_it_is_held_and_no_longer() -> None:
     leases.stop()
 
 
+def test_lone_operations_one_after_another_do_not_wake_the_thread_each() -> None:
+    """Each wake-up costs the operation as much again: the price of a first request had doubled."""
+    store = Watched()
+    leases = Leases(store)
+    wakes: list[float] = []
+
+    class Counted(threading.Event):
+        def set(self) -> None:
+            wakes.append(time.monotonic())
+            super().set()
+
+    leases._wake = Counted()
+    for number in range(300):
+        key = b"key-%d" % number
+        token = claim(store, key, 30.0)
+        leases.hold(key, token, 30.0)
+        leases.drop(token)
+        if number % 50 == 0:
+            time.sleep(0.01)  # time for the thread to see that nothing is held
+    assert len(wakes) <= 2
+    leases.stop()
+
+
 def test_a_store_that_fails_for_a_moment_is_asked_again_soon() -> None:
     store = Watched(failures=3)
     leases = Leases(store)
