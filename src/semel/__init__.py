@@ -2,6 +2,7 @@
 
 from semel.core.keys import derive, hash_key, parse_key
 from semel.core.policy import Policy, PolicyError
+from semel.core.steps import NotDone, OutcomeUnknown, StepFenced
 from semel.idempotency import Idempotency
 from semel.operation import (
     NoOperation,
@@ -21,10 +22,13 @@ __all__ = [
     "ASGIMiddleware",
     "Idempotency",
     "NoOperation",
+    "NotDone",
     "Operation",
     "OperationOver",
+    "OutcomeUnknown",
     "Policy",
     "PolicyError",
+    "StepFenced",
     "StoreSetupError",
     "SyncOperation",
     "WSGIMiddleware",

@@ -14,7 +14,10 @@ from typing import Any
 from semel.core.commands import (
     Answer,
     Claim,
+    Claimed,
     Complete,
+    Found,
+    Open,
     Park,
     Release,
     RunHandler,
@@ -25,6 +28,7 @@ from semel.core.commands import (
     Wait,
 )
 from semel.core.engine import Life, Outcome
+from semel.core.policy import Seconds
 from semel.core.record import UnreadableRecord
 from semel.failpoints import failpoint
 from semel.leases import Leases
@@ -34,9 +38,10 @@ from semel.waiters import Waiters
 log = logging.getLogger("semel")
 
 _HANDLER = frozenset({RunHandler})
-_CHANGES = frozenset({Claim, Takeover, Park, RunHandler})
+_CHANGES = frozenset({Claim, Open, Takeover, Park, RunHandler})
 _POINTS: dict[type, tuple[str, str]] = {
     Claim: ("before_claim", "after_claim"),
+    Open: ("before_claim", "after_claim"),
     Takeover: ("before_takeover", "after_takeover"),
     Complete: ("before_complete", "after_complete"),
     Release: ("before_release", "after_release"),
@@ -56,19 +61,37 @@ class Runtime:
 class _Driver:
     """What both drivers have in common: one operation's state."""
 
-    __slots__ = ("_lease", "_life", "_pending", "claim", "key", "outcome", "runtime", "transaction")
+    __slots__ = (
+        "_lease",
+        "_life",
+        "_pending",
+        "claim",
+        "keep",
+        "key",
+        "outcome",
+        "parked",
+        "runtime",
+        "taken",
+        "transaction",
+    )
 
-    def __init__(self, runtime: Runtime, life: Life, key: bytes, lease: float) -> None:
+    def __init__(self, runtime: Runtime, life: Life, key: bytes, seconds: Seconds) -> None:
         self.runtime = runtime
         self.key = key
         self.claim: RunHandler | None = None
         """The claim under which the handler runs."""
         self.transaction: Transaction | None = None
-        """The business transaction, once the handler has asked for one."""
+        """The business transaction: that the handler has asked for, or that is the claim."""
+        self.taken = False
+        """Whether the handler has asked for it."""
+        self.parked: str | None = None
+        """Why the handler has given up on knowing what it did."""
+        self.keep = seconds.expires
+        """Seconds that recorded steps outlive an operation that ended without a record."""
         self.outcome: Outcome | None = None
         """What `finish` returned: the operation is over."""
         self._life = life
-        self._lease = lease
+        self._lease = seconds.lease
         self._pending: Any = None
 
     @property
@@ -99,8 +122,24 @@ class _Driver:
 
     def _started(self, claim: RunHandler) -> None:
         self.claim = claim
-        self.runtime.leases.hold(self.key, claim.token, self._lease)
+        if self.transaction is None:
+            self.runtime.leases.hold(self.key, claim.token, self._lease)
         self.runtime.waiters.running(self.key)
+
+    def _opened(self, told: Any) -> Any:
+        """Take the transaction that is the claim, and tell the engine of it."""
+        if told is None or isinstance(told, Found):
+            return told
+        self.transaction = told
+        return Claimed(told.token, 1, opened=True)
+
+    def _undo(self, kind: type) -> bool:
+        """Undo the transaction before a command that ends the claim. True: that was the claim."""
+        transaction = self.transaction
+        if transaction is None or kind is Claim:  # a claim beside it, to park under
+            return False
+        transaction.rollback()
+        return kind is Release and transaction.token is not None
 
     def _ended(self) -> None:
         if self.transaction is not None:
@@ -132,6 +171,8 @@ class AsyncDriver(_Driver):
 
     async def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""
+        if self.parked is not None:
+            answer = answer._replace(parked=self.parked)
         try:
             outcome = await self._drive(self._next(answer), frozenset())
         finally:
@@ -166,9 +207,11 @@ class AsyncDriver(_Driver):
         transaction = self.transaction
         if transaction is not None and kind is Complete:
             value: Any = await transaction.acomplete(command)
+        elif self._undo(kind):
+            value = True
+        elif kind is Open:
+            value = self._opened(await self.runtime.store.aopen(command))
         else:
-            if transaction is not None:
-                transaction.rollback()
             value = await self.runtime.store.aexecute(command)
         failpoint(after)
         return value
@@ -188,6 +231,8 @@ class ThreadDriver(_Driver):
 
     def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""
+        if self.parked is not None:
+            answer = answer._replace(parked=self.parked)
         try:
             outcome = self._drive(self._next(answer), frozenset())
         finally:
@@ -222,9 +267,11 @@ class ThreadDriver(_Driver):
         transaction = self.transaction
         if transaction is not None and kind is Complete:
             value: Any = transaction.complete(command)
+        elif self._undo(kind):
+            value = True
+        elif kind is Open:
+            value = self._opened(self.runtime.store.open(command))
         else:
-            if transaction is not None:
-                transaction.rollback()
             value = self.runtime.store.execute(command)
         failpoint(after)
         return value

@@ -14,8 +14,9 @@ from typing import Any, Protocol, TypeVar
 
 from semel.after_fork import call_after_fork
 from semel.core import problems
-from semel.core.commands import Found, Lookup, StoreError, Sweep
+from semel.core.commands import Found, Lookup, Settle, StoreError, Sweep
 from semel.core.policy import Policy, Routes
+from semel.core.record import Response, State
 from semel.drivers import Runtime
 from semel.stores import Store, StoreSetupError, open_store
 
@@ -135,6 +136,29 @@ class Idempotency:
     def owner(self) -> bytes:
         """Return a name for an attempt that no other attempt of any process has."""
         return self._process + next(self._attempts).to_bytes(6, "big")
+
+    def opens(self, policy: Policy) -> bool:
+        """Say whether an operation under this policy claims by its own transaction.
+
+        Where its request is remembered, or its handler may need several attempts to be counted,
+        the claim has to outlive a crash, and is a record.
+        """
+        return self.store.opens and policy.guarantee == "atomic" and not policy.remember_request
+
+    def settle(
+        self, key_hash: bytes, response: Response | None = None, *, policy: Policy | None = None
+    ) -> bool:
+        """Say what became of a parked operation; return whether it was parked.
+
+        With a response it is completed, and repeats get that. Without one nothing had happened: the
+        key is free, and a retry runs anew. Raises `StoreError`.
+        """
+        found = self.store.execute(Lookup(key_hash))
+        if not isinstance(found, Found) or found.record.state is not State.PARKED:
+            return False
+        seconds = (policy or self.routes.default).seconds
+        command = Settle(key_hash, found.record.token, response, seconds.expires, seconds.tombstone)
+        return self.store.execute(command) is True
 
     def look_up(self, key: bytes) -> Found | None:
         """Read a record where the store can do so at next to no cost, before anything is claimed.

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NoReturn
 
-from semel.core import keys
-from semel.core.commands import Answer
+from semel.codecs import Codec, JSONCodec
+from semel.core import keys, steps
+from semel.core.commands import Answer, Sleep
 from semel.core.engine import Deliver
 from semel.core.record import Response
+from semel.core.steps import OnUnknown, OutcomeUnknown
 from semel.drivers import AsyncDriver, ThreadDriver
+from semel.failpoints import failpoint
+from semel.stores import StoreSetupError, Transaction
+
+_JSON = JSONCodec()
 
 
 class OperationOver(RuntimeError):
@@ -50,6 +59,28 @@ class _Operation:
         """
         return keys.derive(self._driver.key, name)
 
+    def park(self, reason: str) -> NoReturn:
+        """Give up on knowing: roll back, and keep the key until the outcome has been settled.
+
+        A repeat gets 409 `outcome-unknown`; a person or a job of yours settles it
+        (`Idempotency.settle`). Always raises `OutcomeUnknown`, which is not to be caught.
+        """
+        self._open()
+        self._driver.parked = reason
+        raise OutcomeUnknown(reason)
+
+    def _step(self, name: str, on_unknown: OnUnknown | Callable[..., Any]) -> Any:
+        self._open()
+        if isinstance(on_unknown, str) and on_unknown not in ("rerun", "park"):
+            raise ValueError(f"on_unknown: give 'rerun', 'park' or a probe, not {on_unknown!r}")
+        driver = self._driver
+        step = steps.Step(driver.key, self.token, name, on_unknown, driver.keep)
+        return steps.run(step)
+
+    def _unknown(self, error: OutcomeUnknown) -> NoReturn:
+        self._driver.parked = str(error)
+        raise error
+
     def when_ended(self, call: Callable[[], None]) -> None:
         """Have `call` called once the operation is over, whatever came of it; for adapters."""
         self._driver.runtime.waiters.when_ended(self._driver.key, call)
@@ -75,9 +106,78 @@ class Operation(_Operation):
         `StoreUnavailable` where the database cannot be had in time.
         """
         self._open()
-        if self._driver.transaction is None:
-            self._driver.transaction = await self._driver.runtime.store.abegin()
-        return self._driver.transaction.async_connection
+        return (await self._begun()).async_connection
+
+    async def session(self) -> Any:
+        """Return an SQLAlchemy `AsyncSession` in that transaction; its `commit()` is a savepoint.
+
+        Raises as `connection` does, `StoreSetupError` for a store that has no sessions.
+        """
+        return _session(await self._begun(), "async_session")
+
+    async def _begun(self) -> Transaction:
+        self._open()
+        driver = self._driver
+        if driver.transaction is None:
+            driver.transaction = await driver.runtime.store.abegin()
+        driver.taken = True
+        return driver.transaction
+
+    async def step(
+        self,
+        name: str,
+        call: Callable[[str], Any],
+        *,
+        on_unknown: OnUnknown | Callable[[str], Any] = "rerun",
+        codec: Codec = _JSON,
+    ) -> Any:
+        """Call somebody else's system, and record what came of it: a rerun does not call again.
+
+            card = await op.step("charge", lambda key: provider.charge(100, idempotency_key=key))
+
+        `name` is the step's own in this operation, and stays the same through deployments. `call`
+        is given the derived key, the same in every attempt, to hand to the far side; what it
+        returns (or its awaitable gives) is recorded by `codec` (default: JSON) before this returns.
+
+        `on_unknown` says what to do where an attempt was cut off between the call and its record:
+        `"rerun"` (default) calls again under the same derived key, for far sides that honour it;
+        `"park"` parks the operation; a function is a probe: it is given the derived key and returns
+        the step's result where the far side has done it, or raises `NotDone`; where it fails, the
+        operation is parked.
+
+        Raises what `call` raised (`NotDone` says that the far side has certainly not done it),
+        `StepFenced` where another attempt has taken over, `StoreError` where nothing can be
+        recorded. Source of the rule: Temporal's and DBOS's steps, at least once and recorded once;
+        derived keys make that once.
+        """
+        life = self._step(name, on_unknown)
+        store = self._driver.runtime.store
+        send, value = life.send, None
+        while True:
+            try:
+                command = send(value)
+            except StopIteration as end:
+                return codec.decode(end.value)
+            except OutcomeUnknown as error:
+                self._unknown(error)
+            send = life.send
+            try:
+                match command:
+                    case Sleep(seconds):
+                        await asyncio.sleep(seconds)
+                        value = None
+                    case steps.Call(derived) | steps.Probe(derived):
+                        asked = call if isinstance(command, steps.Call) else on_unknown
+                        failpoint("before_step")
+                        value = asked(derived)  # type: ignore[operator]
+                        if inspect.isawaitable(value):
+                            value = await value
+                        failpoint("after_step")
+                        value = codec.encode(value)
+                    case _:
+                        value = await store.aexecute(command)
+            except Exception as error:  # noqa: BLE001  # the step's own life decides
+                send, value = life.throw, error
 
     async def commit(self) -> None:
         """Commit now, before the answer is known, and let the answer pass through as it is made.
@@ -86,7 +186,7 @@ class Operation(_Operation):
         Raises `OperationOver` where it cannot be committed; nothing was done then.
         """
         self._open()
-        answer = Answer(Response(200, (), None), atomic=self._driver.transaction is not None)
+        answer = Answer(Response(200, (), None), atomic=self._driver.taken)
         outcome = await self._driver.finish(answer)
         if not isinstance(outcome, Deliver):
             raise OperationOver("the operation could not be committed; nothing was done")
@@ -97,20 +197,74 @@ class SyncOperation(_Operation):
 
     def connection(self) -> Any:
         """As `Operation.connection`, without awaiting."""
+        return self._begun().connection
+
+    def session(self) -> Any:
+        """As `Operation.session`, without awaiting: an SQLAlchemy `Session`."""
+        return _session(self._begun(), "session")
+
+    def _begun(self) -> Transaction:
         self._open()
-        if self._driver.transaction is None:
-            self._driver.transaction = self._driver.runtime.store.begin()
-        return self._driver.transaction.connection
+        driver = self._driver
+        if driver.transaction is None:
+            driver.transaction = driver.runtime.store.begin()
+        driver.taken = True
+        return driver.transaction
+
+    def step(
+        self,
+        name: str,
+        call: Callable[[str], Any],
+        *,
+        on_unknown: OnUnknown | Callable[[str], Any] = "rerun",
+        codec: Codec = _JSON,
+    ) -> Any:
+        """As `Operation.step`, without awaiting."""
+        life = self._step(name, on_unknown)
+        store = self._driver.runtime.store
+        send, value = life.send, None
+        while True:
+            try:
+                command = send(value)
+            except StopIteration as end:
+                return codec.decode(end.value)
+            except OutcomeUnknown as error:
+                self._unknown(error)
+            send = life.send
+            try:
+                match command:
+                    case Sleep(seconds):
+                        time.sleep(seconds)
+                        value = None
+                    case steps.Call(derived) | steps.Probe(derived):
+                        asked = call if isinstance(command, steps.Call) else on_unknown
+                        failpoint("before_step")
+                        value = asked(derived)  # type: ignore[operator]
+                        failpoint("after_step")
+                        value = codec.encode(value)
+                    case _:
+                        value = store.execute(command)
+            except Exception as error:  # noqa: BLE001  # the step's own life decides
+                send, value = life.throw, error
 
     def commit(self) -> None:
         """As `Operation.commit`, without awaiting. Not for `def` handlers under ASGI."""
         self._open()
         if isinstance(self._driver, AsyncDriver):
             raise OperationOver("commit() needs an async handler under ASGI; write it as async def")
-        answer = Answer(Response(200, (), None), atomic=self._driver.transaction is not None)
+        answer = Answer(Response(200, (), None), atomic=self._driver.taken)
         outcome = self._driver.finish(answer)
         if not isinstance(outcome, Deliver):
             raise OperationOver("the operation could not be committed; nothing was done")
+
+
+def _session(transaction: Transaction, kind: str) -> Any:
+    session = getattr(transaction, kind, None)
+    if session is None:
+        raise StoreSetupError(
+            "op.session() is for SQLAlchemyStore; this store's transaction is op.connection()"
+        )
+    return session
 
 
 current: ContextVar[AsyncDriver | ThreadDriver | None] = ContextVar("semel_operation", default=None)

@@ -13,21 +13,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from semel.core.commands import (
+    Abandoned,
     Claim,
     Claimed,
     Complete,
+    ForgetStep,
     Found,
     Lookup,
     Park,
+    Recorded,
+    RecordStep,
     Release,
+    Remembered,
     Renew,
+    Settle,
+    Steps,
     Sweep,
     Takeover,
 )
 from semel.core.record import Response, State
 from semel.stores import Store
-from semel.stores.memory import MemoryStore, MemoryTable
-from semel.stores.sqlite import SQLiteStore
+from semel.stores.memory import MemoryTable
+
+from .contract import STORES, Clock
 
 KEY, OTHER = b"k" * 16, b"o" * 16
 PRINT = b"\x01" + b"f" * 32
@@ -35,26 +43,17 @@ ANSWER = Response(201, ((b"a", b"b"),), b"body\x00\xff")
 LEASE, DAY, MONTH = 30.0, 86400.0, 30 * 86400.0
 
 
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    made: Store = MemoryStore(clock=clock)
-    if request.param == "sqlite":
-        made = SQLiteStore(tmp_path / "records.db", synchronous="normal", clock=clock)
-    made.start()
-    yield made
-    made.stop()
+    with STORES[request.param](tmp_path, clock) as made:
+        made.start()
+        yield made
+        made.stop()
 
 
 Do = Callable[[Any], Any]
@@ -229,6 +228,118 @@ def test_the_sweeper_does_no_more_than_asked(do: Do, clock: Clock) -> None:
     assert [do(Sweep(2)) for _ in range(4)] == [2, 2, 1, 0]
 
 
+def test_a_parked_record_is_settled_with_an_answer(do: Do, clock: Clock) -> None:
+    token = do(claim()).token
+    settle = Settle(KEY, token, ANSWER, DAY, MONTH)
+    assert do(settle) is False  # it is in flight
+    do(Park(KEY, token, "lost", lapsed=False))
+    assert do(settle._replace(token=token + 1)) is False
+    assert do(settle) is True
+    record = do(Lookup(KEY)).record
+    assert (record.state, record.response, record.reason) == (State.COMPLETED, ANSWER, None)
+    assert record.expires_at == clock.now + DAY
+    assert do(settle) is False
+
+
+def test_a_parked_record_is_settled_as_not_done(do: Do) -> None:
+    token = do(claim()).token
+    do(RecordStep(KEY, token, "sure", b"1", DAY))
+    do(RecordStep(KEY, token, "unsure", None, DAY))
+    do(Park(KEY, token, "lost", lapsed=False))
+    assert do(Settle(KEY, token, None, DAY, MONTH)) is True
+    assert do(Lookup(KEY)) is None
+    assert do(Steps(KEY)) == {"sure": b"1"}
+    assert do(claim()).token > token
+
+
+def test_a_request_is_remembered_until_its_operation_ends(do: Do, clock: Clock) -> None:
+    first = do(claim()._replace(request=b"first"))
+    do(claim(OTHER))  # remembers nothing
+    assert do(Abandoned(10, 0.0)) == ()
+    clock.now += LEASE
+    assert do(Abandoned(10, 5.0)) == ()
+    clock.now += 5.0
+    assert do(Abandoned(10, 5.0)) == (Remembered(KEY, first.token, 1, b"first"),)
+    taken = do(Takeover(KEY, first.token, PRINT, LEASE, b"me", False, b"again"))
+    assert do(Abandoned(10, 0.0)) == ()
+    clock.now += LEASE
+    assert do(Abandoned(10, 0.0)) == (Remembered(KEY, taken.token, 2, b"again"),)
+    assert do(complete(taken.token)) is True
+    assert do(Abandoned(10, 0.0)) == ()
+
+
+def test_the_longest_abandoned_come_first(do: Do, clock: Clock) -> None:
+    for number in range(3):
+        key = bytes([number]) * 16
+        do(claim(key)._replace(request=b"x"))
+        clock.now += 1.0
+    clock.now += LEASE
+    assert [found.key[0] for found in do(Abandoned(2, 0.0))] == [0, 1]
+
+
+def test_the_first_result_of_a_step_stays(do: Do) -> None:
+    token = do(claim()).token
+    assert do(Steps(KEY)) == {}
+    assert do(RecordStep(KEY, token, "a", None, DAY)) == Recorded(None)
+    assert do(Steps(KEY)) == {"a": None}
+    assert do(RecordStep(KEY, token, "a", b"one", DAY)) == Recorded(b"one")
+    assert do(RecordStep(KEY, token, "a", b"two", DAY)) == Recorded(b"one")
+    assert do(RecordStep(KEY, token, "a", None, DAY)) == Recorded(b"one")
+    assert do(RecordStep(KEY, token, "b", b"", DAY)) == Recorded(b"")
+    assert do(Steps(KEY)) == {"a": b"one", "b": b""}
+    assert do(Steps(OTHER)) == {}
+
+
+def test_a_step_asks_for_the_token(do: Do) -> None:
+    token = do(claim()).token
+    assert do(RecordStep(KEY, token + 1, "a", b"x", DAY)) is None
+    do(complete(token))
+    assert do(RecordStep(KEY, token, "a", b"x", DAY)) is None
+    assert do(ForgetStep(KEY, token, "a")) is False
+    assert do(Steps(KEY)) == {}
+
+
+def test_a_step_that_was_not_done_is_forgotten(do: Do) -> None:
+    token = do(claim()).token
+    do(RecordStep(KEY, token, "a", None, DAY))
+    do(RecordStep(KEY, token, "b", b"done", DAY))
+    assert do(ForgetStep(KEY, token, "a")) is True
+    assert do(ForgetStep(KEY, token, "a")) is False
+    assert do(ForgetStep(KEY, token, "b")) is False
+    assert do(Steps(KEY)) == {"b": b"done"}
+
+
+def test_steps_outlive_a_release(do: Do) -> None:
+    token = do(claim()).token
+    do(RecordStep(KEY, token, "a", b"done", DAY))
+    do(Release(KEY, token))
+    do(claim())
+    assert do(Steps(KEY)) == {"a": b"done"}
+
+
+def test_steps_of_an_earlier_life_are_not_taken(do: Do, clock: Clock) -> None:
+    token = do(claim()).token
+    do(RecordStep(KEY, token, "a", b"done", DAY))
+    do(complete(token))
+    clock.now += DAY
+    again = do(Takeover(KEY, token, PRINT, LEASE, b"me", expired=True))
+    assert again.attempt == 1
+    assert do(Steps(KEY)) == {}
+
+
+def test_the_sweeper_takes_steps_of_ended_operations_only(do: Do, clock: Clock) -> None:
+    token = do(claim()).token
+    do(RecordStep(KEY, token, "a", b"done", DAY))
+    clock.now += DAY
+    do(Sweep(10))
+    assert do(Steps(KEY)) == {"a": b"done"}
+    do(Release(KEY, token))
+    clock.now += 3600
+    do(Sweep(10))
+    do(Sweep(10))
+    assert do(Steps(KEY)) == {}
+
+
 def test_racing_claims_have_one_winner(store: Store) -> None:
     for number in range(20):
         key = number.to_bytes(16, "big")
@@ -263,15 +374,23 @@ steps = st.lists(
 )
 
 
+@pytest.mark.parametrize("name", [name for name in STORES if name != "memory"])
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(steps)
-def test_sqlite_answers_as_the_simulators_table_does(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
+@given(steps=steps)
+def test_every_store_answers_as_the_simulators_table_does(
+    tmp_path_factory: pytest.TempPathFactory, name: str, steps: list[Any]
 ) -> None:
     """So that what is proved in the simulator is not a fiction."""
     clock = Clock()
-    real = SQLiteStore(tmp_path_factory.mktemp("model") / "r.db", synchronous="normal", clock=clock)
-    real.start()
+    with STORES[name](tmp_path_factory.mktemp("model"), clock) as real:
+        real.start()
+        try:
+            compare(real, clock, steps)
+        finally:
+            real.stop()
+
+
+def compare(real: Store, clock: Clock, steps: list[Any]) -> None:
     model = MemoryTable()
     tokens: list[tuple[int, int]] = [(-1, -1)]  # theirs, ours
 
@@ -289,27 +408,24 @@ def test_sqlite_answers_as_the_simulators_table_does(
         else:
             assert theirs == ours
 
-    try:
-        for name, *rest in steps:
-            if name == "tick":
-                clock.now += rest[0]
-            elif name == "sweep":
-                both(lambda side, n=rest[0]: Sweep(n))
-            elif name == "claim":
-                both(lambda side, key=rest[0]: claim(key))
-            else:
-                token = tokens[max(-len(tokens), -1 - rest[1])]
-                made: dict[str, Callable[[int], Any]] = {
-                    "complete": lambda s, k=rest[0], t=token: complete(t[s], k),
-                    "release": lambda s, k=rest[0], t=token: Release(k, t[s]),
-                    "park": lambda s, k=rest[0], t=token: Park(k, t[s], "why", lapsed=True),
-                    "renew": lambda s, k=rest[0], t=token: Renew(((k, t[s]),), LEASE),
-                    "takeover": lambda s, k=rest[0], t=token, e=rest[-1]: Takeover(
-                        k, t[s], PRINT, LEASE, b"x", e
-                    ),
-                }
-                both(made[name])
-            for key in (KEY, OTHER):
-                both(lambda side, key=key: Lookup(key))
-    finally:
-        real.stop()
+    for name, *rest in steps:
+        if name == "tick":
+            clock.now += rest[0]
+        elif name == "sweep":
+            both(lambda side, n=rest[0]: Sweep(n))
+        elif name == "claim":
+            both(lambda side, key=rest[0]: claim(key))
+        else:
+            token = tokens[max(-len(tokens), -1 - rest[1])]
+            made: dict[str, Callable[[int], Any]] = {
+                "complete": lambda s, k=rest[0], t=token: complete(t[s], k),
+                "release": lambda s, k=rest[0], t=token: Release(k, t[s]),
+                "park": lambda s, k=rest[0], t=token: Park(k, t[s], "why", lapsed=True),
+                "renew": lambda s, k=rest[0], t=token: Renew(((k, t[s]),), LEASE),
+                "takeover": lambda s, k=rest[0], t=token, e=rest[-1]: Takeover(
+                    k, t[s], PRINT, LEASE, b"x", e
+                ),
+            }
+            both(made[name])
+        for key in (KEY, OTHER):
+            both(lambda side, key=key: Lookup(key))

@@ -25,6 +25,21 @@ class Claim(NamedTuple):
     fingerprint: bytes
     lease: float
     owner: bytes
+    request: bytes | None = None
+    """The request itself, remembered until the operation ends, for the completer."""
+
+
+class Open(NamedTuple):
+    """Claim by a transaction that is also the handler's, and holds the key until it ends.
+
+    Told: `Claimed` (`opened`) where it is open, `Found` where there is a record, None while another
+    such transaction holds the key. Nothing of it is seen before its `Complete` commits the record;
+    a crash ends it and frees the key at once. Only of stores that say so (`Store.opens`).
+    """
+
+    key: bytes
+    fingerprint: bytes
+    owner: bytes
 
 
 class Takeover(NamedTuple):
@@ -33,6 +48,7 @@ class Takeover(NamedTuple):
     Applies only while the record still holds `token` and is still over by the store's clock, and
     in the way that was seen: `expired` (completed and past its expiry), or else in flight past its
     lease. One that was seen in flight may have completed since, and expired: not to be run again.
+    What expired takes its steps with it: the key begins a new life.
     """
 
     key: bytes
@@ -41,6 +57,7 @@ class Takeover(NamedTuple):
     lease: float
     owner: bytes
     expired: bool
+    request: bytes | None = None
 
 
 class Complete(NamedTuple):
@@ -83,16 +100,83 @@ class Renew(NamedTuple):
     lease: float
 
 
+class Settle(NamedTuple):
+    """Say what became of a parked operation, if it is parked under `token`. Told: applied?
+
+    With a response it is completed. Without one nothing happened: the record goes, and the marks
+    of steps that were begun and never ended with it, so that a retry runs anew.
+    """
+
+    key: bytes
+    token: int
+    response: Response | None
+    expires: float
+    tombstone: float
+
+
 class Sweep(NamedTuple):
     """Turn expired records into tombstones and delete old tombstones. Told: how many changed.
 
-    At most `limit` records each way; in-flight and parked records are never touched.
+    At most `limit` records each way; in-flight and parked records are never touched. Steps go when
+    their time is over, unless their operation is in flight or parked, and before their record.
     """
 
     limit: int
 
 
-StoreCommand = Lookup | Claim | Takeover | Complete | Release | Park | Renew | Sweep
+class Abandoned(NamedTuple):
+    """Read what was remembered of claims whose lease ended `idle` seconds ago or longer.
+
+    Told: a tuple of `Remembered`, the longest ended first, `limit` at most.
+    """
+
+    limit: int
+    idle: float
+
+
+class Steps(NamedTuple):
+    """Read the steps recorded under a key. Told: a dict of name to result, None if only begun."""
+
+    key: bytes
+
+
+class RecordStep(NamedTuple):
+    """Record that a step was begun (`result` None), or its result; the first result stays.
+
+    Told: `Recorded` with the result that stands, or None where the claim is another's by now: there
+    is a record, and it is not in flight under `token`. `keep` is in seconds.
+    """
+
+    key: bytes
+    token: int
+    name: str
+    result: bytes | None
+    keep: float
+
+
+class ForgetStep(NamedTuple):
+    """Take the mark of a step back that was begun and certainly not done. Told: applied?"""
+
+    key: bytes
+    token: int
+    name: str
+
+
+StoreCommand = (
+    Lookup
+    | Claim
+    | Takeover
+    | Complete
+    | Release
+    | Park
+    | Renew
+    | Settle
+    | Sweep
+    | Abandoned
+    | Steps
+    | RecordStep
+    | ForgetStep
+)
 
 
 class Claimed(NamedTuple):
@@ -100,6 +184,23 @@ class Claimed(NamedTuple):
 
     token: int
     attempt: int
+    opened: bool = False
+    """By `Open`: there is no record yet, and the transaction is the claim."""
+
+
+class Remembered(NamedTuple):
+    """An abandoned operation and its request."""
+
+    key: bytes
+    token: int
+    attempt: int
+    request: bytes
+
+
+class Recorded(NamedTuple):
+    """What stands of a step: its result, or None where it was only begun."""
+
+    result: bytes | None
 
 
 class Found(NamedTuple):
@@ -109,7 +210,17 @@ class Found(NamedTuple):
     now: float
 
 
-Reply = Claimed | Found | bool | int | frozenset[int] | None
+Reply = (
+    Claimed
+    | Found
+    | bool
+    | int
+    | frozenset[int]
+    | tuple[Remembered, ...]
+    | dict[str, bytes | None]
+    | Recorded
+    | None
+)
 
 
 class Wait(NamedTuple):
@@ -146,6 +257,8 @@ class Answer(NamedTuple):
     """Its writes are in a transaction that has yet to commit with the record."""
     sent: bool = False
     """Part of the answer has left already (a stream), so it can no longer be taken back."""
+    parked: str | None = None
+    """Why nobody can say what it did: park it."""
 
 
 class StoreError(Exception):

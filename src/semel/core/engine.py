@@ -18,6 +18,7 @@ from semel.core.commands import (
     Complete,
     Found,
     Lookup,
+    Open,
     Park,
     Release,
     RunHandler,
@@ -51,6 +52,8 @@ class Request(NamedTuple):
     """Random bytes of this attempt."""
     fingerprint: Callable[[int], bytes]
     """Gives the fingerprint by the algorithm of that number; `ValueError` where it is unknown."""
+    remembered: bytes | None = None
+    """The request itself, to be stored with its claim."""
 
 
 class Deliver(NamedTuple):
@@ -80,16 +83,18 @@ Life = Generator[Any, Any, Outcome]
 """Yields a command, is sent its result: the pairs are written at each command in `commands`."""
 
 
-def run(request: Request, policy: Policy, found: Found | None = None) -> Life:
+def run(
+    request: Request, policy: Policy, found: Found | None = None, *, opens: bool = False
+) -> Life:
     """Live through one operation and return what the client is to be sent.
 
     `found` is the record where a driver has read it already (`Store.lookup_first`); without one the
-    claim itself finds it.
+    claim itself finds it. `opens`: the claim is the handler's own transaction (`Open`).
 
     A driver throws `StoreUnavailable` or `StoreUnknown` into the generator where a command failed.
     """
     try:
-        claimed = yield from _claim(request, policy, found)
+        claimed = yield from _claim(request, policy, found, opens)
     except StoreError:
         if policy.on_store_error == "run":
             return Bypass()
@@ -100,10 +105,12 @@ def run(request: Request, policy: Policy, found: Found | None = None) -> Life:
         outcome: Outcome = claimed
         return outcome
     answer = yield RunHandler(claimed.token, claimed.attempt)
-    return (yield from _finish(request, policy, claimed.token, answer))
+    if answer.parked is not None:
+        return (yield from _park(request, policy, claimed, answer))
+    return (yield from _finish(request, policy, claimed, answer))
 
 
-def _claim(request: Request, policy: Policy, found: Any) -> Generator[Any, Any, Any]:
+def _claim(request: Request, policy: Policy, found: Any, opens: bool) -> Generator[Any, Any, Any]:
     """Win the claim, or learn why not: `Claimed`, or an outcome."""
     waited = 0.0
     poll = FIRST_POLL
@@ -112,12 +119,26 @@ def _claim(request: Request, policy: Policy, found: Any) -> Generator[Any, Any, 
     while True:
         if found is None:
             try:
-                found = yield Claim(key, mine, policy.seconds.lease, request.owner)
+                if opens:
+                    found = yield Open(key, mine, request.owner)
+                else:
+                    lease = policy.seconds.lease
+                    found = yield Claim(key, mine, lease, request.owner, request.remembered)
             except StoreUnknown:
                 found = yield Lookup(key)
                 continue
             if isinstance(found, Claimed):
                 return found
+            if found is None:  # another transaction holds the key
+                left = policy.seconds.wait - waited
+                if left <= 0:
+                    return Refuse(problems.IN_FLIGHT)
+                passed = yield Wait(key, min(poll, left), left, policy.max_waiters)
+                if passed is None:
+                    return Refuse(problems.IN_FLIGHT)
+                waited += passed
+                poll = min(poll * POLL_GROWTH, LONGEST_POLL)
+                continue
         record, now = found
         if record.owner == request.owner and record.state is State.IN_FLIGHT:
             return Claimed(record.token, record.attempt)  # the claim's own answer was lost
@@ -125,14 +146,17 @@ def _claim(request: Request, policy: Policy, found: Any) -> Generator[Any, Any, 
         if outcome is not None:
             return outcome
         if record.state is not State.IN_FLIGHT or record.lease_until <= now:
-            if record.state is State.IN_FLIGHT and policy.guarantee == "at-most-once":
-                yield Park(key, record.token, "its process ended before it answered", lapsed=True)
+            reason = _parked_for(record, policy)
+            if reason is not None:
+                yield Park(key, record.token, reason, lapsed=True)
                 found = yield Lookup(key)
                 continue
             try:
                 expired = record.state is not State.IN_FLIGHT
                 lease = policy.seconds.lease
-                found = yield Takeover(key, record.token, mine, lease, request.owner, expired)
+                found = yield Takeover(
+                    key, record.token, mine, lease, request.owner, expired, request.remembered
+                )
             except StoreUnknown:
                 found = yield Lookup(key)
                 continue
@@ -149,6 +173,17 @@ def _claim(request: Request, policy: Policy, found: Any) -> Generator[Any, Any, 
         waited += passed
         poll = min(poll * POLL_GROWTH, LONGEST_POLL)
         found = yield Lookup(key)
+
+
+def _parked_for(record: Record, policy: Policy) -> str | None:
+    """Why an operation whose process ended is parked and not run again; None: it is run."""
+    if record.state is not State.IN_FLIGHT:
+        return None
+    if policy.guarantee == "at-most-once":
+        return "its process ended before it answered"
+    if record.attempt >= policy.max_attempts:
+        return f"{record.attempt} processes have ended while they ran it"
+    return None
 
 
 def settled(
@@ -179,9 +214,9 @@ def settled(
     return None
 
 
-def _finish(request: Request, policy: Policy, token: int, answer: Answer) -> Life:
+def _finish(request: Request, policy: Policy, claimed: Claimed, answer: Answer) -> Life:
     """Record what came of the handler, and say what may be sent."""
-    key = request.key
+    key, token = request.key, claimed.token
     response = answer.response
     outcome = Deliver(kept=True)
     forgotten = (
@@ -200,11 +235,12 @@ def _finish(request: Request, policy: Policy, token: int, answer: Answer) -> Lif
                 return outcome
             return (yield from _fenced(request, policy, token, answer, outcome))
         except StoreUnknown:
-            known = yield from _read_back(request, policy, token, answer, outcome)
+            read_back = _read_back_opened if claimed.opened else _read_back
+            known = yield from read_back(request, policy, token, answer, outcome)
             if known is not None:
                 return known
         except StoreError:
-            if answer.atomic:  # definitely not committed: nothing happened
+            if answer.atomic or claimed.opened:  # definitely not committed: nothing happened
                 yield from _release(key, token)
                 return Refuse(problems.STORE_UNAVAILABLE)
         if pause is not None:
@@ -274,5 +310,53 @@ def _read_back(
             if (yield Release(request.key, token)):
                 return Refuse(problems.STORE_UNAVAILABLE)
         except (StoreError, UnreadableRecord):
+            yield Sleep(pause)
+    return Refuse(problems.OUTCOME_UNRECORDED)
+
+
+def _read_back_opened(
+    request: Request, policy: Policy, token: int, answer: Answer, outcome: Outcome
+) -> Generator[Any, Any, Outcome | None]:
+    """The same where the transaction was the claim: the key can be had again only once that ended.
+
+    What is read then is final: the record, or nothing, and nothing happened.
+    """
+    for pause in READ_BACK_PAUSES:
+        try:
+            found = yield Open(request.key, request.fingerprint(policy.algorithm), request.owner)
+            if isinstance(found, Claimed):
+                yield Release(request.key, found.token)
+                return Refuse(problems.STORE_UNAVAILABLE)
+            if found is not None:
+                return _told_by(found, request, policy, token, answer, outcome)
+        except (StoreError, UnreadableRecord):
+            pass
+        yield Sleep(pause)
+    return Refuse(problems.OUTCOME_UNRECORDED)
+
+
+def _park(request: Request, policy: Policy, claimed: Claimed, answer: Answer) -> Life:
+    """Record that nobody can say what the handler did."""
+    key, token = request.key, claimed.token
+    assert answer.parked is not None
+    holds = claimed.opened
+    for pause in (*READ_BACK_PAUSES, None):
+        try:
+            if claimed.opened:  # there is no record yet; better made while the key is still held
+                if not holds:
+                    yield Release(key, token)
+                mine = request.fingerprint(policy.algorithm)
+                found = yield Claim(key, mine, policy.seconds.lease, request.owner)
+                token = found.token if isinstance(found, Claimed) else found.record.token
+                if not isinstance(found, Claimed) and found.record.owner != request.owner:
+                    return _told_by(found, request, policy, token, answer, Deliver(kept=True))
+            yield Park(key, token, answer.parked, lapsed=False)
+            found = yield Lookup(key)
+            return _told_by(found, request, policy, -1, answer, Deliver(kept=True))
+        except UnreadableRecord:
+            break
+        except StoreError:
+            holds = False
+        if pause is not None:
             yield Sleep(pause)
     return Refuse(problems.OUTCOME_UNRECORDED)

@@ -75,6 +75,18 @@ class Policy:
     one moment (see `semel.web.headers`)."""
     keep_cookies: bool = False
     """Replay `Set-Cookie` too. Off: a replay would hand the first session to whoever repeats."""
+    max_attempts: int = 5
+    """How many processes a request may take down before it is parked: one that always crashes its
+    server is not handed to the next one for ever."""
+    remember_request: bool = False
+    """Keep the request with its claim, so that Semel itself finishes the operation where a crash
+    abandoned it and the client never returns. Without `Authorization` and `Cookie` (see
+    `remember_credentials`). Its time and place in the store end with the operation."""
+    remember_credentials: bool = False
+    """Remember `Authorization` and `Cookie` too, for handlers that check them by themselves."""
+    version: str = ""
+    """The handler's version: a remembered request is finished only by the version that began it,
+    and parked by another."""
     on_store_error: Literal["refuse", "run"] = "refuse"
     """`"run"` fails open: while the store is down requests run *without any protection*, and a
     retry of one that ran is a second effect. Only for operations that may repeat."""
@@ -104,6 +116,12 @@ class Policy:
         for name in ("max_request_body", "max_response_body", "min_body_rate", "max_waiters"):
             if not isinstance(value := getattr(self, name), int) or value < 0:
                 raise PolicyError(f"{name}: give a whole number of 0 or more, not {value!r}")
+        if not isinstance(self.max_attempts, int) or self.max_attempts < 1:
+            raise PolicyError(
+                f"max_attempts: give a whole number of 1 or more, not {self.max_attempts!r}"
+            )
+        if self.remember_credentials and not self.remember_request:
+            raise PolicyError("remember_credentials: it asks for remember_request=True too")
         if self.on_store_error == "run" and self.guarantee in ("atomic", "at-most-once"):
             raise PolicyError(
                 f'on_store_error="run" breaks guarantee="{self.guarantee}": while the store is down'

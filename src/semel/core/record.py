@@ -33,7 +33,7 @@ TRANSITIONS: Final[dict[State | None, dict[str, State | None]]] = {
     },
     State.COMPLETED: {"expire": State.EXPIRED, "purge": ABSENT, "take over": State.IN_FLIGHT},
     State.EXPIRED: {"purge": ABSENT, "take over": State.IN_FLIGHT},
-    State.PARKED: {},
+    State.PARKED: {"settle": State.COMPLETED, "release": ABSENT},
 }
 """Every change of state there is. A completed record is taken over only after its expiry and only
 by a route with `after_expiry="run"`. Stores, the simulator's checker and the docs' diagram read

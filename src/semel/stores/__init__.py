@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, urlsplit
 
-from semel.core.commands import Complete, Reply, StoreCommand
+from semel.core.commands import Complete, Found, Open, Reply, StoreCommand
 
 
 class StoreSetupError(ValueError):
@@ -13,7 +13,13 @@ class StoreSetupError(ValueError):
 
 
 class Transaction(Protocol):
-    """A business transaction in the database that holds the records."""
+    """A business transaction in the database that holds the records.
+
+    A store whose transactions carry sessions of an ORM gives them a `session` and `async_session`.
+    """
+
+    token: int | None
+    """The fencing token under which the transaction itself is the claim (`Store.open`)."""
 
     @property
     def connection(self) -> Any:
@@ -47,6 +53,8 @@ class Store(Protocol):
     """Whether it offers transactions that hold business writes."""
     lookup_first: bool
     """Whether a read costs so little that it comes before each claim."""
+    opens: bool
+    """Whether a transaction can be the claim itself, so that an operation commits only once."""
 
     def now(self) -> float:
         """Return the store's clock, in seconds. Asked only of stores that are `lookup_first`."""
@@ -68,6 +76,12 @@ class Store(Protocol):
 
     async def abegin(self) -> Transaction:
         """As `begin`, without blocking the event loop."""
+
+    def open(self, command: Open) -> Transaction | Found | None:
+        """Begin a transaction that holds the key; see `Open`. Only where the store `opens`."""
+
+    async def aopen(self, command: Open) -> Transaction | Found | None:
+        """As `open`, without blocking the event loop."""
 
 
 def open_store(url: str) -> Store:

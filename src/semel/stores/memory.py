@@ -13,15 +13,23 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from semel.core.commands import (
+    Abandoned,
     Claim,
     Claimed,
     Complete,
+    ForgetStep,
     Found,
     Lookup,
+    Open,
     Park,
+    Recorded,
+    RecordStep,
     Release,
+    Remembered,
     Renew,
     Reply,
+    Settle,
+    Steps,
     StoreCommand,
     StoreUnavailable,
     Sweep,
@@ -36,6 +44,9 @@ class MemoryTable:
 
     def __init__(self, max_records: int = 1_000_000) -> None:
         self.records: dict[bytes, Record] = {}
+        self.steps: dict[bytes, dict[str, tuple[bytes | None, float]]] = {}
+        """Under each key the steps: their result, None where only begun, and when they go."""
+        self._requests: dict[bytes, bytes] = {}
         self._last_token = 0
         self._due: list[tuple[float, bytes, int]] = []  # (when, key, token), a heap
         self._max_records = max_records
@@ -55,7 +66,7 @@ class MemoryTable:
             case Release(key, token):
                 if self._held(key, token) is None:
                     return False
-                del self.records[key]
+                self._forget(key)
                 return True
             case Park(key, token, reason, lapsed):
                 record = self._held(key, token)
@@ -65,8 +76,18 @@ class MemoryTable:
                 return True
             case Renew(claims, lease):
                 return self._renew(claims, now + lease)
+            case Settle():
+                return self._settle(command, now)
             case Sweep(limit):
                 return self._sweep(limit, now)
+            case Abandoned(limit, idle):
+                return self._abandoned(limit, now - idle)
+            case Steps(key):
+                return {name: result for name, (result, _) in self.steps.get(key, {}).items()}
+            case RecordStep():
+                return self._record_step(command, now)
+            case ForgetStep(key, token, name):
+                return self._forget_step(key, token, name)
         raise AssertionError(command)
 
     def _held(self, key: bytes, token: int) -> Record | None:
@@ -88,6 +109,8 @@ class MemoryTable:
     def _grant(self, command: Claim | Takeover, attempt: int, now: float) -> Claimed:
         self._last_token = token = self._last_token + 1
         until = now + command.lease
+        if command.request is not None:
+            self._requests[command.key] = command.request
         self.records[command.key] = Record(
             command.key,
             State.IN_FLIGHT,
@@ -116,13 +139,20 @@ class MemoryTable:
         if record.token != command.token or not over:
             return Found(record, now)
         again = record.state is State.IN_FLIGHT
+        if not again:
+            self.steps.pop(command.key, None)
         return self._grant(command, record.attempt + 1 if again else 1, now)
 
     def _complete(self, command: Complete, now: float) -> bool:
         record = self._held(command.key, command.token)
         if record is None:
             return False
+        self._write_answer(record, command, now)
+        return True
+
+    def _write_answer(self, record: Record, command: Complete | Settle, now: float) -> None:
         expires = now + command.expires
+        self._requests.pop(command.key, None)
         self.records[command.key] = Record(
             command.key,
             State.COMPLETED,
@@ -137,6 +167,48 @@ class MemoryTable:
             None,
         )
         heapq.heappush(self._due, (expires, command.key, command.token))
+
+    def _settle(self, command: Settle, now: float) -> bool:
+        record = self.records.get(command.key)
+        if record is None or (record.state, record.token) != (State.PARKED, command.token):
+            return False
+        if command.response is not None:
+            self._write_answer(record, command, now)
+            return True
+        self._forget(command.key)
+        steps = self.steps.get(command.key, {})
+        self.steps[command.key] = {n: kept for n, kept in steps.items() if kept[0] is not None}
+        return True
+
+    def _forget(self, key: bytes) -> None:
+        del self.records[key]
+        self._requests.pop(key, None)
+
+    def _abandoned(self, limit: int, before: float) -> tuple[Remembered, ...]:
+        found = (self.records[key] for key in self._requests)
+        over = [r for r in found if r.state is State.IN_FLIGHT and r.lease_until <= before]
+        over.sort(key=lambda record: record.lease_until)
+        return tuple(
+            Remembered(r.key, r.token, r.attempt, self._requests[r.key]) for r in over[:limit]
+        )
+
+    def _record_step(self, command: RecordStep, now: float) -> Recorded | None:
+        key, token, name, result, keep = command
+        if key in self.records and self._held(key, token) is None:
+            return None
+        steps = self.steps.setdefault(key, {})
+        before = steps.get(name, (None, now + keep))
+        steps[name] = (before[0] if before[0] is not None else result, now + keep)
+        heapq.heappush(self._due, (now + keep, key, _STEPS))
+        return Recorded(steps[name][0])
+
+    def _forget_step(self, key: bytes, token: int, name: str) -> bool:
+        if key in self.records and self._held(key, token) is None:
+            return False
+        steps = self.steps.get(key, {})
+        if name not in steps or steps[name][0] is not None:
+            return False
+        del steps[name]
         return True
 
     def _renew(self, claims: tuple[tuple[bytes, int], ...], until: float) -> frozenset[int]:
@@ -154,6 +226,9 @@ class MemoryTable:
         while changed < limit and self._due and self._due[0][0] <= now:
             _, key, token = heapq.heappop(self._due)
             record = self.records.get(key)
+            if token == _STEPS:
+                changed += self._sweep_steps(key, record, now)
+                continue
             if record is None or record.token != token:
                 continue
             changed += 1
@@ -166,6 +241,24 @@ class MemoryTable:
                 heapq.heappush(self._due, (record.purge_at, key, token))
         return changed
 
+    def _sweep_steps(self, key: bytes, record: Record | None, now: float) -> int:
+        steps = self.steps.get(key, {})
+        due = [name for name, (_, goes) in steps.items() if goes <= now]
+        if due and record is not None and record.state in (State.IN_FLIGHT, State.PARKED):
+            heapq.heappush(self._due, (now + _LATER, key, _STEPS))
+            return 0
+        for name in due:
+            del steps[name]
+        if not steps:
+            self.steps.pop(key, None)
+        return len(due)
+
+
+_STEPS = -1
+"""In the place of a token, in the heap of what is due: the steps of a key."""
+_LATER = 60.0
+"""Seconds after which steps of an operation that still runs are looked at again."""
+
 
 class MemoryStore:
     """`memory://`: records in a dictionary, safe for threads and event loops of one process.
@@ -177,6 +270,7 @@ class MemoryStore:
     name = "memory"
     atomic = False
     lookup_first = True
+    opens = False
 
     def __init__(
         self, max_records: int = 1_000_000, *, clock: Callable[[], float] = time.time
@@ -216,5 +310,13 @@ class MemoryStore:
         )
 
     async def abegin(self) -> NoReturn:
+        """Refuse, as `begin` does."""
+        self.begin()
+
+    def open(self, command: Open) -> NoReturn:
+        """Refuse, as `begin` does."""
+        self.begin()
+
+    async def aopen(self, command: Open) -> NoReturn:
         """Refuse, as `begin` does."""
         self.begin()

@@ -16,22 +16,31 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from semel.after_fork import call_around_fork
 from semel.core.commands import (
+    ForgetStep,
     Found,
     Lookup,
+    Open,
+    RecordStep,
     Reply,
+    Settle,
+    Steps,
     StoreCommand,
     StoreError,
     StoreUnavailable,
+    Sweep,
+    Takeover,
 )
-from semel.core.record import UnreadableRecord
+from semel.core.record import State, UnreadableRecord
 from semel.stores import StoreSetupError
 from semel.stores.sqlite_checkpoints import Checkpoints
 from semel.stores.sqlite_commands import LOOKUP, SQLiteCommands
 from semel.stores.sqlite_file import File, Readers, translate
 from semel.stores.sqlite_shared import SharedTransaction
+from semel.stores.sqlite_steps import SQLiteSteps
 from semel.stores.sqlite_transaction import (
     AsyncConnection,
     Connection,
@@ -66,6 +75,7 @@ class SQLiteStore(SQLiteCommands):
     name = "sqlite"
     atomic = True
     lookup_first = True
+    opens = False
 
     def __init__(
         self,
@@ -78,6 +88,7 @@ class SQLiteStore(SQLiteCommands):
         if synchronous.lower() not in ("full", "normal"):
             raise StoreSetupError(f"synchronous: give full or normal, not {synchronous!r}")
         self._file = File(Path(path).absolute(), synchronous.lower(), timeout)
+        self._steps = SQLiteSteps(self._file.path, synchronous.lower(), timeout, clock)
         self._timeout = timeout
         self._clock = clock
         self._writer: Writer | None = None
@@ -113,6 +124,7 @@ class SQLiteStore(SQLiteCommands):
             writer, self._writer = self._writer, None
             readers, self._readers = self._readers, None
             self._refusal = _STOPPED
+        self._steps.close()
         if readers is not None:
             readers.close()
         if writer is not None and not writer.close(self._timeout):
@@ -155,6 +167,8 @@ class SQLiteStore(SQLiteCommands):
 
     def _before_fork(self) -> None:
         self._lock.acquire()
+        self._steps.lock.acquire()
+        self._steps.close_held()
         readers, self._readers = self._readers, None  # first, so that who meets it closed asks anew
         if readers is not None:
             readers.close()
@@ -162,6 +176,7 @@ class SQLiteStore(SQLiteCommands):
             self._writer = None
 
     def _forked_parent(self) -> None:
+        self._steps.lock.release()
         self._lock.release()
 
     def _forked_child(self) -> None:
@@ -172,6 +187,7 @@ class SQLiteStore(SQLiteCommands):
                 "this process was forked in the middle of a write to it; fork before, or use the"
                 " spawn start method"
             )
+        self._steps.lock = threading.Lock()
         self._lock = threading.Lock()
         self._pending = {}
 
@@ -181,6 +197,42 @@ class SQLiteStore(SQLiteCommands):
         """Carry out one command; a write commits straight where nobody else is writing."""
         if type(command) is Lookup:
             return self._lookup(command.key)
+        if isinstance(command, (Steps, RecordStep, ForgetStep)):
+            return self._step(command)
+        swept = self._before(command)
+        reply = self._after(command, self._write(command))
+        return reply + swept if isinstance(reply, int) and swept else reply
+
+    def _step(self, command: Steps | RecordStep | ForgetStep) -> Reply:
+        if isinstance(command, Steps):
+            return self._steps.read(command)
+        found = self._lookup(command.key)
+        if found is not None:  # the holder's own, or another's by now
+            record = found.record
+            if (record.state, record.token) != (State.IN_FLIGHT, command.token):
+                return None if isinstance(command, RecordStep) else False
+        if isinstance(command, RecordStep):
+            return self._steps.record(command)
+        return self._steps.forget(command)
+
+    def _before(self, command: StoreCommand) -> int:
+        """Delete steps that have to go before their record does; return how many were swept."""
+        if isinstance(command, Takeover) and command.expired:
+            self._steps.forget_over(command.key)
+        elif isinstance(command, Sweep):
+            return self._steps.sweep(command.limit, self._runs)
+        return 0
+
+    def _after(self, command: StoreCommand, reply: Reply) -> Reply:
+        if isinstance(command, Settle) and reply and command.response is None:
+            self._steps.forget_unsure(command.key)
+        return reply
+
+    def _runs(self, key: bytes) -> bool:
+        found = self._lookup(key)
+        return found is not None and found.record.state in (State.IN_FLIGHT, State.PARKED)
+
+    def _write(self, command: StoreCommand) -> Reply:
         asked = _Asked(self, command)
         job = Job(asked.run, asked.done)
         while True:
@@ -200,6 +252,13 @@ class SQLiteStore(SQLiteCommands):
         """Carry out one command; the writes of one tick of the event loop go together."""
         if type(command) is Lookup:
             return self._lookup(command.key)
+        if isinstance(command, (Steps, RecordStep, ForgetStep)):
+            return await asyncio.to_thread(self._step, command)
+        if isinstance(command, (Settle, Sweep, Takeover)):
+            return await asyncio.to_thread(self.execute, command)
+        return await self._awrite(command)
+
+    async def _awrite(self, command: StoreCommand) -> Reply:
         loop = asyncio.get_running_loop()
         asked = _Asked(self, command)
         asked.future = loop.create_future()
@@ -284,6 +343,14 @@ class SQLiteStore(SQLiteCommands):
             if error is not None:
                 raise error
         return SQLiteTransaction(writer, turn, self.complete)
+
+    def open(self, command: Open) -> NoReturn:
+        """Refuse: the one writer cannot be held by an operation from its beginning to its end."""
+        raise StoreSetupError("sqlite:// claims in a transaction of its own")
+
+    async def aopen(self, command: Open) -> NoReturn:
+        """Refuse, as `open` does."""
+        self.open(command)
 
     def _request(self, turn: Turn) -> tuple[Writer, bool]:
         while True:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from semel.core.commands import (
+    Abandoned,
     Claim,
     Claimed,
     Complete,
@@ -14,13 +15,15 @@ from semel.core.commands import (
     Lookup,
     Park,
     Release,
+    Remembered,
     Renew,
     Reply,
+    Settle,
     StoreCommand,
     Sweep,
     Takeover,
 )
-from semel.core.record import Record, State, decode_response, encode_response
+from semel.core.record import Record, Response, State, decode_response, encode_response
 from semel.failpoints import failpoint
 from semel.stores import sql
 
@@ -33,6 +36,9 @@ _PARK = sql.load("sqlite", "park")
 _RENEW = sql.load("sqlite", "renew")
 _PURGE = sql.load("sqlite", "purge")
 _EXPIRE = sql.load("sqlite", "expire")
+_SETTLE = sql.load("sqlite", "settle")
+_UNPARK = sql.load("sqlite", "unpark")
+_ABANDONED = sql.load("sqlite", "abandoned")
 
 
 class SQLiteCommands:
@@ -66,15 +72,22 @@ class SQLiteCommands:
                 changed = connection.execute(_PURGE, named).rowcount
                 failpoint("in_sweep")
                 return changed + connection.execute(_EXPIRE, named).rowcount
+            case Settle():
+                return self._settle(connection, command)
+            case Abandoned(limit, idle):
+                rows = connection.execute(_ABANDONED, (self._clock() - idle, limit))
+                return tuple(Remembered(*row) for row in rows)
             case Lookup(key):
                 return self._found(connection, key)
+        raise AssertionError(command)
 
     def _claim(
         self, connection: sqlite3.Connection, command: Claim | Takeover, attempt: int
     ) -> Reply:
         until = self._clock() + command.lease
         cursor = connection.execute(
-            _CLAIM, (command.key, attempt, command.owner, command.fingerprint, until)
+            _CLAIM,
+            (command.key, attempt, command.owner, command.fingerprint, until, command.request),
         )
         if cursor.rowcount == 1 and cursor.lastrowid is not None:
             return Claimed(cursor.lastrowid, attempt)
@@ -95,10 +108,24 @@ class SQLiteCommands:
 
     def complete(self, connection: sqlite3.Connection, command: Complete) -> bool:
         """Write the answer, if the claim still holds."""
+        return self._answer(connection, _COMPLETE, command, command.response)
+
+    def _settle(self, connection: sqlite3.Connection, command: Settle) -> bool:
+        if command.response is None:
+            return connection.execute(_UNPARK, (command.token, command.key)).rowcount == 1
+        return self._answer(connection, _SETTLE, command, command.response)
+
+    def _answer(
+        self,
+        connection: sqlite3.Connection,
+        statement: str,
+        command: Complete | Settle,
+        response: Response,
+    ) -> bool:
         expires = self._clock() + command.expires
-        answer = encode_response(command.response)
+        answer = encode_response(response)
         row = (answer, expires, expires + command.tombstone, command.token, command.key)
-        return connection.execute(_COMPLETE, row).rowcount == 1
+        return connection.execute(statement, row).rowcount == 1
 
     def _found(self, connection: sqlite3.Connection, key: bytes) -> Found | None:
         return self.found(connection.execute(LOOKUP, (key,)).fetchone())

@@ -20,13 +20,14 @@ Write = Callable[[sqlite3.Connection, Complete], bool]
 class SQLiteTransaction:
     """One atomic operation's turn with the writer."""
 
-    __slots__ = ("_cursors", "_turn", "_write", "_writer")
+    __slots__ = ("_cursors", "_turn", "_write", "_writer", "token")
 
     def __init__(self, writer: Writer, turn: Turn, write: Write) -> None:
         self._writer = writer
         self._turn = turn
         self._write = write
         self._cursors: list[Cursor] = []
+        self.token: int | None = None  # the claim is a record of its own
 
     @property
     def connection(self) -> Connection:

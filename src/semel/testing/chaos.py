@@ -205,7 +205,7 @@ class Rig:
         name = hash_key(SCOPE, key)
         request = Request(name, idempotency.owner(), lambda algorithm: b"\x01" + bytes(32))
         life = run(request, policy, idempotency.look_up(name))
-        return idempotency.runtime, life, name, LEASE.total_seconds()
+        return idempotency.runtime, life, name, policy.seconds
 
     async def _on_loop(self, idempotency: Idempotency, asked: Sequence[tuple[str, str]]) -> None:
         await asyncio.gather(*(self._one(idempotency, *each) for each in asked))

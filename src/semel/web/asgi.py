@@ -28,6 +28,7 @@ from semel.core.keys import InvalidKey, hash_key, parse_key
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.record import Response, UnreadableRecord
+from semel.core.steps import OutcomeUnknown, StepFenced
 from semel.drivers import AsyncDriver
 from semel.failpoints import failpoint
 from semel.idempotency import Idempotency, Whose, named_scope, scope_name
@@ -147,8 +148,8 @@ class ASGIMiddleware:
                         self._keep(asked, body.size, outcome, found_record.record.expires_at)
                     return
             request = Request(key_hash, idempotency.owner(), body.fingerprint)
-            life = run(request, policy, found_record)
-            driver = AsyncDriver(idempotency.runtime, life, key_hash, policy.seconds.lease)
+            life = run(request, policy, found_record, opens=idempotency.opens(policy))
+            driver = AsyncDriver(idempotency.runtime, life, key_hash, policy.seconds)
             if found_record is not None:  # in flight: wait for it, where a cancel does no harm
                 outcome = await driver.look()
                 if outcome is not None and type(outcome) is not Bypass:
@@ -334,7 +335,7 @@ class _Exchange:
                 await self._app(self._own_scope(), self.receive, self.send)
                 if driver.outcome is None:
                     raise RuntimeError("the application returned without a complete answer")
-            except StoreError as error:  # from `op.connection()`
+            except (StoreError, OutcomeUnknown, StepFenced) as error:  # from `op`
                 log.warning("operation %s: %s", driver.key[:6].hex(), error)
                 await self._raised(problems.OUTCOME_UNRECORDED)
             except BaseException:
@@ -476,7 +477,7 @@ class _Exchange:
 
     async def _finish(self, response: Response) -> Outcome:
         driver = self._driver
-        atomic = driver.transaction is not None
+        atomic = driver.taken
         return await driver.finish(Answer(response, atomic, self._passing))
 
     def _kept(self, start: Message) -> tuple[tuple[bytes, bytes], ...]:

@@ -17,6 +17,7 @@ from semel.core.keys import InvalidKey, hash_key, parse_key
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.record import Response, UnreadableRecord
+from semel.core.steps import OutcomeUnknown, StepFenced
 from semel.drivers import ThreadDriver
 from semel.failpoints import failpoint
 from semel.idempotency import Idempotency, Whose, named_scope, scope_name
@@ -110,8 +111,8 @@ class WSGIMiddleware:
         if outcome is not None:
             body.close()
             return self.answer(outcome, start_response)
-        life = run(request, policy, found)
-        driver = ThreadDriver(idempotency.runtime, life, key_hash, policy.seconds.lease)
+        life = run(request, policy, found, opens=idempotency.opens(policy))
+        driver = ThreadDriver(idempotency.runtime, life, key_hash, policy.seconds)
         outcome = driver.begin()
         environ = {**environ, "wsgi.input": _Input(body), "CONTENT_LENGTH": str(body.size)}
         environ.pop("HTTP_TRANSFER_ENCODING", None)
@@ -274,14 +275,14 @@ class _Exchange:
         driver = self._driver
         if driver.outcome is not None:  # the handler has called op.commit()
             return driver.outcome
-        return driver.finish(Answer(response, driver.transaction is not None, self._passing))
+        return driver.finish(Answer(response, driver.taken, self._passing))
 
     def _raised(self, error: BaseException) -> Iterable[bytes]:
         failed = problems.HANDLER_FAILED
         outcome = self._finish(failed.response(self._middleware.problem_base))
         self.close()
         if outcome == Deliver(kept=False):
-            if not isinstance(error, StoreError):
+            if not isinstance(error, (StoreError, OutcomeUnknown, StepFenced)):
                 raise error
             failed = problems.OUTCOME_UNRECORDED  # `op.connection()` could not be had
         log.error("operation %s failed", self._driver.key[:6].hex(), exc_info=error)

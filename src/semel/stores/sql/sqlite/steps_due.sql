@@ -1,0 +1,1 @@
+select distinct key from semel_step where purge_at <= ? limit ?

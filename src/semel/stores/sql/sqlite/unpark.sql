@@ -1,0 +1,2 @@
+-- A parked operation of which nothing happened after all.
+delete from semel_record where token = ? and key = ? and state = 3
