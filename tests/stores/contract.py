@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
+import psycopg
+
+from semel.core.commands import Reply, StoreCommand
 from semel.stores import Store
 from semel.stores.memory import MemoryStore
+from semel.stores.postgres import PostgreSQLStore
 from semel.stores.sqlite import SQLiteStore
+from tests import servers
 
 
 class Clock:
@@ -30,5 +36,58 @@ def sqlite(folder: Path, clock: Clock) -> Iterator[Store]:
     yield SQLiteStore(folder / "records.db", synchronous="normal", clock=clock)
 
 
-STORES: dict[str, Callable[[Path, Clock], object]] = {"memory": memory, "sqlite": sqlite}
+@cache
+def _postgresql(name: str) -> str:
+    """A database of this process, whose clock is a row that the test writes."""
+    url = servers.postgresql().database(name)
+    store = PostgreSQLStore(url)
+    store.start()
+    store.stop()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "create table clock (now double precision); insert into clock values (0);"
+            "create or replace function semel_now() returns double precision language sql volatile"
+            " as 'select now from clock'"
+        )
+    return url
+
+
+class _Ticking:
+    """Writes the test's clock into the database before each command."""
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        self.connection = psycopg.connect(url, autocommit=True)
+        self._clock = clock
+        self._written = 0.0
+        self.connection.execute("truncate semel_record, semel_step")
+
+    def tick(self) -> None:
+        if self._written != self._clock.now:
+            self._written = self._clock.now
+            self.connection.execute("update clock set now = %s", (self._written,))
+
+
+@contextmanager
+def postgresql(folder: Path, clock: Clock) -> Iterator[Store]:
+    url = _postgresql("contract")
+    ticking = _Ticking(url, clock)
+
+    class Store(PostgreSQLStore):
+        def execute(self, command: StoreCommand) -> Reply:
+            ticking.tick()
+            return super().execute(command)
+
+        async def aexecute(self, command: StoreCommand) -> Reply:
+            ticking.tick()
+            return await super().aexecute(command)
+
+    with closing(ticking.connection):
+        yield Store(url)
+
+
+STORES: dict[str, Callable[[Path, Clock], object]] = {
+    "memory": memory,
+    "sqlite": sqlite,
+    "postgresql": postgresql,
+}
 """How each store is made, on a server and in tables of its own."""

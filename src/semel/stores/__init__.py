@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from semel.core.commands import Complete, Found, Open, Reply, StoreCommand
 
@@ -90,6 +90,9 @@ def open_store(url: str) -> Store:
     - `memory://`, with `?max_records=1000000`: this process only, gone with it.
     - `sqlite:///relative.db`, `sqlite:////absolute.db`, with `?synchronous=full|normal`.
 
+    - `postgresql://user@host/database`, with `?semel_pool=10&semel_timeout=10&semel_migrate=yes`
+      among what libpq takes.
+
     Raises `StoreSetupError` for a URL that names none.
     """
     parts = urlsplit(url)
@@ -106,7 +109,29 @@ def open_store(url: str) -> Store:
                 f"{url!r}: write sqlite:///relative.db or sqlite:////absolute/path.db"
             )
         return SQLiteStore(parts.path[1:], **_options(url, options, synchronous=str))
-    raise StoreSetupError(f"{url!r} names no store; give memory:// or sqlite:///path.db")
+    if parts.scheme in ("postgresql", "postgres"):
+        return _postgresql(url)
+    raise StoreSetupError(
+        f"{url!r} names no store; give memory://, sqlite:///path.db or postgresql://host/database"
+    )
+
+
+def _postgresql(url: str) -> Store:
+    """libpq's own options stay in the URL; those that begin with semel_ are the store's."""
+    try:
+        from semel.stores.postgres import PostgreSQLStore
+    except ImportError as error:
+        raise StoreSetupError(f"{url!r} needs psycopg: pip install 'semel[postgres]'") from error
+    parts = urlsplit(url)
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    own = {name[6:]: value for name, value in options if name.startswith("semel_")}
+    rest = urlencode([(name, value) for name, value in options if not name.startswith("semel_")])
+    known = _options(
+        url, own, pool=int, timeout=float, migrate=lambda text: text not in ("no", "off", "0")
+    )
+    if "pool" in known:
+        known["pool_size"] = known.pop("pool")
+    return PostgreSQLStore(urlunsplit(parts._replace(query=rest)), **known)
 
 
 def _options(url: str, given: dict[str, str], **known: Any) -> dict[str, Any]:

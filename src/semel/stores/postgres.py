@@ -1,0 +1,514 @@
+"""Records in PostgreSQL, beside your own tables: any number of servers behind a load balancer.
+
+An operation that is declared atomic costs one transaction, no message and no commit more than its
+own: BEGIN takes an advisory lock on the key and looks it up, COMMIT carries the record. All else is
+a function in the database (`sql/postgresql/migrations`), safe in READ COMMITTED: the primary key
+arbitrates, and every write compares the token. Nothing here depends on a session, so pgbouncer may
+stand between, in transaction mode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
+
+from semel.after_fork import call_after_fork
+from semel.core.commands import (
+    Abandoned,
+    Claim,
+    Complete,
+    Found,
+    Lookup,
+    Open,
+    Reply,
+    Steps,
+    StoreCommand,
+    StoreUnavailable,
+)
+from semel.stores import StoreSetupError, postgres_migrations
+from semel.stores import postgres_commands as commands
+from semel.stores.postgres_batches import Lane
+from semel.stores.postgres_connections import (
+    AGAIN,
+    KEEPALIVE,
+    AsyncConnection,
+    Connection,
+    translate,
+)
+from semel.stores.postgres_transaction import (
+    PostgreSQLTransaction,
+    finish_async,
+    finish_sync,
+    open_message,
+    token_of,
+)
+
+__all__ = ["AsyncConnection", "Connection", "PostgreSQLStore", "PostgreSQLTransaction"]
+
+log = logging.getLogger("semel")
+
+OLDEST: Final = 120000
+RETRIES: Final = 3
+"""How often a command that the server has undone (deadlock, serialization) is given again."""
+CLOSE_PATIENCE: Final = 2.0
+"""Seconds that `stop` waits for another thread's event loop to close its connections."""
+LANES: Final = (Claim, Complete, Lookup)
+HARMLESS: Final = (Lookup, Steps, Abandoned)
+
+
+class PostgreSQLStore:
+    """`postgresql://user@host/database`.
+
+    `url`: what libpq takes, multi-host URLs included. `pool_size`: connections of this process that
+    operations may hold at a time, and as many of each event loop; claims and steps have
+    `command_connections` of their own, so that they never wait for operations. `timeout`: seconds
+    for a connection to be had and for a command to be answered, then `StoreUnavailable` or
+    `StoreUnknown`. `idle_in_transaction`: seconds that an operation's transaction may stand still
+    before the server ends it and frees its key, for processes that hang. `migrate`: bring the
+    tables up to date at the start; without it `start` refuses and names `semel migrate`.
+    """
+
+    name = "postgresql"
+    atomic = True
+    lookup_first = False
+    opens = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 10,
+        command_connections: int = 4,
+        timeout: float = 10.0,
+        idle_in_transaction: float = 60.0,
+        migrate: bool = True,
+    ) -> None:
+        if pool_size < 1 or command_connections < 1:
+            raise StoreSetupError("pool_size, command_connections: give 1 or more")
+        self._url = url
+        self._pool_size = pool_size
+        self._command_connections = command_connections
+        self._timeout = timeout
+        self._idle = idle_in_transaction
+        self._migrate = migrate
+        self._forget()
+        call_after_fork(self._forget)
+
+    def _forget(self) -> None:
+        """In a child process: its parent's connections are not its own; open new ones when asked.
+
+        They are left alone, not closed: to close them would end the parent's sessions.
+        """
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._inherited = getattr(self, "_sync", None), getattr(self, "_loops", None)
+        self._sync: _SyncPools | None = None
+        self._loops: dict[asyncio.AbstractEventLoop, _AsyncPools] = {}
+
+    def now(self) -> float:
+        """Return the server's clock."""
+        found = self.execute(Lookup(bytes(16)))
+        return found.now if isinstance(found, Found) else time.time()
+
+    # --- opening and closing ---------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect, and create or migrate the tables. Raises `StoreSetupError`."""
+        self._stopped = False
+        try:
+            with psycopg.connect(
+                self._url, autocommit=True, connect_timeout=int(self._timeout) or 1
+            ) as connection:
+                self._check(connection)
+        except psycopg.Error as error:
+            raise StoreSetupError(f"{_without_password(self._url)}: {error}") from error
+
+    def _check(self, connection: psycopg.Connection) -> None:
+        if connection.info.server_version < OLDEST:
+            raise StoreSetupError(
+                f"PostgreSQL {connection.info.server_version // 10000} is too old; 12 or newer"
+            )
+        settings: dict[str, str] = dict(
+            connection.execute(
+                "select name, setting from pg_settings where name in"
+                " ('fsync', 'synchronous_commit', 'transaction_read_only')"
+            ).fetchall()
+        )
+        if settings.get("transaction_read_only") == "on":
+            raise StoreSetupError(
+                "the server is read only, a standby: add target_session_attrs=read-write to the URL"
+            )
+        if settings.get("fsync") == "off" or settings.get("synchronous_commit") == "off":
+            log.warning(
+                "PostgreSQL: fsync=%(fsync)s, synchronous_commit=%(synchronous_commit)s: what was"
+                " promised may be lost with the server's power",
+                settings,
+            )
+        todo = postgres_migrations.missing(connection)
+        if todo and not self._migrate:
+            raise StoreSetupError(
+                f"the database lacks Semel's migrations {todo}: run `semel migrate"
+                f" {_without_password(self._url)}`"
+            )
+        if todo:
+            postgres_migrations.migrate(connection)
+
+    def migrate(self, lock_timeout: float = 5.0) -> list[int]:
+        """Apply the migrations that the database lacks; return their numbers.
+
+        Raises `StoreSetupError`.
+        """
+        try:
+            with psycopg.connect(self._url, autocommit=True) as connection:
+                return postgres_migrations.migrate(connection, lock_timeout)
+        except psycopg.Error as error:
+            raise StoreSetupError(f"{_without_password(self._url)}: {error}") from error
+
+    def stop(self) -> None:
+        """Close the connections; a command after this opens them anew only after `start`."""
+        with self._lock:
+            self._stopped = True
+            sync, self._sync = self._sync, None
+            loops, self._loops = self._loops, {}
+        if sync is not None:
+            sync.close()
+        for pools in loops.values():
+            pools.close()
+
+    def _pools(self) -> _SyncPools:
+        pools = self._sync
+        if pools is None:
+            with self._lock:
+                if self._stopped:
+                    raise StoreUnavailable("the store has been stopped")
+                if self._sync is None:
+                    self._sync = _SyncPools(
+                        self._url, self._pool_size, self._command_connections, self._timeout
+                    )
+                pools = self._sync
+        return pools
+
+    async def _loop_pools(self) -> _AsyncPools:
+        loop = asyncio.get_running_loop()
+        pools = self._loops.get(loop)
+        if pools is None:
+            with self._lock:
+                if self._stopped:
+                    raise StoreUnavailable("the store has been stopped")
+                for gone in [other for other in self._loops if other.is_closed()]:
+                    del self._loops[gone]
+                pools = self._loops[loop] = _AsyncPools(
+                    self._url,
+                    self._pool_size,
+                    self._command_connections,
+                    self._timeout,
+                )
+        if not pools.ready:
+            await pools.open()
+        return pools
+
+    # --- commands --------------------------------------------------------------------------
+
+    def execute(self, command: StoreCommand) -> Reply:
+        """Carry out one command, straight."""
+        pools = self._pools()
+        statement, parameters = commands.statement(command)
+        for attempt in range(RETRIES + 1):
+            connection = pools.get(pools.commands)
+            try:
+                cursor = connection.execute(statement, parameters, binary=True)
+                return commands.reply(command, cursor.fetchall())
+            except psycopg.Error as error:
+                if not _again(command, error, attempt):
+                    raise translate(error, sent=not isinstance(command, HARMLESS)) from error
+                time.sleep(_pause(attempt))
+            finally:
+                finish_sync(connection)
+                pools.commands.putconn(connection)
+        raise AssertionError
+
+    async def aexecute(self, command: StoreCommand) -> Reply:
+        """Carry out one command; claims, completions and look-ups of a moment go together."""
+        pools = await self._loop_pools()
+        lane = pools.lanes.get(type(command))
+        if lane is not None:
+            reply: Reply = await lane.ask(command)
+            return reply
+        statement, parameters = commands.statement(command)
+        rows = await pools.run(command, statement, parameters)
+        return commands.reply(command, rows)
+
+    # --- atomic ----------------------------------------------------------------------------
+
+    def begin(self) -> PostgreSQLTransaction:
+        """Begin a transaction beside a claim that is a record."""
+        pools = self._pools()
+        for last in (False, True):
+            connection = pools.get(pools.transactions)
+            try:
+                connection.talk(b"begin isolation level read committed")
+            except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
+                pools.discard(connection)
+                _raise_unless_stale(error, last)
+                continue
+            connection.limit = None
+            return PostgreSQLTransaction(connection, pools.give_back)
+        raise AssertionError
+
+    async def abegin(self) -> PostgreSQLTransaction:
+        """As `begin`, without blocking the event loop."""
+        pools = await self._loop_pools()
+        for last in (False, True):
+            connection = await pools.get(pools.transactions)
+            try:
+                await connection.talk(b"begin isolation level read committed")
+            except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
+                pools.discard(connection)
+                _raise_unless_stale(error, last)
+                continue
+            connection.limit = None
+            return PostgreSQLTransaction(connection, pools.give_back)
+        raise AssertionError
+
+    def open(self, command: Open) -> PostgreSQLTransaction | Found | None:
+        """Begin a transaction that is the claim."""
+        pools = self._pools()
+        message = open_message(command, self._idle)
+        for last in (False, True):
+            connection = pools.get(pools.transactions)
+            try:
+                told = token_of(connection, connection.talk(message))
+            except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
+                pools.discard(connection)
+                _raise_unless_stale(error, last)
+                continue
+            return _opened(command, connection, told, pools.give_back)
+        raise AssertionError
+
+    async def aopen(self, command: Open) -> PostgreSQLTransaction | Found | None:
+        """As `open`, without blocking the event loop."""
+        pools = await self._loop_pools()
+        message = open_message(command, self._idle)
+        for last in (False, True):
+            connection = await pools.get(pools.transactions)
+            try:
+                told = token_of(connection, await connection.talk(message))
+            except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
+                pools.discard(connection)
+                _raise_unless_stale(error, last)
+                continue
+            return _opened(command, connection, told, pools.give_back)
+        raise AssertionError
+
+
+def _opened(
+    command: Open, connection: Any, told: Any, give_back: Callable[[Any], None]
+) -> PostgreSQLTransaction | Found | None:
+    if isinstance(told, int):
+        connection.limit = None
+        return PostgreSQLTransaction(connection, give_back, command, told)
+    give_back(connection)
+    return commands.found(told) if told is not None else None
+
+
+def _raise_unless_stale(error: BaseException, last: bool) -> None:
+    """Beginning changes nothing: a connection that had gone stale in the pool is tried anew."""
+    if isinstance(error, psycopg.OperationalError) and not last:
+        return
+    if isinstance(error, psycopg.Error):
+        raise translate(error, sent=False) from error
+    raise error
+
+
+def _again(command: StoreCommand, error: psycopg.Error, attempt: int) -> bool:
+    if attempt == RETRIES:
+        return False
+    stale = isinstance(error, psycopg.OperationalError) and error.sqlstate is None
+    return error.sqlstate in AGAIN or (stale and isinstance(command, HARMLESS))
+
+
+def _pause(attempt: int) -> float:
+    return random.uniform(0.002, 0.02) * (1 << attempt)  # apart, not secret
+
+
+def _configuration(timeout: float) -> dict[str, Any]:
+    return {
+        "autocommit": True,
+        "prepare_threshold": None,  # pgbouncer in transaction mode knows no sessions
+        "connect_timeout": max(1, int(timeout)),
+        **KEEPALIVE,
+    }
+
+
+class _SyncPools:
+    """The connections of this process's threads."""
+
+    def __init__(self, url: str, size: int, for_commands: int, timeout: float) -> None:
+        self._timeout = timeout
+        make = functools.partial(
+            ConnectionPool,
+            url,
+            connection_class=Connection,
+            kwargs=_configuration(timeout),
+            min_size=0,
+            timeout=timeout,
+            reconnect_timeout=timeout,
+            open=True,
+        )
+        self.transactions: ConnectionPool[Connection] = make(max_size=size, name="semel")
+        self.commands: ConnectionPool[Connection] = make(max_size=for_commands, name="semel-c")
+
+    def get(self, pool: ConnectionPool[Connection]) -> Connection:
+        """Return a connection. Raises `StoreUnavailable`."""
+        try:
+            connection = pool.getconn()
+        except (PoolTimeout, PoolClosed, psycopg.Error) as error:
+            raise StoreUnavailable(f"PostgreSQL: no connection: {error}") from error
+        connection.limit = self._timeout
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        """Take a transaction's connection back, clean."""
+        loop = asyncio._get_running_loop()
+        if loop is not None:  # a plain handler's, whose operation ends on an event loop
+            loop.run_in_executor(None, self._finish, connection)
+        else:
+            self._finish(connection)
+
+    def _finish(self, connection: Connection) -> None:
+        finish_sync(connection)
+        self.transactions.putconn(connection)
+
+    def discard(self, connection: Connection) -> None:
+        """Take back a connection of which nobody knows what it is in the middle of."""
+        connection.pgconn.finish()
+        self.transactions.putconn(connection)
+
+    def close(self) -> None:
+        """Close all, those in use when they come back."""
+        for pool in (self.transactions, self.commands):
+            pool.close(timeout=1)
+
+
+class _AsyncPools:
+    """The connections of one event loop, and its lanes."""
+
+    def __init__(self, url: str, size: int, for_commands: int, timeout: float) -> None:
+        self._timeout = timeout
+        self._loop = asyncio.get_running_loop()
+        self._opening: asyncio.Future[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        self.ready = False
+        make = functools.partial(
+            AsyncConnectionPool,
+            url,
+            connection_class=AsyncConnection,
+            kwargs=_configuration(timeout),
+            min_size=0,
+            timeout=timeout,
+            reconnect_timeout=timeout,
+            open=False,
+        )
+        self.transactions: AsyncConnectionPool[AsyncConnection] = make(max_size=size, name="semel")
+        self.commands: AsyncConnectionPool[AsyncConnection] = make(
+            max_size=for_commands, name="semel-c"
+        )
+        self.lanes: dict[type, Lane] = {kind: Lane(self._loop, self._send) for kind in LANES}
+
+    async def open(self) -> None:
+        """Open the pools, once."""
+        if self._opening is None:
+            self._opening = self._loop.create_future()
+            await self.transactions.open()
+            await self.commands.open()
+            self.ready = True
+            self._opening.set_result(None)
+        else:
+            await asyncio.shield(self._opening)
+
+    async def get(self, pool: AsyncConnectionPool[AsyncConnection]) -> AsyncConnection:
+        """Return a connection. Raises `StoreUnavailable`."""
+        try:
+            connection = await pool.getconn()
+        except (PoolTimeout, PoolClosed, psycopg.Error) as error:
+            raise StoreUnavailable(f"PostgreSQL: no connection: {error}") from error
+        connection.limit = self._timeout
+        return connection
+
+    async def _send(self, batch: Sequence[Any]) -> list[Any]:
+        statement, parameters = commands.batch(batch)
+        return list(commands.replies(batch, await self.run(batch[0], statement, parameters)))
+
+    async def run(
+        self, command: StoreCommand, statement: str, parameters: Sequence[Any]
+    ) -> commands.Rows:
+        """Run a statement that is a whole transaction. Raises `StoreError`."""
+        for attempt in range(RETRIES + 1):
+            connection = await self.get(self.commands)
+            try:
+                cursor = await connection.execute(statement, parameters, binary=True)
+                rows: commands.Rows = await cursor.fetchall()
+                return rows
+            except psycopg.Error as error:
+                if not _again(command, error, attempt):
+                    raise translate(error, sent=not isinstance(command, HARMLESS)) from error
+                await asyncio.sleep(_pause(attempt))
+            except BaseException:  # cancelled in the middle of an answer
+                connection.pgconn.finish()
+                raise
+            finally:
+                await self.commands.putconn(connection)
+        raise AssertionError
+
+    def give_back(self, connection: AsyncConnection) -> None:
+        """Take a transaction's connection back; what is open on it is rolled back meanwhile."""
+        task = self._loop.create_task(self._finish(connection))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _finish(self, connection: AsyncConnection) -> None:
+        try:
+            await finish_async(connection)
+        finally:
+            await self.transactions.putconn(connection)
+
+    def discard(self, connection: AsyncConnection) -> None:
+        """Take back a connection of which nobody knows what it is in the middle of."""
+        connection.pgconn.finish()
+        self.give_back(connection)
+
+    def close(self) -> None:
+        """Close all, from any thread."""
+        if self._loop.is_closed():
+            return  # and its connections with it
+        if not self._loop.is_running():
+            self._loop.run_until_complete(self._close())
+        elif asyncio._get_running_loop() is self._loop:
+            self._ending.add(self._loop.create_task(self._close()))
+        else:
+            closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
+            with contextlib.suppress(TimeoutError, concurrent.futures.CancelledError):
+                closing.result(CLOSE_PATIENCE)
+
+    async def _close(self) -> None:
+        for pool in (self.transactions, self.commands):
+            await pool.close(timeout=1)
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))

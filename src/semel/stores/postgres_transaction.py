@@ -1,0 +1,211 @@
+"""The business transaction: the claim, the work and the record, in no more messages than bare."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from semel.core.commands import Complete, Open, StoreUnknown
+from semel.core.record import encode_response
+from semel.failpoints import failpoint
+from semel.stores.postgres_connections import (
+    AsyncConnection,
+    Borrowed,
+    Connection,
+    failure,
+    fenced,
+    rows,
+    translate,
+)
+
+log = logging.getLogger("semel")
+
+Opened = tuple[Any, ...] | None
+GiveBack = Callable[[Any], None]
+
+
+def open_message(command: Open, idle: float) -> bytes:
+    """Begin, lock the key, look it up: one message. See `semel_open`."""
+    lock = int.from_bytes(command.key[:8], "big", signed=True)
+    return b"begin isolation level read committed;select * from semel_open(%d, '\\x%s', '%d')" % (
+        lock,
+        command.key.hex().encode(),
+        idle * 1000,
+    )
+
+
+def token_of(
+    connection: Connection | AsyncConnection, results: list[Any]
+) -> int | tuple[Any, ...] | None:
+    """Read what `semel_open` said: a token, a record's row, or None while another has the key."""
+    error = failure(connection, results)
+    if error is not None:
+        raise error
+    result = results[1]
+    if not result.ntuples:
+        return None
+    if result.get_value(0, 1) is None:
+        return int(result.get_value(0, 2))
+    row: tuple[Any, ...] = rows(connection, result)[0]
+    return row
+
+
+class PostgreSQLTransaction:
+    """One operation's transaction on one connection of the pool.
+
+    `opened` is the command that it is the claim for; without one the claim is a record.
+    """
+
+    __slots__ = ("_connection", "_give_back", "_opened", "token")
+
+    def __init__(
+        self,
+        connection: Any,
+        give_back: GiveBack,
+        opened: Open | None = None,
+        token: int | None = None,
+    ) -> None:
+        self._connection = connection
+        self._give_back = give_back
+        self._opened = opened
+        self.token = token
+
+    @property
+    def connection(self) -> Connection:
+        """For plain code."""
+        had = self._had()
+        connection: Connection = Borrowed(had) if isinstance(had, AsyncConnection) else had
+        return connection
+
+    @property
+    def async_connection(self) -> AsyncConnection:
+        """For async code."""
+        connection: AsyncConnection = self._had()
+        return connection
+
+    def _had(self) -> Any:
+        if self._connection is None:
+            raise psycopg.ProgrammingError("the operation is over: its transaction has ended")
+        return self._connection
+
+    def _message(self, command: Complete) -> bytes:
+        """Write the record and commit: one message; what refuses the first part stops the other."""
+        answer = encode_response(command.response).hex().encode()
+        times = b"%r, %r" % (command.expires, command.tombstone)
+        key = command.key.hex().encode()
+        if self._opened is not None and self.token == command.token:
+            owner = self._opened.owner.hex().encode()
+            fingerprint = self._opened.fingerprint.hex().encode()
+            call = b"semel_finish('\\x%s', %d, '\\x%s', '\\x%s', '\\x%s', %s)"
+            row = (key, command.token, owner, fingerprint, answer, times)
+        else:
+            call = b"semel_complete_or_fail('\\x%s', %d, '\\x%s', %s)"
+            row = (key, command.token, answer, times)  # type: ignore[assignment]
+        return b"select " + call % row + b";commit"
+
+    def _begun(self) -> Any:
+        connection = self._had()
+        status = connection.pgconn.transaction_status
+        if status not in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            self.rollback()
+            raise StoreUnknown(
+                "the transaction had ended before its operation: the handler has said commit or"
+                " rollback itself, or the server has ended the connection"
+            )
+        return connection
+
+    def complete(self, command: Complete) -> bool:
+        """Write the completion and commit."""
+        connection = self._begun()
+        connection.limit = COMMIT_LIMIT
+        failpoint("before_commit")
+        try:
+            results = connection.talk(self._message(command))
+        except BaseException as error:
+            self._discard()
+            if isinstance(error, Exception):
+                raise translate(error) from error
+            raise
+        failpoint("after_commit")
+        return self._judge(connection, results)
+
+    async def acomplete(self, command: Complete) -> bool:
+        """Write the completion and commit, without blocking the event loop."""
+        connection = self._begun()
+        if isinstance(connection, Connection):  # a plain handler's, on a thread beside this loop
+            return await asyncio.to_thread(self.complete, command)
+        connection.limit = COMMIT_LIMIT
+        failpoint("before_commit")
+        try:
+            results = await connection.talk(self._message(command))
+        except BaseException as error:
+            self._discard()
+            if isinstance(error, Exception):
+                raise translate(error) from error
+            raise
+        failpoint("after_commit")
+        return self._judge(connection, results)
+
+    def _judge(self, connection: Any, results: list[Any]) -> bool:
+        error = failure(connection, results)
+        if error is None and results[-1].command_status != b"COMMIT":
+            error = psycopg.errors.InFailedSqlTransaction(
+                "a statement of the handler had failed, so nothing could be committed"
+            )
+        self.rollback()
+        if error is None:
+            return True
+        if fenced(error):
+            return False
+        raise translate(error) from error
+
+    def rollback(self) -> None:
+        """Undo what is not committed, and give the connection back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.limit = COMMIT_LIMIT
+            self._give_back(connection)
+
+    def _discard(self) -> None:
+        """Close the connection: it is not known what it is in the middle of."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.pgconn.finish()
+            self._give_back(connection)
+
+
+COMMIT_LIMIT = 30.0
+"""Seconds that the server has for a commit before its outcome is called unknown."""
+
+
+def is_clean(connection: Any) -> bool:
+    """Whether a connection may go back to its pool as it is."""
+    return bool(connection.pgconn.transaction_status == TransactionStatus.IDLE)
+
+
+def finish_sync(connection: Connection) -> None:
+    """End what is open on a connection, or the connection. Never raises."""
+    try:
+        if not connection.closed and not is_clean(connection):
+            connection.talk(b"rollback")
+    except Exception as error:  # noqa: BLE001  # the server's own timeouts end the transaction
+        log.debug("could not roll back: %s", error)
+        connection.pgconn.finish()
+
+
+async def finish_async(connection: AsyncConnection) -> None:
+    """As `finish_sync`; where it is cancelled, the connection is ended."""
+    try:
+        if not connection.closed and not is_clean(connection):
+            await connection.talk(b"rollback")
+    except asyncio.CancelledError:
+        connection.pgconn.finish()
+        raise
+    except Exception as error:  # noqa: BLE001
+        log.debug("could not roll back: %s", error)
+        connection.pgconn.finish()
