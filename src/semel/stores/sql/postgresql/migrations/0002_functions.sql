@@ -42,25 +42,21 @@ begin
     order by a.n;
 end $$;
 
--- Begins an operation whose transaction is its claim. No row: another such transaction holds the
--- key. A null state: it is ours, under this token. The lock comes before the look: what its last
--- holder committed is seen.
+-- Begins an operation whose transaction is its claim. Null: another such transaction holds the key.
+-- 0: there is a record. Else the key is ours, under this token. The lock comes before the look: what
+-- its last holder committed is seen.
 create function semel_open(_lock bigint, _key bytea, _idle text)
-returns setof semel_found language plpgsql as $$
-declare found_record semel_found;
+returns bigint language plpgsql as $$
 begin
     if not pg_try_advisory_xact_lock(_lock) then
-        return;
+        return null;
     end if;
-    return query select r.key, r.state, r.token, r.owner, r.attempt, r.fingerprint, r.lease_until,
-        r.due_at, r.purge_at, r.answer, r.reason, semel_now(), false
-    from semel_record r where r.key = _key;
-    if not found then
-        -- A process that stands still must not hold the key for ever.
-        perform set_config('idle_in_transaction_session_timeout', _idle, true);
-        found_record.token := nextval('semel_token');
-        return next found_record;
+    if exists (select 1 from semel_record r where r.key = _key) then
+        return 0;
     end if;
+    -- A process that stands still must not hold the key for ever.
+    perform set_config('idle_in_transaction_session_timeout', _idle, true);
+    return nextval('semel_token');
 end $$;
 
 -- Ends it: the record is new, or somebody else's is there, and nothing commits (S1).
