@@ -117,6 +117,16 @@ class Idempotency:
         for line in self.promises():
             log.info("%s", line)
 
+    def ready(self) -> bool:
+        """Start, where that has not been done. False: it cannot be, the log says why."""
+        if not self.started:
+            try:
+                self.start()
+            except StoreSetupError:
+                log.exception("the store cannot be used")
+                return False
+        return True
+
     def stop(self) -> None:
         """Stop what runs in the background and close the store."""
         with self._lock:

@@ -10,8 +10,6 @@ stand between, in transaction mode.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextlib
 import functools
 import logging
 import random
@@ -22,7 +20,6 @@ from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
 from semel.after_fork import call_after_fork
 from semel.core.commands import (
@@ -47,6 +44,7 @@ from semel.stores.postgres_connections import (
     Connection,
     translate,
 )
+from semel.stores.postgres_pools import AsyncPool, Pool, is_clean
 from semel.stores.postgres_transaction import (
     PostgreSQLTransaction,
     finish_async,
@@ -62,8 +60,6 @@ log = logging.getLogger("semel")
 OLDEST: Final = 120000
 RETRIES: Final = 3
 """How often a command that the server has undone (deadlock, serialization) is given again."""
-CLOSE_PATIENCE: Final = 2.0
-"""Seconds that `stop` waits for another thread's event loop to close its connections."""
 LANES: Final = (Claim, Complete, Lookup)
 HARMLESS: Final = (Lookup, Steps, Abandoned)
 
@@ -200,7 +196,7 @@ class PostgreSQLStore:
                 pools = self._sync
         return pools
 
-    async def _loop_pools(self) -> _AsyncPools:
+    def _loop_pools(self) -> _AsyncPools:
         loop = asyncio.get_running_loop()
         pools = self._loops.get(loop)
         if pools is None:
@@ -215,8 +211,6 @@ class PostgreSQLStore:
                     self._command_connections,
                     self._timeout,
                 )
-        if not pools.ready:
-            await pools.open()
         return pools
 
     # --- commands --------------------------------------------------------------------------
@@ -226,7 +220,7 @@ class PostgreSQLStore:
         pools = self._pools()
         statement, parameters = commands.statement(command)
         for attempt in range(RETRIES + 1):
-            connection = pools.get(pools.commands)
+            connection = pools.commands.get()
             try:
                 cursor = connection.execute(statement, parameters, binary=True)
                 return commands.reply(command, cursor.fetchall())
@@ -236,12 +230,12 @@ class PostgreSQLStore:
                 time.sleep(_pause(attempt))
             finally:
                 finish_sync(connection)
-                pools.commands.putconn(connection)
+                pools.commands.put(connection)
         raise AssertionError
 
     async def aexecute(self, command: StoreCommand) -> Reply:
         """Carry out one command; claims, completions and look-ups of a moment go together."""
-        pools = await self._loop_pools()
+        pools = self._loop_pools()
         lane = pools.lanes.get(type(command))
         if lane is not None:
             reply: Reply = await lane.ask(command)
@@ -256,7 +250,7 @@ class PostgreSQLStore:
         """Begin a transaction beside a claim that is a record."""
         pools = self._pools()
         for last in (False, True):
-            connection = pools.get(pools.transactions)
+            connection = pools.transactions.get()
             try:
                 connection.talk(b"begin")
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
@@ -269,9 +263,9 @@ class PostgreSQLStore:
 
     async def abegin(self) -> PostgreSQLTransaction:
         """As `begin`, without blocking the event loop."""
-        pools = await self._loop_pools()
+        pools = self._loop_pools()
         for last in (False, True):
-            connection = await pools.get(pools.transactions)
+            connection = await pools.transactions.get()
             try:
                 await connection.talk(b"begin")
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
@@ -279,7 +273,7 @@ class PostgreSQLStore:
                 _raise_unless_stale(error, last)
                 continue
             connection.limit = None
-            return PostgreSQLTransaction(connection, pools.give_back, put=pools.put)
+            return PostgreSQLTransaction(connection, pools.give_back)
         raise AssertionError
 
     def open(self, command: Open) -> PostgreSQLTransaction | Found | None:
@@ -287,7 +281,7 @@ class PostgreSQLStore:
         pools = self._pools()
         message = open_message(command, self._idle)
         for last in (False, True):
-            connection = pools.get(pools.transactions)
+            connection = pools.transactions.get()
             try:
                 told = token_of(connection, connection.talk(message))
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
@@ -303,10 +297,10 @@ class PostgreSQLStore:
 
     async def aopen(self, command: Open) -> PostgreSQLTransaction | Found | None:
         """As `open`, without blocking the event loop."""
-        pools = await self._loop_pools()
+        pools = self._loop_pools()
         message = open_message(command, self._idle)
         for last in (False, True):
-            connection = await pools.get(pools.transactions)
+            connection = await pools.transactions.get()
             try:
                 told = token_of(connection, await connection.talk(message))
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
@@ -315,7 +309,7 @@ class PostgreSQLStore:
                 continue
             if told:
                 connection.limit = None
-                return PostgreSQLTransaction(connection, pools.give_back, command, told, pools.put)
+                return PostgreSQLTransaction(connection, pools.give_back, command, told)
             pools.give_back(connection)
             return await self.aexecute(Lookup(command.key)) if told == 0 else None  # type: ignore[return-value]
         raise AssertionError
@@ -354,96 +348,44 @@ class _SyncPools:
     """The connections of this process's threads."""
 
     def __init__(self, url: str, size: int, for_commands: int, timeout: float) -> None:
-        self._timeout = timeout
-        make = functools.partial(
-            ConnectionPool,
-            url,
-            connection_class=Connection,
-            kwargs=_configuration(timeout),
-            min_size=0,
-            timeout=timeout,
-            reconnect_timeout=timeout,
-            open=True,
-        )
-        self.transactions: ConnectionPool[Connection] = make(max_size=size, name="semel")
-        self.commands: ConnectionPool[Connection] = make(max_size=for_commands, name="semel-c")
-
-    def get(self, pool: ConnectionPool[Connection]) -> Connection:
-        """Return a connection. Raises `StoreUnavailable`."""
-        try:
-            connection = pool.getconn()
-        except (PoolTimeout, PoolClosed, psycopg.Error) as error:
-            raise StoreUnavailable(f"PostgreSQL: no connection: {error}") from error
-        connection.limit = self._timeout
-        return connection
+        connect = functools.partial(Connection.connect, url, **_configuration(timeout))
+        self.transactions = Pool(connect, size, timeout)
+        self.commands = Pool(connect, for_commands, timeout)
 
     def give_back(self, connection: Connection) -> None:
         """Take a transaction's connection back, clean."""
         loop = asyncio._get_running_loop()
-        if loop is not None:  # a plain handler's, whose operation ends on an event loop
+        if loop is not None and not is_clean(connection):
+            # A plain handler's, whose operation ends on an event loop.
             loop.run_in_executor(None, self._finish, connection)
         else:
             self._finish(connection)
 
     def _finish(self, connection: Connection) -> None:
         finish_sync(connection)
-        self.transactions.putconn(connection)
+        self.transactions.put(connection)
 
     def discard(self, connection: Connection) -> None:
         """Take back a connection of which nobody knows what it is in the middle of."""
         connection.pgconn.finish()
-        self.transactions.putconn(connection)
+        self.transactions.put(connection)
 
     def close(self) -> None:
         """Close all, those in use when they come back."""
-        for pool in (self.transactions, self.commands):
-            pool.close(timeout=1)
+        self.transactions.close()
+        self.commands.close()
 
 
 class _AsyncPools:
     """The connections of one event loop, and its lanes."""
 
     def __init__(self, url: str, size: int, for_commands: int, timeout: float) -> None:
-        self._timeout = timeout
+        connect = functools.partial(AsyncConnection.connect, url, **_configuration(timeout))
         self._loop = asyncio.get_running_loop()
-        self._opening: asyncio.Future[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
-        self.ready = False
-        make = functools.partial(
-            AsyncConnectionPool,
-            url,
-            connection_class=AsyncConnection,
-            kwargs=_configuration(timeout),
-            min_size=0,
-            timeout=timeout,
-            reconnect_timeout=timeout,
-            open=False,
-        )
-        self.transactions: AsyncConnectionPool[AsyncConnection] = make(max_size=size, name="semel")
-        self.commands: AsyncConnectionPool[AsyncConnection] = make(
-            max_size=for_commands, name="semel-c"
-        )
+        self.transactions = AsyncPool(connect, size, timeout)
+        self.commands = AsyncPool(connect, for_commands, timeout)
         self.lanes: dict[type, Lane] = {kind: Lane(self._loop, self._send) for kind in LANES}
-
-    async def open(self) -> None:
-        """Open the pools, once."""
-        if self._opening is None:
-            self._opening = self._loop.create_future()
-            await self.transactions.open()
-            await self.commands.open()
-            self.ready = True
-            self._opening.set_result(None)
-        else:
-            await asyncio.shield(self._opening)
-
-    async def get(self, pool: AsyncConnectionPool[AsyncConnection]) -> AsyncConnection:
-        """Return a connection. Raises `StoreUnavailable`."""
-        try:
-            connection = await pool.getconn()
-        except (PoolTimeout, PoolClosed, psycopg.Error) as error:
-            raise StoreUnavailable(f"PostgreSQL: no connection: {error}") from error
-        connection.limit = self._timeout
-        return connection
 
     async def _send(self, batch: Sequence[Any]) -> list[Any]:
         statement, parameters = commands.batch(batch)
@@ -454,7 +396,7 @@ class _AsyncPools:
     ) -> commands.Rows:
         """Run a statement that is a whole transaction. Raises `StoreError`."""
         for attempt in range(RETRIES + 1):
-            connection = await self.get(self.commands)
+            connection = await self.commands.get()
             try:
                 cursor = await connection.execute(statement, parameters, binary=True)
                 rows: commands.Rows = await cursor.fetchall()
@@ -467,15 +409,14 @@ class _AsyncPools:
                 connection.pgconn.finish()
                 raise
             finally:
-                await self.commands.putconn(connection)
+                self.commands.put(connection)
         raise AssertionError
-
-    async def put(self, connection: AsyncConnection) -> None:
-        """Take a transaction's connection back that is clean, at once: it is warm for the next."""
-        await self.transactions.putconn(connection)
 
     def give_back(self, connection: AsyncConnection) -> None:
         """Take a transaction's connection back; what is open on it is rolled back meanwhile."""
+        if connection.closed or is_clean(connection):
+            self.transactions.put(connection)
+            return
         task = self._loop.create_task(self._finish(connection))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
@@ -484,29 +425,17 @@ class _AsyncPools:
         try:
             await finish_async(connection)
         finally:
-            await self.transactions.putconn(connection)
+            self.transactions.put(connection)
 
     def discard(self, connection: AsyncConnection) -> None:
         """Take back a connection of which nobody knows what it is in the middle of."""
         connection.pgconn.finish()
-        self.give_back(connection)
+        self.transactions.put(connection)
 
     def close(self) -> None:
-        """Close all, from any thread."""
-        if self._loop.is_closed():
-            return  # and its connections with it
-        if not self._loop.is_running():
-            self._loop.run_until_complete(self._close())
-        elif asyncio._get_running_loop() is self._loop:
-            self._ending.add(self._loop.create_task(self._close()))
-        else:
-            closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
-            with contextlib.suppress(TimeoutError, concurrent.futures.CancelledError):
-                closing.result(CLOSE_PATIENCE)
-
-    async def _close(self) -> None:
-        for pool in (self.transactions, self.commands):
-            await pool.close(timeout=1)
+        """Close all, from any thread, those in use when they come back."""
+        self.transactions.close()
+        self.commands.close()
 
 
 def _without_password(url: str) -> str:

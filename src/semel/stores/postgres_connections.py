@@ -52,6 +52,8 @@ class Connection(psycopg.Connection[Any]):
 
     limit: float | None = None
     """Seconds that the server has for an answer; None leaves it to the handler."""
+    born = 0.0
+    """When it was made, by the monotonic clock."""
 
     def wait(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
         """Carry a conversation out, within the limit."""
@@ -76,6 +78,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     """What `op.connection()` gives an async handler: as `Connection`, awaitable."""
 
     limit: float | None = None
+    born = 0.0
 
     async def wait(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
         """Carry a conversation out, within the limit."""

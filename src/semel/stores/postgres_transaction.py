@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -21,6 +21,7 @@ from semel.stores.postgres_connections import (
     fenced,
     translate,
 )
+from semel.stores.postgres_pools import is_clean
 
 log = logging.getLogger("semel")
 
@@ -52,7 +53,7 @@ class PostgreSQLTransaction:
     `opened` is the command that it is the claim for; without one the claim is a record.
     """
 
-    __slots__ = ("_connection", "_give_back", "_opened", "_put", "token")
+    __slots__ = ("_connection", "_give_back", "_opened", "token")
 
     def __init__(
         self,
@@ -60,11 +61,9 @@ class PostgreSQLTransaction:
         give_back: GiveBack,
         opened: Open | None = None,
         token: int | None = None,
-        put: Callable[[Any], Awaitable[None]] | None = None,
     ) -> None:
         self._connection = connection
         self._give_back = give_back
-        self._put = put
         self._opened = opened
         self.token = token
 
@@ -142,9 +141,6 @@ class PostgreSQLTransaction:
                 raise translate(error) from error
             raise
         failpoint("after_commit")
-        if self._put is not None and is_clean(connection):
-            self._connection = None
-            await self._put(connection)
         return self._judge(connection, results)
 
     def _judge(self, connection: Any, results: list[Any]) -> bool:
@@ -177,11 +173,6 @@ class PostgreSQLTransaction:
 
 COMMIT_LIMIT = 30.0
 """Seconds that the server has for a commit before its outcome is called unknown."""
-
-
-def is_clean(connection: Any) -> bool:
-    """Whether a connection may go back to its pool as it is."""
-    return bool(connection.pgconn.transaction_status == TransactionStatus.IDLE)
 
 
 def finish_sync(connection: Connection) -> None:

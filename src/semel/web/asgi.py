@@ -98,8 +98,10 @@ class ASGIMiddleware:
         self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send
     ) -> None:
         idempotency = self._idempotency
-        if not idempotency.started:
-            idempotency.start()
+        if not idempotency.started and not idempotency.ready():
+            await self._drain(policy, receive)
+            await self.refuse(problems.STORE_UNAVAILABLE, send)
+            return
         found: dict[bytes, bytes] = {}
         fields: list[bytes] = []
         for name, value in scope["headers"]:

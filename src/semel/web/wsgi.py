@@ -64,8 +64,9 @@ class WSGIMiddleware:
         policy = self._idempotency.routes.find(method, environ.get("PATH_INFO", ""))
         if policy is None:
             return self.app(environ, start_response)
-        if not self._idempotency.started:
-            self._idempotency.start()
+        if not self._idempotency.started and not self._idempotency.ready():
+            self._drain(policy, environ)
+            return self._refuse(problems.STORE_UNAVAILABLE, start_response)
         field = environ.get("HTTP_IDEMPOTENCY_KEY")
         try:
             key = parse_key([] if field is None else [field.encode("latin-1", "replace")])
