@@ -12,6 +12,7 @@ import pytest
 from semel.core.commands import Complete
 from semel.stores.sqlite import SQLiteStore
 from semel.testing.chaos import FIRST_RUN, SECOND_RUN, storm, zombies
+from semel.testing.chaos_beds import SQLiteBed
 from semel.testing.findings import summary
 
 pytestmark = pytest.mark.chaos
@@ -67,7 +68,7 @@ class NoFence(SQLiteStore):
 
 
 def test_without_the_fence_zombies_are_caught_doubling() -> None:
-    report = zombies("atomic", 6, store=lambda path: NoFence(path))
+    report = zombies("atomic", 6, bed=lambda folder: SQLiteBed(folder, NoFence))
     assert any(violation.invariant == "S1" for violation in report.violations)
 
 
@@ -81,12 +82,12 @@ class EarlyWord(SQLiteStore):
 
 def test_a_record_without_its_effect_is_caught(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    report, _ = storm("atomic", 5, seed=6, store=lambda path: EarlyWord(path))
+    report, _ = storm("atomic", 5, seed=6, bed=lambda folder: SQLiteBed(folder, EarlyWord))
     assert any(violation.invariant == "S2" for violation in report.violations)
 
 
 def test_histories_of_violations_are_kept(capsys: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    storm("atomic", 2, seed=6, store=lambda path: EarlyWord(path))
+    storm("atomic", 2, seed=6, bed=lambda folder: SQLiteBed(folder, EarlyWord))
     assert "history kept" in capsys.readouterr().err
     assert list(tmp_path.glob("*.jsonl"))

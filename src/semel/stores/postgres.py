@@ -34,6 +34,7 @@ from semel.core.commands import (
     StoreCommand,
     StoreUnavailable,
 )
+from semel.failpoints import failpoint
 from semel.stores import StoreSetupError, postgres_migrations
 from semel.stores import postgres_commands as commands
 from semel.stores.postgres_batches import Lane
@@ -257,6 +258,7 @@ class PostgreSQLStore:
                 pools.discard(connection)
                 _raise_unless_stale(error, last)
                 continue
+            failpoint("after_begin")
             connection.limit = None
             return PostgreSQLTransaction(connection, pools.give_back)
         raise AssertionError
@@ -272,6 +274,7 @@ class PostgreSQLStore:
                 pools.discard(connection)
                 _raise_unless_stale(error, last)
                 continue
+            failpoint("after_begin")
             connection.limit = None
             return PostgreSQLTransaction(connection, pools.give_back)
         raise AssertionError
@@ -289,6 +292,7 @@ class PostgreSQLStore:
                 _raise_unless_stale(error, last)
                 continue
             if told:
+                failpoint("after_begin")
                 connection.limit = None
                 return PostgreSQLTransaction(connection, pools.give_back, command, told)
             pools.give_back(connection)
@@ -308,6 +312,7 @@ class PostgreSQLStore:
                 _raise_unless_stale(error, last)
                 continue
             if told:
+                failpoint("after_begin")
                 connection.limit = None
                 return PostgreSQLTransaction(connection, pools.give_back, command, told)
             pools.give_back(connection)

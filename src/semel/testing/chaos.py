@@ -1,4 +1,4 @@
-"""Real processes, really killed: the engine, the drivers and the SQLite store under `kill -9`.
+"""Real processes, really killed: the engine, the drivers and the stores under `kill -9`.
 
 `python -m semel.testing.chaos --kills 2000` forks servers from a warm parent, kills each at a named
 failpoint or at a random moment, lets other servers finish what was begun, and hands the history of
@@ -18,7 +18,6 @@ import os
 import random
 import shutil
 import signal
-import sqlite3
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from semel import failpoints
-from semel.core.commands import Answer
+from semel.core.commands import Answer, StoreError
 from semel.core.engine import Deliver, Outcome, Refuse, Replay, Request, run
 from semel.core.keys import hash_key
 from semel.core.policy import Guarantee, Policy
@@ -38,8 +37,9 @@ from semel.core.problems import HANDLER_FAILED
 from semel.core.record import Response
 from semel.drivers import AsyncDriver, ThreadDriver
 from semel.idempotency import Idempotency
-from semel.stores import Store, sqlite_checkpoints
-from semel.stores.sqlite import SQLiteStore
+from semel.operation import Operation, SyncOperation
+from semel.stores import sqlite_checkpoints
+from semel.testing.chaos_beds import DATABASE, Bed, PostgreSQLBed, SQLiteBed
 from semel.testing.checker import check
 from semel.testing.findings import Report, merged, summary
 from semel.testing.history import (
@@ -57,28 +57,14 @@ from semel.testing.history import (
     load,
 )
 from semel.testing.promise import Promise
+from semel.testing.servers import PostgreSQL, running
 
 SCOPE = "chaos"
 FINGERPRINT = "charge"
 LEASE = timedelta(milliseconds=100)
 STATES = {1: "in_flight", 2: "completed", 3: "parked", 4: "expired"}
 
-FIRST_RUN = (
-    "before_claim",
-    "after_claim",
-    "after_begin",
-    "before_complete",
-    "in_commit",
-    "before_commit",
-    "after_commit",
-    "after_complete",
-    "before_release",
-    "after_release",
-    "before_renew",
-    "before_checkpoint",
-    "in_sweep",
-    "in_migration",
-)
+FIRST_RUN = SQLiteBed.points
 """Failpoints that a server meets while it serves new keys."""
 SECOND_RUN = {
     "atomic": ("before_takeover", "after_takeover"),
@@ -98,30 +84,16 @@ class Killed(NamedTuple):
 
 
 class Rig:
-    """A folder with a database, the clients' log and the far side's log; servers are forked here.
+    """A database, the clients' log and the far side's log; servers are forked here."""
 
-    `store` makes the store under test from the database's path: a planted bug is another store.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        guarantee: Guarantee,
-        *,
-        store: Callable[[Path], Store] = SQLiteStore,
-    ) -> None:
+    def __init__(self, folder: Path, guarantee: Guarantee, bed: Bed) -> None:
         self.folder = folder
         self.guarantee: Guarantee = guarantee
-        self.database = folder / "shop.db"
+        self.bed = bed
         self._log = folder / "clients.jsonl"
         self._far_side = folder / "far-side.log"
-        self._make_store = store
         self._attempts = 0
         self._keys: list[str] = []
-        connection = sqlite3.connect(self.database)
-        connection.execute("create table if not exists effect (attempt, key, token)")
-        connection.commit()
-        connection.close()
 
     # --- what a test or the command line does -----------------------------------------------
 
@@ -171,11 +143,8 @@ class Rig:
         promise = Promise(self.guarantee, effects_in_order=False, clock_error=5.0)
         with open(self._log, encoding="utf-8") as file:
             events: History = [promise, *load(file)]
-        connection = sqlite3.connect(self.database)
-        rows = connection.execute("select attempt, key, token from effect").fetchall()
-        stored = dict(connection.execute("select key, state from semel_record").fetchall())
-        connection.close()
-        events += [Effect(now, a, SCOPE, k, t, "database") for a, k, t in rows]
+        stored = self.bed.states()
+        events += [Effect(now, a, SCOPE, k, t, "database") for a, k, t in self.bed.effects()]
         if self._far_side.exists():
             for line in self._far_side.read_text().splitlines():
                 attempt, key, token = line.split()
@@ -190,21 +159,26 @@ class Rig:
     # --- what a server does -----------------------------------------------------------------
 
     def _serve(self, asked: Sequence[tuple[str, str]], *, threads: bool) -> None:
-        idempotency = Idempotency(self._make_store(self.database), sweep_every=None)
-        idempotency.start()
+        idempotency = Idempotency(self.bed.store(), sweep_every=None)
+        while not idempotency.ready():  # its database may just be starting
+            time.sleep(0.05)
         if threads:
             for attempt, key in asked:
                 self._on_thread(idempotency, attempt, key)
         else:
             asyncio.run(self._on_loop(idempotency, asked))
-        idempotency.sweep()
+        with contextlib.suppress(StoreError):
+            idempotency.sweep()
         idempotency.stop()
 
-    def _life(self, idempotency: Idempotency, key: str) -> tuple[Any, ...]:
+    def _life(self, idempotency: Idempotency, attempt: str, key: str) -> tuple[Any, ...]:
         policy = Policy(guarantee=self.guarantee, lease=LEASE)
         name = hash_key(SCOPE, key)
         request = Request(name, idempotency.owner(), lambda algorithm: b"\x01" + bytes(32))
-        life = run(request, policy, idempotency.look_up(name))
+        # Where a transaction can be the claim, some claims are records all the same: as while a
+        # policy is being changed, server by server.
+        opens = idempotency.opens(policy) and not _unlucky(attempt, 3)
+        life = run(request, policy, idempotency.look_up(name), opens=opens)
         return idempotency.runtime, life, name, policy.seconds
 
     async def _on_loop(self, idempotency: Idempotency, asked: Sequence[tuple[str, str]]) -> None:
@@ -212,7 +186,7 @@ class Rig:
 
     async def _one(self, idempotency: Idempotency, attempt: str, key: str) -> None:
         self._sent(attempt, key)
-        driver = AsyncDriver(*self._life(idempotency, key))
+        driver = AsyncDriver(*self._life(idempotency, attempt, key))
         outcome = await driver.begin()
         answer = HANDLER_FAILED.response()
         if outcome is None:
@@ -222,18 +196,21 @@ class Rig:
                 await asyncio.sleep(0.06 if _unlucky(attempt, 5) else 0)
                 atomic = self.guarantee == "atomic"
                 if atomic:
-                    driver.transaction = await idempotency.store.abegin()
-                    connection = driver.transaction.async_connection
-                    await connection.execute(*self._insert(driver, attempt, key))
+                    try:
+                        connection = await Operation(driver).connection()
+                        await connection.execute(*self._insert(driver, attempt, key))
+                        answer = _answer(attempt)
+                    except Exception:  # noqa: BLE001  # its database has crashed: it raises
+                        atomic = False
                 else:
                     self._elsewhere(driver, attempt, key)
-                answer = _answer(attempt)
+                    answer = _answer(attempt)
                 outcome = await driver.finish(Answer(answer, atomic=atomic))
         self._answered(attempt, outcome, answer)
 
     def _on_thread(self, idempotency: Idempotency, attempt: str, key: str) -> None:
         self._sent(attempt, key)
-        driver = ThreadDriver(*self._life(idempotency, key))
+        driver = ThreadDriver(*self._life(idempotency, attempt, key))
         outcome = driver.begin()
         answer = HANDLER_FAILED.response()
         if outcome is None:
@@ -243,18 +220,22 @@ class Rig:
                 time.sleep(0.06 if _unlucky(attempt, 5) else 0)
                 atomic = self.guarantee == "atomic"
                 if atomic:
-                    driver.transaction = idempotency.store.begin()
-                    driver.transaction.connection.execute(*self._insert(driver, attempt, key))
+                    try:
+                        connection = SyncOperation(driver).connection()
+                        connection.execute(*self._insert(driver, attempt, key))
+                        answer = _answer(attempt)
+                    except Exception:  # noqa: BLE001  # its database has crashed: it raises
+                        atomic = False
                 else:
                     self._elsewhere(driver, attempt, key)
-                answer = _answer(attempt)
+                    answer = _answer(attempt)
                 outcome = driver.finish(Answer(answer, atomic=atomic))
         self._answered(attempt, outcome, answer)
 
     def _insert(self, driver: AsyncDriver | ThreadDriver, attempt: str, key: str) -> Any:
         assert driver.claim is not None
         row = (attempt, key, driver.claim.token)
-        return "insert into effect values (?, ?, ?)", row
+        return self.bed.insert, row
 
     def _elsewhere(self, driver: AsyncDriver | ThreadDriver, attempt: str, key: str) -> None:
         """An effect in somebody else's system: done as soon as it is asked for."""
@@ -307,7 +288,7 @@ def storm(
     *,
     seed: int = 1,
     point: str | None = None,
-    store: Callable[[Path], Store] = SQLiteStore,
+    bed: Callable[[Path], Bed] = SQLiteBed,
 ) -> tuple[Report, Counter[str]]:
     """Kill that many servers; return the verdict and the kills by failpoint.
 
@@ -319,7 +300,7 @@ def storm(
     while sum(killed.values()) < kills:
         folder = Path(tempfile.mkdtemp(prefix="semel-chaos-"))
         try:
-            rig = Rig(folder, guarantee, store=store)
+            rig = Rig(folder, guarantee, bed(folder))
             for _ in range(6):
                 killed.update(_one_batch(rig, rng, point))
                 if sum(killed.values()) >= kills:
@@ -336,7 +317,7 @@ def storm(
 def _one_batch(rig: Rig, rng: random.Random, point: str | None) -> Iterator[str]:
     """Kill ten servers, each with keys of its own; then finish all that they began."""
     begun: list[str] = []
-    points = [*FIRST_RUN, *["random"] * 5] if point is None else [point]
+    points = [*rig.bed.points, *["random"] * 5] if point is None else [point]
     for _ in range(10):
         keys = rig.new_keys(rng.choice([1, 3, 6]))
         begun += keys
@@ -345,8 +326,8 @@ def _one_batch(rig: Rig, rng: random.Random, point: str | None) -> Iterator[str]
         chosen = rng.choice(points)
         if chosen in SECOND_RUN[rig.guarantee]:
             chosen = "after_claim"
-        if chosen == "in_migration" and rig.database.exists():
-            _forget_tables(rig.database)
+        if chosen == "in_migration":
+            rig.bed.forget_tables()
         if _kill(rig, asked, chosen, rng):
             yield chosen
     time.sleep(LEASE.total_seconds())
@@ -367,25 +348,14 @@ def _kill(rig: Rig, asked: Sequence[str], point: str, rng: random.Random) -> boo
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         return rig.join(child)
+    if point == DATABASE:
+        child = rig.fork(asked, threads=threads)
+        time.sleep(rng.uniform(0.02, 0.06))
+        rig.bed.crash()
+        assert not rig.join(child)
+        return True
     count = rng.choice([1, 1, 1, 2, 3])
     return rig.join(rig.fork(asked, arm=f"{point}:{count}=kill", threads=threads))
-
-
-def _forget_tables(database: Path) -> None:
-    """Take the migrations back, so that the next server makes them: only without records."""
-    connection = sqlite3.connect(database, isolation_level=None)
-    try:
-        connection.execute("begin immediate")
-        if connection.execute(
-            "select count(*) from sqlite_master where name = 'semel_record'"
-        ).fetchone()[0]:
-            rows = connection.execute("select count(*) from semel_record").fetchone()[0]
-            if not rows:
-                connection.execute("drop table semel_record")
-                connection.execute("delete from semel_migration")
-        connection.execute("commit")
-    finally:
-        connection.close()
 
 
 def _keep(rig: Rig) -> None:
@@ -396,9 +366,7 @@ def _keep(rig: Rig) -> None:
     print(f"history kept: {path}", file=sys.stderr)
 
 
-def zombies(
-    guarantee: Guarantee, count: int, *, store: Callable[[Path], Store] = SQLiteStore
-) -> Report:
+def zombies(guarantee: Guarantee, count: int, *, bed: Callable[[Path], Bed] = SQLiteBed) -> Report:
     """Stop servers past their lease (SIGSTOP), let others take over, and wake them up again.
 
     Atomic: stopped before they take the connection, for a stopped holder of SQLite's one write lock
@@ -407,7 +375,7 @@ def zombies(
     point = "after_claim" if guarantee == "atomic" else "before_complete"
     folder = Path(tempfile.mkdtemp(prefix="semel-zombies-"))
     try:
-        rig = Rig(folder, guarantee, store=store)
+        rig = Rig(folder, guarantee, bed(folder))
         for number in range(count):
             keys = [rig.new_keys(1)[0]]
             zombie = rig.fork(keys, arm=f"{point}=stop", threads=number % 2 == 0)
@@ -429,9 +397,14 @@ SHARE = 50
 """Kills between two lines of progress, and to a worker process at a time."""
 
 
-def _share(todo: tuple[Guarantee, int, int, str | None]) -> tuple[Report, Counter[str]]:
-    guarantee, kills, seed, point = todo
-    return storm(guarantee, kills, seed=seed, point=point)
+def _share(todo: tuple[str, Guarantee, int, int, str | None]) -> tuple[Report, Counter[str]]:
+    store, guarantee, kills, seed, point = todo
+    if store == "sqlite":
+        return storm(guarantee, kills, seed=seed, point=point)
+    with running(lambda: PostgreSQL(fsync=True)) as server:  # of its own, for it is crashed too
+        return storm(
+            guarantee, kills, seed=seed, point=point, bed=lambda folder: PostgreSQLBed(server)
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -439,14 +412,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m semel.testing.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--guarantee", choices=get_args(Guarantee), default="atomic")
+    parser.add_argument("--store", choices=["sqlite", "postgresql"], default="sqlite")
     parser.add_argument("--failpoint", default=None, help='one of them, or "random"; default: all')
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
+    if options.store == "sqlite":
+        return _run(options, SQLiteBed.title)
+    return _run(options, PostgreSQLBed.title)
+
+
+def _run(options: argparse.Namespace, title: str) -> int:
     started = time.monotonic()
     shares = range(0, options.kills, SHARE)
     todo = [
         (
+            options.store,
             options.guarantee,
             min(SHARE, options.kills - done),
             options.seed + done,
@@ -465,7 +446,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{done:,} kills, {rate:.0f} a second", end="\r", file=sys.stderr, flush=True)
     report = merged(reports)
     print(file=sys.stderr)
-    print(f"{sum(killed.values()):,} kills, {options.guarantee}, SQLite synchronous=FULL")
+    print(f"{sum(killed.values()):,} kills, {options.guarantee}, {title}")
     informative = sum(n for point, n in killed.items() if point not in NOTHING_TO_LOSE)
     print(f"{informative:,} of them with something to lose")
     for point, number in killed.most_common():

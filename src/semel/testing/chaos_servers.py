@@ -33,6 +33,7 @@ from semel.idempotency import Idempotency
 from semel.operation import current_operation
 from semel.stores import sqlite_checkpoints
 from semel.testing.chaos import FINGERPRINT, SCOPE, Rig, append
+from semel.testing.chaos_beds import SQLiteBed
 from semel.testing.checker import check
 from semel.testing.findings import Report, summary
 from semel.testing.history import KIND_OF_PROBLEM, Answered, Kind, Sent, load
@@ -63,7 +64,7 @@ class Servers(Rig):
     """Servers that are real processes on a real port, and the clients that never give up."""
 
     def __init__(self, folder: Path, guarantee: Guarantee) -> None:
-        super().__init__(folder, guarantee)
+        super().__init__(folder, guarantee, SQLiteBed(folder))
         self._enough = folder / "enough"
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
@@ -119,7 +120,7 @@ class Servers(Rig):
         sqlite_checkpoints.CHECKPOINT_CHANGES = 20
         logging.disable(logging.WARNING)
         idempotency = Idempotency(
-            self._make_store(self.database),
+            self.bed.store(),
             policy=Policy(guarantee=self.guarantee, lease=LEASE),
             scope=lambda request: SCOPE,
         )
