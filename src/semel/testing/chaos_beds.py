@@ -132,7 +132,9 @@ class PostgreSQLBed:
         """Return a store on the database."""
         from semel.stores.postgres import PostgreSQLStore
 
-        return PostgreSQLStore(self._url, pool_size=4, command_connections=2, timeout=5)
+        return PostgreSQLStore(
+            self._url, pool_size=4, command_connections=2, timeout=5, idle_in_transaction=0.3
+        )
 
     def effects(self) -> list[tuple[str, str, int]]:
         """Return the rows of the business table."""

@@ -21,6 +21,7 @@ from semel.core.policy import Guarantee, Policy
 from semel.core.record import Record, Response, State
 from semel.stores.memory import MemoryTable
 from semel.testing import simulator
+from semel.testing.opening import Held, OpeningTable
 from semel.testing.simulator import World, simulate
 
 Planting = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -183,8 +184,8 @@ def _runs_the_expired(fp: Any, policy: Policy, record: Record, now: float, origi
 def _life(change: Callable[[Any, Policy, Any], engine.Life]) -> type[World]:
     """A world whose engine is wrapped: `change(request, policy, life)` is a generator like it."""
 
-    def life(request: Any, policy: Policy, found: Any = None) -> engine.Life:
-        return change(request, policy, engine.run(request, policy, found))
+    def life(request: Any, policy: Policy, found: Any = None, opens: bool = False) -> engine.Life:
+        return change(request, policy, engine.run(request, policy, found, opens=opens))
 
     class Changed(World):
         pass
@@ -375,6 +376,45 @@ def _parked_is_free(table: MemoryTable, command: Any, now: float, original: Any)
     return original()
 
 
+def _holds_nothing(original: Any) -> Any:
+    """A transaction that is a claim keeps nobody else out."""
+
+    def open(self: OpeningTable, command: c.Open, *where: Any) -> Any:
+        self.held.pop(command.key, None)
+        return original(self, command, *where)
+
+    return open
+
+
+def _overwrites_a_record(original: Any) -> Any:
+    """A commit takes the place of whatever record is there, held or not."""
+
+    def finish(self: OpeningTable, command: c.Complete, now: float) -> Any:
+        self.records.pop(command.key, None)
+        if command.key not in self.held:
+            asked = c.Open(command.key, b"\x01want", b"")
+            self.held[command.key] = Held("", "", command.token, asked)
+        self.held[command.key] = self.held[command.key]._replace(token=command.token)
+        return original(self, command, now)
+
+    return finish
+
+
+def _reads_back_too_soon(original: Any) -> Any:
+    """After a lost commit, what is not there yet is taken for undone: it may be on its way."""
+
+    def read_back(request: Any, policy: Policy, token: int, answer: Any, outcome: Any) -> Any:
+        try:
+            found = yield c.Lookup(request.key)
+        except c.StoreError:
+            return engine.Refuse(problems.OUTCOME_UNRECORDED)
+        if found is None:
+            return engine.Refuse(problems.STORE_UNAVAILABLE)
+        return (yield from original(request, policy, token, answer, outcome))
+
+    return read_back
+
+
 @contextlib.contextmanager
 def _both(*plantings: Planting) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
@@ -439,6 +479,19 @@ MUTANTS: tuple[Mutant, ...] = (
         "a stranger's claim is taken for one's own",
         _nothing,
         world=_life(_knows_any_claim),
+    ),
+    Mutant(
+        "open-holds-nothing",
+        "two transactions claim one key",
+        lambda: _both(
+            _patched(OpeningTable, "open", _holds_nothing),
+            _patched(OpeningTable, "finish", _overwrites_a_record),
+        ),
+    ),
+    Mutant(
+        "read-back-too-soon",
+        "a late commit is reported undone",
+        _patched(engine, "_read_back_opened", _reads_back_too_soon),
     ),
 )
 

@@ -30,7 +30,6 @@ from semel.core.keys import hash_key
 from semel.core.policy import Guarantee, Policy
 from semel.core.problems import HANDLER_FAILED
 from semel.core.record import Record, Response, State
-from semel.stores.memory import MemoryTable
 from semel.testing.checker import check
 from semel.testing.findings import Report, merged, summary
 from semel.testing.history import (
@@ -50,6 +49,7 @@ from semel.testing.history import (
     Wrote,
     digest_of,
 )
+from semel.testing.opening import OpeningTable
 from semel.testing.promise import Promise
 
 STATES: dict[State, Any] = {
@@ -78,6 +78,15 @@ MUST_HAPPEN = (
     "purged",
     "answer lost on the way",
 )
+WHERE_TRANSACTIONS_CLAIM = (
+    "opened",
+    "key held by a transaction",
+    "crash: transaction open",
+    "database ended a transaction",
+    "commit lost",
+    "commit delayed past its answer",
+)
+"""The same for the store whose transactions are claims."""
 """A run in which one of these never happened is void, not green: it has looked at too little."""
 
 
@@ -100,6 +109,8 @@ class Weather(NamedTuple):
     expires: float
     tombstone: float
     after_expiry: Any
+    opens: bool
+    delayed: float
 
     @classmethod
     def draw(cls, rng: random.Random) -> Weather:
@@ -126,6 +137,8 @@ class Weather(NamedTuple):
             expires=rng.uniform(2, 12) if short else 86400.0,
             tombstone=rng.choice((4.0, 20.0)) if short else 86400.0,
             after_expiry=rng.choice(("refuse", "refuse", "run")),
+            opens=rng.random() < 0.4,
+            delayed=chance(0.5),
         )
 
 
@@ -146,7 +159,7 @@ Process = Generator[float, None, None]
 class World:
     """One history in the making."""
 
-    table_type: type[MemoryTable] = MemoryTable
+    table_type: type[OpeningTable] = OpeningTable
     life: Callable[..., engine.Life] = staticmethod(engine.run)
 
     def __init__(self, seed: int, guarantee: Guarantee, weather: Weather | None = None) -> None:
@@ -159,6 +172,7 @@ class World:
         self.requests = 0
         self.healed = False
         weather = self.weather
+        self.opens = guarantee == "atomic" and weather.opens
         self.policy = Policy(
             guarantee=guarantee,
             lease=timedelta(seconds=weather.lease),
@@ -209,6 +223,10 @@ class World:
         self.happened[f"crash: {during}"] += 1
         server.epoch += 1
         server.paused_until = 0.0
+        for key, held in list(self.table.held.items()):
+            if held.server == server.name:
+                self.happened["crash: transaction open"] += 1
+                self.end_transaction(key, held.token)
         self.note(Restarted(self.now, server.name))
 
     def pause(self, server: Server) -> None:
@@ -217,6 +235,26 @@ class World:
         self.happened["pause past the lease"] += span > self.weather.lease
         server.paused_until = self.now + span
         self.note(Paused(self.now, server.name))
+        for key, held in self.table.held.items():
+            if held.server == server.name:
+                self.spawn(self._too_idle(key, held.token, server))
+
+    def _too_idle(self, key: bytes, token: int, server: Server) -> Process:
+        """The database ends a transaction that stands still for as long as a lease."""
+        yield self.weather.lease
+        if server.paused_until > self.now and self.end_transaction(key, token):
+            self.happened["database ended a transaction"] += 1
+
+    def end_transaction(self, key: bytes, token: int) -> bool:
+        """Roll a transaction that was a claim back; the attempt may not know, and make another."""
+        held = self.table.let_go(key, token)
+        if held is None:
+            return False
+        scope, name = self.names[key]
+        fingerprint = held.asked.fingerprint.decode("latin-1")
+        self.note(Wrote(self.now, held.attempt, scope, name, token, "release", True))
+        self.note(Stored(self.now, scope, name, "absent", token, fingerprint))
+        return True
 
     # --- the store -------------------------------------------------------------------------
 
@@ -232,18 +270,26 @@ class World:
                 self.crash(server, _during(kind))
                 yield 0.0
             if rng.random() < weather.lost:
-                self.happened["store down at claim"] += kind is c.Claim
+                self.happened["store down at claim"] += kind in (c.Claim, c.Open)
                 self.happened["completion lost"] += kind is c.Complete
+                if kind is c.Complete and command.key in self.table.held:
+                    self._commit_lost(attempt, command, transaction)
+                    raise c.StoreUnknown("lost")
                 if rng.random() < 0.5:
                     raise c.StoreUnavailable("lost")
                 raise c.StoreUnknown("lost")
-        reply = self.apply(attempt, command, transaction)
+        if kind is c.Open:
+            reply = self.open(server, attempt, command)
+        else:
+            reply = self.apply(attempt, command, transaction)
         if not self.healed:
             if rng.random() < weather.crash:
                 self.crash(server, _during(kind))
                 yield 0.0
             if rng.random() < weather.unknown:
-                self.happened["claim answer lost"] += kind is c.Claim
+                if type(reply) is c.Claimed and reply.opened:  # its connection went with it
+                    self.end_transaction(command.key, reply.token)
+                self.happened["claim answer lost"] += kind in (c.Claim, c.Open)
                 self.happened["completion answer lost"] += kind is c.Complete
                 raise c.StoreUnknown("its answer was lost")
         yield rng.uniform(0.001, 0.02)
@@ -256,7 +302,13 @@ class World:
             return self.table.apply(command, self.now)
         scope, key = self.names[command.key]
         before = self.table.records.get(command.key)
-        reply: Any = self.table.apply(command, self.now)
+        held = self.table.held.get(command.key)
+        if kind is c.Complete and transaction is not None and self.opens and held is not None:
+            reply: Any = self.table.finish(command, self.now)
+        elif kind is c.Complete and self.opens and before is None:
+            raise c.StoreUnknown("its connection is gone")
+        else:
+            reply = self.table.apply(command, self.now)
         if type(reply) is c.Claimed:
             self.happened["takeover"] += reply.attempt > 1
             record = self.table.records[command.key]
@@ -276,6 +328,37 @@ class World:
             self.note(Wrote(self.now, attempt, scope, key, command.token, action, bool(reply)))
             self._changed(scope, key, before, command.key)
         return reply
+
+    def open(self, server: Server, attempt: str, command: c.Open) -> Any:
+        """What the store does with a transaction that is to be a claim."""
+        scope, key = self.names[command.key]
+        reply = self.table.open(command, attempt, server.name, self.now)
+        if type(reply) is c.Claimed:
+            self.happened["opened"] += 1
+            fingerprint = command.fingerprint.decode("latin-1")
+            self.note(Claimed(self.now, attempt, scope, key, reply.token, self.now + 1e9))
+            self.note(Stored(self.now, scope, key, "in_flight", reply.token, fingerprint))
+        self.happened["key held by a transaction"] += reply is None
+        return reply
+
+    def _commit_lost(
+        self, attempt: str, command: c.Complete, transaction: list[Effect] | None
+    ) -> None:
+        """A commit and its connection are lost: it never arrives, or late, after the server has
+        begun to ask what became of it."""
+        if self.rng.random() < self.weather.delayed:
+            self.happened["commit delayed past its answer"] += 1
+            self.spawn(self._late(attempt, command, transaction))
+        else:
+            self.happened["commit lost"] += 1
+            self.end_transaction(command.key, command.token)
+
+    def _late(self, attempt: str, command: c.Complete, transaction: list[Effect] | None) -> Process:
+        yield self.rng.uniform(0.01, 1.5)
+        try:
+            self.apply(attempt, command, transaction)
+        except c.StoreUnknown:  # the database has ended it before it came
+            return
 
     def commits(self, completed: bool) -> bool:
         """Whether a business transaction commits: with its completion only."""
@@ -361,7 +444,11 @@ class World:
             if outcome is not None:
                 reply(outcome, False)
                 return
-        life = self.life(request, self.policy, found)
+        if self.opens:
+            life = self.life(request, self.policy, found, opens=True)
+        else:
+            life = self.life(request, self.policy, found)
+        opened = 0
         running = [False]
         transaction: list[Effect] = []
         answer = HANDLER_FAILED.response()
@@ -380,7 +467,8 @@ class World:
             kind, send, value = type(command), life.send, None
             if kind is c.RunHandler:
                 running[0] = True
-                self.spawn(self.renewing(attempt, name, command.token, running), server)
+                if not opened:
+                    self.spawn(self.renewing(attempt, name, command.token, running), server)
                 answer = yield from self.handle(server, sent, command.token, transaction)
                 atomic = self.guarantee == "atomic"
                 value = c.Answer(answer, atomic=atomic)
@@ -390,9 +478,14 @@ class World:
                 value = self.now - began
             elif kind is c.Sleep:
                 yield command.seconds
+            elif kind is c.Release and command.token == opened:
+                self.end_transaction(name, opened)
+                value = True
             else:
                 try:
                     value = yield from self.ask(server, attempt, command, transaction)
+                    if kind is c.Open and type(value) is c.Claimed:
+                        opened = value.token
                 except c.StoreError as error:
                     send, value = life.throw, error
 
@@ -460,7 +553,7 @@ class World:
             ran = first and (response.body or b"").endswith(attempt.encode())
             happened["replay"] += not ran
             return Answered(
-                0.0, attempt, "ok", response.status, response.body or b"", response.headers
+                0.0, attempt, "ok", response.status, response.body or b"", response.headers, not ran
             )
         if isinstance(outcome, engine.Refuse):
             problem = outcome.problem
@@ -627,6 +720,7 @@ def void_for(happened: Counter[str], guarantee: Guarantee) -> list[str]:
     parked = guarantee == "at-most-once"
     expected = {*MUST_HAPPEN} - ({"takeover", "released"} if parked else set())
     expected |= {"outcome unknown"} if parked else set()
+    expected |= {*WHERE_TRANSACTIONS_CLAIM} if guarantee == "atomic" else set()
     return sorted(name for name in expected if not happened[name])
 
 

@@ -189,11 +189,12 @@ def _answers_stand(trail: Trail, evidence: Evidence, findings: Findings) -> None
     last = len(trail.bounds)
     final = trail.final.state if trail.final is not None else "absent"
     lost = evidence.surveyed and final not in {"completed", "expired"}
-    released = {
-        event.attempt
-        for _, event in trail.story
-        if type(event) is Wrote and event.action == "release" and event.applied
-    }
+    released: set[str] = set()
+    for _, event in trail.story:
+        if type(event) is Wrote and event.action == "release" and event.applied:
+            released.add(event.attempt)
+        elif type(event) is Claimed:  # anew: the answer to its first claim was lost
+            released.discard(event.attempt)
     for attempt, answer in trail.oks:
         lives = trail.lives_of_answer(attempt, answer)
         if evidence.store_seen:
@@ -201,7 +202,7 @@ def _answers_stand(trail: Trail, evidence: Evidence, findings: Findings) -> None
             if not _completed_before(trail, lives, attempt.answered_at):
                 findings.violated("S2", trail, "answered before the record was complete", answer)
                 continue
-            if answer.attempt in released:
+            if answer.attempt in released and not answer.replayed:
                 message = "a kept answer was given, but its attempt had given its claim back"
                 findings.violated("S2", trail, message, answer)
         if promise.effect_per_success and 200 <= answer.status < 300:
