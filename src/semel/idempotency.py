@@ -56,6 +56,8 @@ class Idempotency:
       refreshed token is still the same caller, and the hash of its token would not say so.
     - `session_cookie`: the cookie that carries the credentials where `Authorization` does not.
     - `problem_base`: where your own documentation of the problem types lives.
+    - `complete_every`: how often operations that a crash has abandoned are looked for, where a
+      policy remembers requests; None leaves it to the middleware's `complete_abandoned()`.
     - `sweep_every`: how often expired records are cleared away; None leaves it to `sweep()`.
 
     Raises `StoreSetupError` for a store that cannot be used, or cannot keep what a policy promises.
@@ -71,6 +73,7 @@ class Idempotency:
         session_cookie: str | None = None,
         problem_base: str = problems.BASE,
         sweep_every: timedelta | None = timedelta(seconds=60),
+        complete_every: timedelta | None = timedelta(seconds=5),
     ) -> None:
         self.store: Store = open_store(store) if isinstance(store, str) else store
         self.routes = Routes(policy or Policy(), routes or {})
@@ -79,6 +82,7 @@ class Idempotency:
         self.problem_base = problem_base
         self.runtime = Runtime(self.store)
         self.started = False
+        self.complete_every = complete_every
         self._sweep_every = sweep_every
         self._lock = threading.Lock()
         self._stopping = threading.Event()

@@ -54,6 +54,9 @@ class Request(NamedTuple):
     """Gives the fingerprint by the algorithm of that number; `ValueError` where it is unknown."""
     remembered: bytes | None = None
     """The request itself, to be stored with its claim."""
+    resumes: bool = False
+    """Made by the completer: it takes a claim over or does nothing, and what fails is left to the
+    next round."""
 
 
 class Deliver(NamedTuple):
@@ -118,6 +121,8 @@ def _claim(request: Request, policy: Policy, found: Any, opens: bool) -> Generat
     mine = request.fingerprint(policy.algorithm)
     while True:
         if found is None:
+            if request.resumes:
+                return Refuse(problems.IN_FLIGHT)
             try:
                 if opens:
                     found = yield Open(key, mine, request.owner)
@@ -225,6 +230,11 @@ def _finish(request: Request, policy: Policy, claimed: Claimed, answer: Answer) 
         and response.status < 400
         and response.status not in NOT_AN_OUTCOME  # 307, 308: it went elsewhere
     )
+    if request.resumes and (forgotten or not policy.keeps(response.status)):
+        if response.status in (401, 403):
+            reason = f"its caller may no longer do this: {response.status}"
+            return (yield from _park(request, policy, claimed, answer._replace(parked=reason)))
+        return Refuse(problems.OUTCOME_UNRECORDED)  # and tried again once its lease has ended
     if forgotten or not policy.keeps(response.status):
         yield from _release(key, token)
         return Refuse(problems.CONNECTION_NOT_TAKEN) if forgotten else Deliver(kept=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import random
 import sys
 from collections.abc import (
     Awaitable,
@@ -19,20 +20,22 @@ from collections.abc import (
     Iterator,
     MutableMapping,
 )
-from typing import Any
+from typing import Any, cast
 
 from semel.core import problems
-from semel.core.commands import Answer, StoreError
+from semel.core.commands import Abandoned, Answer, Park, Remembered, StoreError
 from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay, Request, run, settled
 from semel.core.keys import InvalidKey, hash_key, parse_key
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.record import Response, UnreadableRecord
+from semel.core.remembered import RememberedRequest
 from semel.core.steps import OutcomeUnknown, StepFenced
 from semel.drivers import AsyncDriver
 from semel.failpoints import failpoint
 from semel.idempotency import Idempotency, Whose, named_scope, scope_name
 from semel.operation import NoOperation, current
+from semel.web import completer
 from semel.web import headers as answer_headers
 from semel.web.body import Body, Intake
 from semel.web.patience import within
@@ -77,6 +80,8 @@ class ASGIMiddleware:
         self._idempotency = idempotency
         self._detached: set[asyncio.Task[None]] = set()
         self._replays = Replays()
+        self._completing: asyncio.Task[None] | None = None
+        self._surroundings: dict[str, Any] = {}
         self.problem_base = idempotency.problem_base
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -149,7 +154,11 @@ class ASGIMiddleware:
                     if type(outcome) is Replay and asked[-1] is not None:
                         self._keep(asked, body.size, outcome, found_record.record.expires_at)
                     return
-            request = Request(key_hash, idempotency.owner(), body.fingerprint)
+            kept_request = None
+            if policy.remember_request:
+                kept_request = completer.remembered(policy, body, _remember(scope, whose))
+                self._complete_on(scope)
+            request = Request(key_hash, idempotency.owner(), body.fingerprint, kept_request)
             life = run(request, policy, found_record, opens=idempotency.opens(policy))
             driver = AsyncDriver(idempotency.runtime, life, key_hash, policy.seconds)
             if found_record is not None:  # in flight: wait for it, where a cancel does no harm
@@ -176,6 +185,80 @@ class ASGIMiddleware:
                 task.add_done_callback(self._forget)
             raise
         task.result()
+
+    # --- what crashes have abandoned ---------------------------------------------------------
+
+    def _complete_on(self, scope: ASGIScope) -> None:
+        """Look for abandoned operations from now on, on this event loop."""
+        every = self._idempotency.complete_every
+        if self._completing is not None or every is None:
+            return
+        self._surroundings = {name: scope[name] for name in ("app", "state") if name in scope}
+        self._completing = asyncio.get_running_loop().create_task(
+            self._complete_each(every.total_seconds())
+        )
+
+    async def _complete_each(self, every: float) -> None:
+        while True:
+            await asyncio.sleep(every * random.uniform(0.75, 1.25))  # apart, not secret
+            try:
+                await self.complete_abandoned()
+            except StoreError as error:
+                log.warning("could not look for abandoned operations: %s", error)
+            except Exception:
+                log.exception("could not complete abandoned operations")
+
+    async def complete_abandoned(self, idle: float = 1.0) -> int:
+        """Finish operations that a crash has abandoned; return how many were run.
+
+        Those whose policy has `remember_request`, and whose lease ended `idle` seconds ago or
+        longer: their clients come first. The handler finds `scope["semel.completing"]`, the scope
+        of the first request's caller. Raises `StoreError`.
+        """
+        store = self._idempotency.store
+        ran = 0
+        abandoned = await store.aexecute(Abandoned(completer.MOST, idle))
+        for each in cast("tuple[Remembered, ...]", abandoned):
+            found = await store.aexecute(completer.wanted(each))
+            todo = completer.work(self._idempotency, each, found)
+            if isinstance(todo, Park):
+                await store.aexecute(todo)
+            elif todo is not None:
+                ran += await self._complete(todo)
+        return ran
+
+    async def _complete(self, todo: completer.Work) -> bool:
+        idempotency = self._idempotency
+        life = run(todo.request, todo.policy, todo.found)
+        driver = AsyncDriver(idempotency.runtime, life, todo.key, todo.policy.seconds)
+        asked = todo.remembered
+        scope: ASGIScope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "scheme": "http",
+            "client": None,
+            "server": None,
+            **self._surroundings,
+            "method": asked.method,
+            "path": asked.path,
+            "raw_path": asked.raw_path,
+            "root_path": asked.root_path,
+            "query_string": asked.query,
+            "headers": list(asked.headers),
+            "semel.completing": asked.scope,
+        }
+        exchange = _Exchange(self, todo.policy, driver, scope, _nobody, _unheard, todo.body)
+        done, task = _start(exchange.operate, None)
+        try:
+            await done
+        finally:
+            if not task.done():
+                self._detached.add(task)
+                task.add_done_callback(self._forget)
+        if task.done() and task.exception() is not None:
+            log.error("operation %s failed", todo.key[:6].hex(), exc_info=task.exception())
+        return driver.claim is not None
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._detached.discard(task)
@@ -255,10 +338,14 @@ class ASGIMiddleware:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 await asyncio.to_thread(self._idempotency.start)
+                if completer.remembers(self._idempotency):
+                    self._complete_on(scope)
             return message
 
         async def stopped(message: Message) -> None:
             if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                if self._completing is not None:
+                    self._completing.cancel()
                 if self._detached:
                     await asyncio.wait(self._detached, timeout=DRAIN_TIMEOUT)
                 await asyncio.to_thread(self._idempotency.stop)
@@ -531,6 +618,28 @@ def _settle(done: asyncio.Future[None], task: asyncio.Task[None]) -> None:
     """Wake the request of a task that was cancelled before its first step and could not."""
     if not done.done():
         done.set_result(None)
+
+
+def _remember(scope: ASGIScope, whose: Whose) -> RememberedRequest:
+    return RememberedRequest(
+        scope["method"],
+        scope["path"],
+        scope.get("raw_path") or scope["path"].encode(),
+        scope.get("root_path", ""),
+        scope.get("query_string", b""),
+        tuple(scope["headers"]),
+        scope_name(whose),
+        "",
+        b"",
+    )
+
+
+async def _nobody() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def _unheard(message: Message) -> None:
+    """The client has gone long ago."""
 
 
 async def _read(

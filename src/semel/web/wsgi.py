@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import random
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from semel.core import problems
-from semel.core.commands import Answer, StoreError
+from semel.core.commands import Abandoned, Answer, Park, Remembered, StoreError
 from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay, Request, run, settled
 from semel.core.keys import InvalidKey, hash_key, parse_key
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.record import Response, UnreadableRecord
+from semel.core.remembered import RememberedRequest
 from semel.core.steps import OutcomeUnknown, StepFenced
 from semel.drivers import ThreadDriver
 from semel.failpoints import failpoint
 from semel.idempotency import Idempotency, Whose, named_scope, scope_name
 from semel.operation import NoOperation, current
+from semel.web import completer
 from semel.web import headers as answer_headers
 from semel.web.body import CHUNK, Body, Intake
 
@@ -55,6 +62,7 @@ class WSGIMiddleware:
     def __init__(self, app: WSGIApp, idempotency: Idempotency) -> None:
         self.app = app
         self._idempotency = idempotency
+        self._completing = 0  # the process whose thread looks for abandoned operations
         self.problem_base = idempotency.problem_base
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -103,7 +111,11 @@ class WSGIMiddleware:
     ) -> Iterable[bytes]:
         idempotency = self._idempotency
         key_hash = hash_key(scope_name(self._whose(environ)), key)
-        request = Request(key_hash, idempotency.owner(), body.fingerprint)
+        kept_request = None
+        if policy.remember_request:
+            kept_request = completer.remembered(policy, body, self._remember(environ))
+            self._complete_on()
+        request = Request(key_hash, idempotency.owner(), body.fingerprint, kept_request)
         try:
             found = idempotency.look_up(key_hash)
             outcome = settled(body.fingerprint, policy, *found) if found is not None else None
@@ -123,6 +135,112 @@ class WSGIMiddleware:
             body.close()
             return self.answer(outcome, start_response)
         return _Exchange(self, policy, driver, body, start_response).run(environ)
+
+    # --- what crashes have abandoned ---------------------------------------------------------
+
+    def _remember(self, environ: Environ) -> RememberedRequest:
+        headers = [
+            (name[5:].replace("_", "-").lower().encode(), str(value).encode("latin-1"))
+            for name, value in environ.items()
+            if name.startswith("HTTP_")
+        ]
+        content_type = environ.get("CONTENT_TYPE")
+        if content_type:
+            headers.append((b"content-type", content_type.encode("latin-1")))
+        root, path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")
+        return RememberedRequest(
+            environ["REQUEST_METHOD"],
+            root + path,
+            (root + path).encode("latin-1"),
+            root,
+            environ.get("QUERY_STRING", "").encode("latin-1"),
+            tuple(headers),
+            scope_name(self._whose(environ)),
+            "",
+            b"",
+        )
+
+    def _complete_on(self) -> None:
+        """Look for abandoned operations from now on, from a thread of this process."""
+        every = self._idempotency.complete_every
+        if every is None or self._completing == os.getpid():
+            return
+        self._completing = os.getpid()
+        threading.Thread(
+            target=self._complete_each,
+            args=(every.total_seconds(),),
+            name="semel-completer",
+            daemon=True,
+        ).start()
+
+    def _complete_each(self, every: float) -> None:
+        while True:
+            time.sleep(every * random.uniform(0.75, 1.25))  # apart, not secret
+            if not self._idempotency.started:
+                continue
+            try:
+                self.complete_abandoned()
+            except StoreError as error:
+                log.warning("could not look for abandoned operations: %s", error)
+            except Exception:
+                log.exception("could not complete abandoned operations")
+
+    def complete_abandoned(self, idle: float = 1.0) -> int:
+        """Finish operations that a crash has abandoned; return how many were run.
+
+        As `ASGIMiddleware.complete_abandoned`; the handler finds `environ["semel.completing"]`.
+        """
+        store = self._idempotency.store
+        ran = 0
+        abandoned = store.execute(Abandoned(completer.MOST, idle))
+        for each in cast("tuple[Remembered, ...]", abandoned):
+            todo = completer.work(self._idempotency, each, store.execute(completer.wanted(each)))
+            if isinstance(todo, Park):
+                store.execute(todo)
+            elif todo is not None:
+                ran += self._complete(todo)
+        return ran
+
+    def _complete(self, todo: completer.Work) -> bool:
+        life = run(todo.request, todo.policy, todo.found)
+        driver = ThreadDriver(self._idempotency.runtime, life, todo.key, todo.policy.seconds)
+        outcome = driver.begin()
+        if outcome is not None:
+            todo.body.close()
+            return False
+        asked = todo.remembered
+        environ: Environ = {
+            "REQUEST_METHOD": asked.method,
+            "SCRIPT_NAME": asked.root_path,
+            "PATH_INFO": asked.path[len(asked.root_path) :],
+            "QUERY_STRING": asked.query.decode("latin-1"),
+            "CONTENT_LENGTH": str(todo.body.size),
+            "SERVER_NAME": "localhost",
+            "SERVER_PORT": "80",
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.input": _Input(todo.body),
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": True,
+            "wsgi.run_once": False,
+            "semel.completing": asked.scope,
+        }
+        for name, value in asked.headers:
+            field = name.decode("latin-1").upper().replace("-", "_")
+            field = field if field == "CONTENT_TYPE" else f"HTTP_{field}"
+            environ[field] = value.decode("latin-1")
+        exchange = _Exchange(self, todo.policy, driver, todo.body, _unheard)
+        try:
+            answer = exchange.run(environ)
+            for _ in answer:
+                continue
+            if hasattr(answer, "close"):
+                answer.close()
+        except Exception:
+            log.exception("operation %s failed", todo.key[:6].hex())
+        return True
 
     def _whose(self, environ: Environ) -> Whose:
         idempotency = self._idempotency
@@ -457,6 +575,11 @@ def _read(policy: Policy, environ: Environ, write: Callable[[bytes], object]) ->
     if left:
         return problems.BODY_TIMEOUT  # the client has gone, or the server gave up on it
     return refusal
+
+
+def _unheard(status: str, headers: Headers, exc_info: Any = None) -> Callable[[bytes], object]:
+    """The client has gone long ago."""
+    return len
 
 
 def _whole(
