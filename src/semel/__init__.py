@@ -3,6 +3,7 @@
 from semel.core.keys import derive, hash_key, parse_key
 from semel.core.policy import Policy, PolicyError
 from semel.core.steps import NotDone, OutcomeUnknown, StepFenced
+from semel.functions import idempotent
 from semel.idempotency import Idempotency
 from semel.operation import (
     NoOperation,
@@ -36,5 +37,6 @@ __all__ = [
     "current_sync_operation",
     "derive",
     "hash_key",
+    "idempotent",
     "parse_key",
 ]
