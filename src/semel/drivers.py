@@ -97,7 +97,7 @@ class _Driver:
     @property
     def lost(self) -> bool:
         """Whether the claim is known to be another's by now."""
-        return self.claim is not None and self.claim.token in self.runtime.leases.lost
+        return self.claim is not None and (self.key, self.claim.token) in self.runtime.leases.lost
 
     def _next(self, value: Any) -> Any:
         """The engine's next command; at its end None, with the outcome set."""
@@ -145,7 +145,7 @@ class _Driver:
         if self.transaction is not None:
             self.transaction.rollback()
         if self.claim is not None:
-            self.runtime.leases.drop(self.claim.token)
+            self.runtime.leases.drop(self.key, self.claim.token)
             self.runtime.waiters.ended(self.key)
 
 

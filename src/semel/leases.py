@@ -35,8 +35,8 @@ class Leases:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._held: dict[int, _Claim] = {}  # by token
-        self.lost: set[int] = set()
+        self._held: dict[tuple[bytes, int], _Claim] = {}  # a token alone names no key
+        self.lost: set[tuple[bytes, int]] = set()
         self._interval = IDLE
         self._wake = threading.Event()
         self._lock = threading.Lock()
@@ -44,14 +44,14 @@ class Leases:
 
     def hold(self, key: bytes, token: int, lease: float) -> None:
         """Renew this claim each third of `lease` seconds until it is dropped."""
-        self._held[token] = _Claim(key, lease, time.monotonic())
+        self._held[key, token] = _Claim(key, lease, time.monotonic())
         if self._thread is None or lease / 3 < self._interval:
             self._hurry(lease / 3)
 
-    def drop(self, token: int) -> None:
+    def drop(self, key: bytes, token: int) -> None:
         """Stop renewing: the operation is over."""
-        self._held.pop(token, None)
-        self.lost.discard(token)
+        self._held.pop((key, token), None)
+        self.lost.discard((key, token))
 
     def _hurry(self, interval: float) -> None:
         with self._lock:
@@ -87,9 +87,9 @@ class Leases:
         """Renew every claim that is due. False where the store failed: try again soon."""
         now = time.monotonic()
         due: defaultdict[float, list[tuple[bytes, int]]] = defaultdict(list)
-        for token, claim in list(self._held.items()):
-            if now - claim.renewed >= claim.lease / 3 * 0.9 and token not in self.lost:
-                due[claim.lease].append((claim.key, token))
+        for name, claim in list(self._held.items()):
+            if now - claim.renewed >= claim.lease / 3 * 0.9 and name not in self.lost:
+                due[claim.lease].append(name)
         for lease, claims in due.items():
             try:
                 failpoint("before_renew")
@@ -105,13 +105,13 @@ class Leases:
 
     def _note(self, claims: list[tuple[bytes, int]], lost: frozenset[int], now: float) -> None:
         for key, token in claims:
-            held = self._held.get(token)
+            held = self._held.get((key, token))
             if held is None:
                 continue  # it ended meanwhile
             if token in lost:
-                self.lost.add(token)
-                if token not in self._held:
-                    self.lost.discard(token)  # it ended this instant
+                self.lost.add((key, token))
+                if (key, token) not in self._held:
+                    self.lost.discard((key, token))  # it ended this instant
                 log.warning(
                     "operation %s lost its lease: another attempt has taken the key over",
                     key[:6].hex(),

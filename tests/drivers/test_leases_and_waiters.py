@@ -58,7 +58,7 @@ def test_a_lease_is_renewed_while_it_is_held_and_no_longer() -> None:
     token = claim(store, b"k", 0.03)
     leases.hold(b"k", token, 0.03)
     assert until(lambda: store.renewals >= 5)
-    leases.drop(token)
+    leases.drop(b"k", token)
     assert until(lambda: leases._interval > 1)
     seen = store.renewals
     leases.hold(b"other", claim(store, b"other", 0.03), 0.03)
@@ -82,7 +82,7 @@ def test_lone_operations_one_after_another_do_not_wake_the_thread_each() -> None
         key = b"key-%d" % number
         token = claim(store, key, 30.0)
         leases.hold(key, token, 30.0)
-        leases.drop(token)
+        leases.drop(key, token)
         if number % 50 == 0:
             time.sleep(0.01)  # time for the thread to see that nothing is held
     assert len(wakes) <= 2
@@ -105,8 +105,8 @@ def test_a_claim_that_was_taken_over_is_seen_to_be_lost_and_renewed_no_more() ->
     token = claim(store, b"k", -1.0)
     store.execute(Takeover(b"k", token, b"f", 30.0, b"another", False))
     leases.hold(b"k", token, 0.03)
-    assert until(lambda: token in leases.lost)
-    leases.drop(token)
+    assert until(lambda: (b"k", token) in leases.lost)
+    leases.drop(b"k", token)
     assert not leases.lost
     leases.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
@@ -13,8 +14,11 @@ from semel.core.commands import Reply, StoreCommand
 from semel.stores import Store
 from semel.stores.memory import MemoryStore
 from semel.stores.postgres import PostgreSQLStore
+from semel.stores.redis import RedisStore
 from semel.stores.sqlite import SQLiteStore
 from tests import servers
+
+_numbers = itertools.count()
 
 
 class Clock:
@@ -85,9 +89,16 @@ def postgresql(folder: Path, clock: Clock) -> Iterator[Store]:
         yield Store(url)
 
 
+@contextmanager
+def redis(folder: Path, clock: Clock) -> Iterator[Store]:
+    store = RedisStore(servers.valkey().url, prefix=f"t{next(_numbers)}", clock=clock)
+    yield store
+
+
 STORES: dict[str, Callable[[Path, Clock], object]] = {
     "memory": memory,
     "sqlite": sqlite,
     "postgresql": postgresql,
+    "redis": redis,
 }
 """How each store is made, on a server and in tables of its own."""

@@ -53,6 +53,8 @@ class Store(Protocol):
     """Whether it offers transactions that hold business writes."""
     lookup_first: bool
     """Whether a read costs so little that it comes before each claim."""
+    expires_itself: bool
+    """Whether what is due has its effect at once, without a `Sweep`."""
     opens: bool
     """Whether a transaction can be the claim itself, so that an operation commits only once."""
 
@@ -92,6 +94,7 @@ def open_store(url: str) -> Store:
 
     - `postgresql://user@host/database`, with `?semel_pool=10&semel_timeout=10&semel_migrate=yes`
       among what libpq takes.
+    - `redis://host:6379/0`, `rediss://`, with `?prefix=semel&timeout=5`.
 
     Raises `StoreSetupError` for a URL that names none.
     """
@@ -111,8 +114,18 @@ def open_store(url: str) -> Store:
         return SQLiteStore(parts.path[1:], **_options(url, options, synchronous=str))
     if parts.scheme in ("postgresql", "postgres"):
         return _postgresql(url)
+    if parts.scheme in ("redis", "rediss", "unix"):
+        try:
+            from semel.stores.redis import RedisStore
+        except ImportError as error:
+            raise StoreSetupError(f"{url!r} needs redis: pip install 'semel[redis]'") from error
+        return RedisStore(
+            urlunsplit(parts._replace(query="")),
+            **_options(url, options, prefix=str, timeout=float),
+        )
     raise StoreSetupError(
-        f"{url!r} names no store; give memory://, sqlite:///path.db or postgresql://host/database"
+        f"{url!r} names no store; give memory://, sqlite:///path.db, postgresql://host/database or"
+        " redis://host/0"
     )
 
 

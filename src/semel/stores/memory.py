@@ -271,6 +271,7 @@ class MemoryStore:
     atomic = False
     lookup_first = True
     opens = False
+    expires_itself = False
 
     def __init__(
         self, max_records: int = 1_000_000, *, clock: Callable[[], float] = time.time

@@ -37,7 +37,7 @@ from semel.core.commands import (
 from semel.failpoints import failpoint
 from semel.stores import StoreSetupError, postgres_migrations
 from semel.stores import postgres_commands as commands
-from semel.stores.postgres_batches import Lane
+from semel.stores.lanes import Lane
 from semel.stores.postgres_connections import (
     AGAIN,
     KEEPALIVE,
@@ -81,6 +81,7 @@ class PostgreSQLStore:
     atomic = True
     lookup_first = False
     opens = True
+    expires_itself = False
 
     def __init__(
         self,

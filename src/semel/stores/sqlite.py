@@ -76,6 +76,7 @@ class SQLiteStore(SQLiteCommands):
     atomic = True
     lookup_first = True
     opens = False
+    expires_itself = False
 
     def __init__(
         self,

@@ -20,9 +20,16 @@ Send = Callable[[Sequence[Any]], Awaitable[list[Any]]]
 
 
 class Lane:
-    """The commands of one kind, one statement at a time."""
+    """The commands of one kind, one statement at a time.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, send: Send) -> None:
+    `patient`: those who have just been answered are let ask again before the next is sent. Where a
+    round trip is shorter than that takes, each would carry but two or three of them otherwise.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, send: Send, *, patient: bool = False
+    ) -> None:
+        self._patient = patient
         self._loop = loop
         self._send = send
         self._waiting: deque[tuple[Any, asyncio.Future[Any]]] = deque()
@@ -42,6 +49,8 @@ class Lane:
             while self._waiting:
                 batch = self._next()
                 await self._carry_out(batch)
+                if self._patient:
+                    await asyncio.sleep(0)
         finally:
             self._task = None
             for _, future in batch:  # cancelled with the loop

@@ -1,0 +1,12 @@
+"""Scripts, a file each, named after the command that they carry out."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+
+def load(name: str) -> str:
+    """Return the script called `name`, with what all of them share."""
+    folder = files(__package__)
+    common, own = ((folder / f"{part}.lua").read_text("utf-8") for part in ("common", name))
+    return f"{common}\n{own}"

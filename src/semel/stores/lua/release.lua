@@ -1,0 +1,4 @@
+-- token
+if not holds(ARGV[2]) then return 0 end
+forget()
+return 1
