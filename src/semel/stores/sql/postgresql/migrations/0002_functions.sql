@@ -13,7 +13,9 @@ create type semel_found as (
     answer bytea, reason text, now double precision, won boolean
 );
 
-create function semel_lookup(_keys bytea[]) returns setof semel_found language plpgsql as $$
+-- Plans are kept: one that was made while the table was small must not scan it when it is large.
+create function semel_lookup(_keys bytea[]) returns setof semel_found language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     return query select r.key, r.state, r.token, r.owner, r.attempt, r.fingerprint, r.lease_until,
         r.due_at, r.purge_at, r.answer, r.reason, semel_now(), false
@@ -25,7 +27,8 @@ end $$;
 create function semel_claim(
     _keys bytea[], _fingerprints bytea[], _leases double precision[], _owners bytea[],
     _requests bytea[]
-) returns setof semel_found language plpgsql as $$
+) returns setof semel_found language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare _won bigint[];
 begin
     with won as (
@@ -91,7 +94,8 @@ end $$;
 create function semel_complete(
     _keys bytea[], _tokens bigint[], _answers bytea[], _expires double precision[],
     _tombstones double precision[]
-) returns setof bigint language plpgsql as $$
+) returns setof bigint language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare _now double precision := semel_now();
 begin
     return query update semel_record r set state = 2, request = null, answer = a.answer,
@@ -145,7 +149,8 @@ end $$;
 -- The token decides, not the time. A row that is being completed this moment is left alone, and not
 -- called lost. Gives the tokens that are.
 create function semel_renew(_keys bytea[], _tokens bigint[], _lease double precision)
-returns setof bigint language plpgsql as $$
+returns setof bigint language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare _until double precision := semel_now() + _lease;
 begin
     update semel_record r set lease_until = greatest(r.lease_until, _until)
@@ -182,7 +187,8 @@ end $$;
 
 -- Steps first: none outlives its record into the key's next life. Rows in use are left for the next
 -- time. In-flight and parked records have no due_at and are never touched.
-create function semel_sweep(_limit integer) returns integer language plpgsql as $$
+create function semel_sweep(_limit integer) returns integer language plpgsql
+set enable_seqscan = off as $$
 declare _now double precision := semel_now(); _rows integer; _total integer;
 begin
     delete from semel_step where ctid in (
