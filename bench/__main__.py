@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import behind_uvicorn, sqlite_store
+from bench import behind_uvicorn, server_stores, sqlite_store
 
 HERE = Path(__file__).parent
 PEERS = {
@@ -31,6 +31,11 @@ BARS = {
     "behind uvicorn, replay": (">=", 1.4, "x"),
     "SQLite FULL, 32 at a time": (">=", 8.0, "x"),
     "SQLite FULL, 128 at a time": (">=", 13.0, "x"),
+    "PostgreSQL pairs 32": (">=", 3.0, "x"),
+    "PostgreSQL pairs 128": (">=", 5.5, "x"),
+    "PostgreSQL atomic 1": ("<=", 1.5, "x"),
+    "PostgreSQL atomic 16": ("<=", 1.5, "x"),
+    "Redis pairs 32": (">=", 2.5, "x"),
 }
 
 
@@ -82,6 +87,11 @@ def verdicts(results: dict[str, Any]) -> list[tuple[str, float, str]]:
         row = results["sqlite"][f"full {at_once}"]
         ratios = [s / b for s, b in zip(row["semel"], row["a statement a hop"], strict=True)]
         measured[f"SQLite FULL, {at_once} at a time"] = median(ratios)
+    for name, row in results.get("servers", {}).items():
+        if name in BARS:
+            ours_first = BARS[name][0] == "<="  # cost over the plain way, or rate of it
+            pairs = zip(row["semel"], row["plain"], strict=True)
+            measured[name] = median(s / p if ours_first else p / s for s, p in pairs)
     made = []
     for name, value in measured.items():
         sign, bar, _ = BARS[name]
@@ -133,6 +143,19 @@ def report(results: dict[str, Any]) -> str:
             f"| {name} at a time | {plain:.1f} | {median(row['semel commits']):.2f} |"
             f" {atomic:.1f} | {median(row['atomic commits']):.2f} |"
         )
+    if "servers" in results:
+        lines += ["", "## Server stores (µs an operation, client and server on one machine)", ""]
+        lines += ["| | plain | semel | semel's cost |", "|---|---|---|---|"]
+        for name, row in results["servers"].items():
+            cost = median(s / p for s, p in zip(row["semel"], row["plain"], strict=True))
+            lines.append(
+                f"| {name} | {median(row['plain']):.0f} | {median(row['semel']):.0f} | {cost:.2f} |"
+            )
+        lines += [
+            "",
+            "Pairs: a claim and a completion, against two statements or commands of their own."
+            " Atomic: claim, work and record in one transaction, against the bare transaction.",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -198,6 +221,10 @@ def main() -> None:
     print("  SQLite store", flush=True)
     results["sqlite"] = sqlite_store.measure(
         1 if options.quick else 3, 0.02 if options.quick else 1
+    )
+    print("  PostgreSQL and Redis", flush=True)
+    results["servers"] = server_stores.measure(
+        1 if options.quick else 5, 0.02 if options.quick else 1
     )
     print("  behind uvicorn", flush=True)
     with tempfile.TemporaryDirectory() as folder:

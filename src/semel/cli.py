@@ -1,4 +1,4 @@
-"""The command line: `semel demo`."""
+"""The command line: `semel demo`, `semel migrate`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 try:
+    from typer import Argument as _Argument
     from typer import Option as _Option
 except ImportError:  # pragma: no cover - said by main()
+    _Argument = None  # type: ignore[assignment]
     _Option = None  # type: ignore[assignment]
 
 
@@ -27,8 +29,33 @@ def main() -> None:
         sys.exit("the semel command needs its extra: pip install 'semel[demo]'")
     app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
     app.command()(demo)
-    app.callback()(lambda: None)
+    app.command()(migrate)
     app()
+
+
+def _argument(text: str) -> object:
+    return _Argument(help=text) if _Argument is not None else None
+
+
+def migrate(
+    url: Annotated[str, _argument("The store's URL: postgresql://…, sqlite:///….")],
+    lock_timeout: Annotated[float, _option("Seconds to wait for other sessions' locks.")] = 5.0,
+) -> None:
+    """Bring a store's tables up to date. Safe beside running servers of the version before."""
+    from semel.stores import StoreSetupError, open_store
+
+    try:
+        store = open_store(url)
+        if hasattr(store, "migrate"):
+            applied = store.migrate(lock_timeout)
+        else:  # its tables are brought up to date whenever it is opened
+            store.start()
+            store.stop()
+            applied = []
+    except StoreSetupError as error:
+        sys.exit(str(error))
+    numbers = ", ".join(str(number) for number in applied)
+    print(f"applied: {numbers}" if applied else "up to date")
 
 
 def demo(
