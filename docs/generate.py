@@ -99,6 +99,12 @@ ADVICE = {
         'The route declares `guarantee="atomic"`, and its handler answered without'
         " `op.connection()`: take it, or drop the declaration.",
     ),
+    "keys-not-issued": (
+        "No keys were issued.",
+        'Send `{"count": 50}`, a whole number from 1 to 1000, with `"route": "POST /charges"` where'
+        " the keys are to be good for that only.",
+        "`Issuer(path=…)` says where keys are handed out.",
+    ),
 }
 
 
@@ -109,6 +115,8 @@ def problem_page(problem: problems.Problem) -> str:
         shown = problems.key_invalid("the key is empty; send 1 to 255 visible ASCII characters")
     elif problem.slug == "request-too-large":
         shown = problems.request_too_large(64 * policy.MEBIBYTE)
+    elif problem.slug == "keys-not-issued":
+        shown = problems.keys_not_issued("count has to be a whole number from 1 to 1000")
     elif problem.slug in ("outcome-unknown", "response-not-kept"):
         shown = problem._replace(reference="9f1c02d4a7be")
     body = json.dumps(json.loads(shown.body()), indent=2, ensure_ascii=False)

@@ -5,6 +5,7 @@ from semel.core.policy import Policy, PolicyError
 from semel.core.steps import NotDone, OutcomeUnknown, StepFenced
 from semel.functions import idempotent
 from semel.idempotency import Idempotency
+from semel.issuer import Issuer
 from semel.operation import (
     NoOperation,
     Operation,
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ASGIMiddleware",
     "Idempotency",
+    "Issuer",
     "NoOperation",
     "NotDone",
     "Operation",

@@ -10,14 +10,15 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from semel.after_fork import call_after_fork
 from semel.core import problems
 from semel.core.commands import Found, Lookup, Settle, StoreError, Sweep
-from semel.core.policy import Policy, Routes
+from semel.core.policy import Policy, RequestView, Routes
 from semel.core.record import Response, State
 from semel.drivers import Runtime
+from semel.issuer import Issuer
 from semel.stores import Store, StoreSetupError, open_store
 
 log = logging.getLogger("semel")
@@ -26,18 +27,6 @@ SWEEP_BATCH = 1000
 POLICY_ATTRIBUTE = "__semel_policy__"
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-
-
-class RequestView(Protocol):
-    """What a `scope` function sees of a request."""
-
-    method: str
-    path: str
-    native: Any
-    """The ASGI scope or the WSGI environ."""
-
-    def header(self, name: str) -> str | None:
-        """Return a header's value, or None."""
 
 
 Scope = Callable[[RequestView], str]
@@ -54,6 +43,8 @@ class Idempotency:
       such as the account of the *verified* caller. Without it: the framework's authenticated user,
       else a hash of the credentials, else `anonymous`. Name it where tokens rotate: a retry under a
       refreshed token is still the same caller, and the hash of its token would not say so.
+    - `issuer`: signs keys for clients to use, and checks them (`semel.Issuer`). With one, a key
+      that claims to be issued is accepted only if it is; see `Policy.required`, `Policy.next_key`.
     - `session_cookie`: the cookie that carries the credentials where `Authorization` does not.
     - `problem_base`: where your own documentation of the problem types lives.
     - `complete_every`: how often operations that a crash has abandoned are looked for, where a
@@ -70,6 +61,7 @@ class Idempotency:
         policy: Policy | None = None,
         routes: Mapping[str, Policy | None] | None = None,
         scope: Scope | None = None,
+        issuer: Issuer | None = None,
         session_cookie: str | None = None,
         problem_base: str = problems.BASE,
         sweep_every: timedelta | None = timedelta(seconds=60),
@@ -78,6 +70,7 @@ class Idempotency:
         self.store: Store = open_store(store) if isinstance(store, str) else store
         self.routes = Routes(policy or Policy(), routes or {})
         self.scope = scope
+        self.issuer = issuer
         self.session_cookie = session_cookie
         self.problem_base = problem_base
         self.runtime = Runtime(self.store)
@@ -92,13 +85,18 @@ class Idempotency:
         call_after_fork(self._forked)
 
     def _check(self) -> None:
-        if self.store.atomic:
-            return
         for pattern, policy in [
             ("every route", self.routes.default),
             *self.routes.described.items(),
         ]:
-            if policy is not None and policy.guarantee == "atomic":
+            if policy is None:
+                continue
+            if self.issuer is None and (policy.required == "issued" or policy.next_key):
+                raise StoreSetupError(
+                    f'{pattern}: required="issued" and next_key need somebody who signs keys: give'
+                    " Idempotency(issuer=Issuer(secret))"
+                )
+            if policy.guarantee == "atomic" and not self.store.atomic:
                 raise StoreSetupError(
                     f'{pattern}: guarantee="atomic" cannot be kept on {self.store.name}://, which'
                     " shares no transaction with your writes; use sqlite:///"

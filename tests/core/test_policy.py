@@ -15,7 +15,7 @@ from semel.core.policy import Policy, PolicyError, Routes
         ({"methods": ("post",)}, "methods: give a tuple"),
         ({"methods": ("GET", "POST")}, "GET"),
         ({"guarantee": "exactly-once"}, "guarantee: give one of"),
-        ({"required": "issued"}, "required: give one of"),
+        ({"required": "signed"}, "required: give one of"),
         ({"lease": timedelta()}, "lease: give a timedelta"),
         ({"lease": 30}, "lease: give a timedelta"),
         ({"wait": timedelta(seconds=-1)}, "wait: give a timedelta"),

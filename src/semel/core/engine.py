@@ -57,6 +57,8 @@ class Request(NamedTuple):
     resumes: bool = False
     """Made by the completer: it takes a claim over or does nothing, and what fails is left to the
     next round."""
+    late: bool = False
+    """Its issued key is past its not-after: nothing runs any more."""
 
 
 class Deliver(NamedTuple):
@@ -96,6 +98,8 @@ def run(
 
     A driver throws `StoreUnavailable` or `StoreUnknown` into the generator where a command failed.
     """
+    if request.late:
+        return (yield from _refuse_late(request, policy))
     try:
         claimed = yield from _claim(request, policy, found, opens)
     except StoreError:
@@ -111,6 +115,35 @@ def run(
     if answer.parked is not None:
         return (yield from _park(request, policy, claimed, answer))
     return (yield from _finish(request, policy, claimed, answer))
+
+
+def _refuse_late(request: Request, policy: Policy) -> Life:
+    """Refuse an issued key whose time is over, and settle what a crash has left under it.
+
+    Atomic: nothing was done, and once the claim has been taken over and given back nothing will be,
+    whoever wakes up. Else nobody can say, and it is parked.
+    """
+    key = request.key
+    try:
+        found = yield Lookup(key)
+        if found is None:
+            return Refuse(problems.KEY_EXPIRED)
+        record, now = found
+        mine = settled(request.fingerprint, policy, record, now) is None
+        lapsed = mine and record.state is State.IN_FLIGHT and record.lease_until <= now
+        if lapsed and policy.guarantee == "atomic":
+            asked, lease = record.fingerprint, policy.seconds.lease
+            taken = yield Takeover(key, record.token, asked, lease, request.owner, expired=False)
+            if isinstance(taken, Claimed):
+                yield Release(key, taken.token)
+        elif lapsed:
+            yield Park(key, record.token, "its key's time was over before it was run again", True)
+            found = yield Lookup(key)
+        if found is not None and found.record.state is State.PARKED:
+            return Refuse(problems.OUTCOME_UNKNOWN._replace(reference=reference(key)))
+    except (StoreError, UnreadableRecord):
+        pass  # left to the next one who comes
+    return Refuse(problems.KEY_EXPIRED)
 
 
 def _claim(request: Request, policy: Policy, found: Any, opens: bool) -> Generator[Any, Any, Any]:

@@ -19,6 +19,7 @@ from typing import Final, Protocol
 RAW: Final = 1
 JSON: Final = 2
 CUSTOM: Final = 3
+KEY: Final = 4
 
 MAX_JSON_BODY = 1024 * 1024
 """Largest body, in bytes, that the JSON algorithm reads; a larger one counts as raw bytes."""
@@ -46,11 +47,14 @@ def hasher(
 ) -> Hasher:
     """Return a hasher for one request.
 
-    `algorithm` is `RAW` or `JSON` (RFC 8785: a body that was serialised anew, with other spacing
-    or key order, is the same request). Raises `ValueError` for any other.
+    `algorithm` is `RAW`, `JSON` (RFC 8785: a body that was serialised anew, with other spacing or
+    key order, is the same request), or `KEY` (method and path only: whatever else is said, the same
+    key is the same request). Raises `ValueError` for any other.
     """
-    if algorithm not in (RAW, JSON):
+    if algorithm not in (RAW, JSON, KEY):
         raise ValueError(f"unknown fingerprint algorithm {algorithm}")
+    if algorithm == KEY:
+        query = content_type = content_encoding = b""
     boundary = None
     if content_type[:10].lower() == b"multipart/" and not content_encoding:
         found = _BOUNDARY.search(content_type)
@@ -74,6 +78,8 @@ def hasher(
         )
     )
     prefix = bytes((algorithm,))
+    if algorithm == KEY:
+        return _Nothing(head, prefix)
     if boundary is not None:
         return _Multipart(head, prefix, b"--" + boundary)
     if algorithm == JSON and not content_encoding:
@@ -88,6 +94,22 @@ class _Raw:
         self._hash = head
         self._prefix = prefix
         self.update = head.update
+
+    def digest(self) -> bytes:
+        return self._prefix + self._hash.digest()
+
+
+class _Nothing:
+    """Takes no notice of the body."""
+
+    __slots__ = ("_hash", "_prefix")
+
+    def __init__(self, head: hashlib._Hash, prefix: bytes) -> None:
+        self._hash = head
+        self._prefix = prefix
+
+    def update(self, chunk: bytes) -> None:
+        return
 
     def digest(self) -> bytes:
         return self._prefix + self._hash.digest()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from semel.core import fingerprint
 
@@ -19,6 +19,36 @@ wrong, so the same request under the same key may still run. (307 and 308 ask fo
 client sends it again, key and all, to another path.)"""
 
 MEBIBYTE = 1024 * 1024
+
+
+class RequestView(Protocol):
+    """What a `scope` or `key` function sees of a request."""
+
+    method: str
+    path: str
+    native: Any
+    """The ASGI scope or the WSGI environ."""
+
+    def header(self, name: str) -> str | None:
+        """Return a header's value, or None."""
+
+
+class ReadRequest(RequestView, Protocol):
+    """The same with its body, as a `key` function sees it."""
+
+    @property
+    def body(self) -> bytes:
+        """The body; of one longer than 1 MiB, the first MiB."""
+
+    def json(self) -> Any:
+        """Return the body's JSON value, or None where it is none."""
+
+    def form(self) -> dict[str, str]:
+        """Return the fields of an HTML form (urlencoded or multipart), files left out."""
+
+
+NaturalKey = Callable[[ReadRequest], str | None]
+"""Gives the key that the business has for a request, or None where it has none."""
 
 
 class PolicyError(ValueError):
@@ -35,8 +65,21 @@ class Policy:
     methods: tuple[str, ...] = ("POST", "PATCH")
     """Methods whose key is honoured. The others pass untouched: RFC 9110 section 9.2.2 makes GET,
     HEAD, OPTIONS, PUT and DELETE idempotent by themselves."""
-    required: bool = False
-    """Refuse a request without a key (400 `key-missing`). Otherwise it runs, unprotected."""
+    required: bool | Literal["issued"] = False
+    """Refuse a request without a key (400 `key-missing`). Otherwise it runs, unprotected.
+    `"issued"`: refuse keys that this service has not issued (400 `key-invalid`), too."""
+    key: Literal["payload"] | NaturalKey | None = None
+    """Where a request without the header gets its key from. A function gives the key that the
+    business has, such as an e-mail address or an order number, `lambda request:
+    request.json()["email"]`; None from it means that there is none. `"payload"`: the whole request
+    is its own key, for `window`. What it gives never meets a key from a header."""
+    window: timedelta | None = None
+    """For `key="payload"`: how long the same request is a repeat. Afterwards it is a new one."""
+    form_field: str | None = None
+    """The field of an HTML form that carries the key where a header cannot, as in a browser without
+    JavaScript. It counts as the header would, which goes before it."""
+    next_key: bool = False
+    """Hand out a fresh issued key with every answer, in its `Idempotency-Key` header."""
     guarantee: Guarantee | None = None
     """What is promised after a crash. None: atomic where the handler takes `op.connection()`, else
     at least once. `"atomic"` makes a handler that forgets the connection an error."""
@@ -55,8 +98,10 @@ class Policy:
     the draft (section 2.6)."""
     max_waiters: int = 100
     """How many repeats of one key may wait in this process; the others get 409 at once."""
-    fingerprint: Literal["raw", "json"] = "raw"
-    """`"json"` takes a JSON body by RFC 8785, for clients that serialise anew for each attempt."""
+    fingerprint: Literal["raw", "json", "key"] = "raw"
+    """`"json"` takes a JSON body by RFC 8785, for clients that serialise anew for each attempt.
+    `"key"`, for a `key` function: the same key is the same request, whatever else it says, and gets
+    the first answer instead of 422. Keys from a header are compared as `"raw"` does."""
     max_request_body: int = 64 * MEBIBYTE
     """Largest request body in bytes (413 before any claim). Above 1 MiB it waits in a file."""
     max_response_body: int = 4 * MEBIBYTE
@@ -104,9 +149,10 @@ class Policy:
             )
         _one_of("guarantee", self.guarantee, None, "atomic", "at-least-once", "at-most-once")
         _one_of("after_expiry", self.after_expiry, "refuse", "run")
-        _one_of("fingerprint", self.fingerprint, "raw", "json")
+        _one_of("fingerprint", self.fingerprint, "raw", "json", "key")
         _one_of("on_store_error", self.on_store_error, "refuse", "run")
-        _one_of("required", self.required, False, True)
+        _one_of("required", self.required, False, True, "issued")
+        self._check_keys()
         for name in ("expires", "lease", "body_timeout"):
             if not isinstance(value := getattr(self, name), timedelta) or value <= timedelta():
                 raise PolicyError(f"{name}: give a timedelta longer than 0, not {value!r}")
@@ -133,6 +179,43 @@ class Policy:
             names = frozenset(name.lower() for name in self.keep_headers)
             object.__setattr__(self, "keep_headers", names)
 
+    def _check_keys(self) -> None:
+        if not (self.key in (None, "payload") or callable(self.key)):
+            raise PolicyError(f'key: give "payload" or a function, not {self.key!r}')
+        if self.fingerprint == "key" and not callable(self.key):
+            raise PolicyError('fingerprint="key": it goes with a `key` function')
+        if (self.key == "payload") != (self.window is not None):
+            raise PolicyError('window, key="payload": they go together; give both or neither')
+        if self.window is not None and self.window <= timedelta():
+            raise PolicyError(f"window: give a timedelta longer than 0, not {self.window!r}")
+        if self.required == "issued" and self.key is not None:
+            raise PolicyError('key: with required="issued" only issued keys count; drop one')
+        if self.form_field is not None and not self.form_field:
+            raise PolicyError("form_field: give the name of a form's field")
+
+    @cached_property
+    def with_header(self) -> Policy:
+        """The rules for a request whose client names the key."""
+        if self.fingerprint == "key":
+            return dataclasses.replace(self, fingerprint="raw")
+        return self
+
+    @cached_property
+    def without_header(self) -> Policy:
+        """The rules for a request whose key comes from its content."""
+        if self.window is not None:
+            return dataclasses.replace(self, expires=self.window, after_expiry="run")
+        return self
+
+    def until(self, left: float, grace: timedelta) -> Policy:
+        """Return the rules for an issued key that is good for `left` seconds still.
+
+        Its answer is kept that long, and its trace for `grace` longer: by then nobody can come with
+        the key any more, however clocks differ and servers stand still.
+        """
+        expires = timedelta(seconds=max(left, 1.0))
+        return dataclasses.replace(self, expires=expires, tombstone=grace, after_expiry="refuse")
+
     def keeps(self, status: int) -> bool:
         """Say whether an answer with this status ends the operation, or lets a retry run again."""
         if self.keep_statuses is not None:
@@ -144,7 +227,7 @@ class Policy:
     @cached_property
     def algorithm(self) -> int:
         """The fingerprint algorithm's number."""
-        return fingerprint.JSON if self.fingerprint == "json" else fingerprint.RAW
+        return _ALGORITHMS[self.fingerprint]
 
     @cached_property
     def seconds(self) -> Seconds:
@@ -156,6 +239,9 @@ class Policy:
             tombstone=0.0 if self.after_expiry == "run" else self.tombstone.total_seconds(),
             body_timeout=self.body_timeout.total_seconds(),
         )
+
+
+_ALGORITHMS = {"raw": fingerprint.RAW, "json": fingerprint.JSON, "key": fingerprint.KEY}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

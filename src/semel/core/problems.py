@@ -141,6 +141,8 @@ CONNECTION_NOT_TAKEN = Problem(
     " the people who run this service to mend.",
 )
 
+KEYS_NOT_ISSUED = Problem("keys-not-issued", 400, "The request for keys is not valid", "")
+
 CATALOGUE: tuple[Problem, ...] = (
     KEY_MISSING,
     KEY_INVALID,
@@ -155,12 +157,18 @@ CATALOGUE: tuple[Problem, ...] = (
     STORE_UNAVAILABLE,
     HANDLER_FAILED,
     CONNECTION_NOT_TAKEN,
+    KEYS_NOT_ISSUED,
 )
 
 
 def key_invalid(reason: str) -> Problem:
     """Return the refusal of a malformed key, with the reason in its detail."""
     return KEY_INVALID._replace(detail=f"Nothing was done: {reason}.")
+
+
+def keys_not_issued(reason: str) -> Problem:
+    """Return the refusal of a request for keys, with the reason in its detail."""
+    return KEYS_NOT_ISSUED._replace(detail=f"No keys were issued: {reason}.")
 
 
 def request_too_large(limit: int) -> Problem:

@@ -19,6 +19,7 @@ INVARIANTS: Final[dict[str, str]] = {
     "S8": "no means no",
     "S9": "honest expiry",
     "S10": "steps",
+    "S13": "issued keys",
     "L1": "nothing stays in flight",
 }
 """The invariants that histories are judged by, and their short names."""

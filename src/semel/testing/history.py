@@ -54,6 +54,7 @@ KIND_OF_PROBLEM: Final[dict[str, Kind]] = {
     "response-not-kept": "unknown",
     "handler-failed": "ok",
     "connection-not-taken": "released",
+    "keys-not-issued": "refused",
 }
 """How to read each problem of the catalogue, by the last part of its `type`."""
 
@@ -73,6 +74,8 @@ class Sent(NamedTuple):
     fingerprint: str
     not_after: float | None = None
     """Of an issued key: from then on it is refused for ever."""
+    issued_to: str | None = None
+    """Of an issued key: the scope it is good in."""
 
 
 class Answered(NamedTuple):

@@ -11,11 +11,12 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 from unittest import mock
 
 from semel.core import commands as c
-from semel.core import engine, problems
+from semel.core import engine, issued, problems
 from semel.core.keys import hash_key
 from semel.core.policy import Guarantee, Policy
 from semel.core.record import Record, Response, State
@@ -25,6 +26,18 @@ from semel.testing.opening import Held, OpeningTable
 from semel.testing.simulator import World, simulate
 
 Planting = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+def _without_grace(original: Any) -> Any:
+    return lambda policy, left, grace: original(policy, left, timedelta())
+
+
+def _never_late(original: Any) -> Any:
+    return lambda world, sent: (original(world, sent)[0], False)
+
+
+def _signs_for_anybody(original: Any) -> Any:
+    return lambda secret, signed, scope, route: original(secret, signed, "", route)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -492,6 +505,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "read-back-too-soon",
         "a late commit is reported undone",
         _patched(engine, "_read_back_opened", _reads_back_too_soon),
+    ),
+    Mutant(
+        "record-goes-with-its-key",
+        "the record of an issued key is purged at its not-after",
+        _patched(Policy, "until", _without_grace),
+    ),
+    Mutant(
+        "late-key-runs",
+        "an issued key is accepted after its not-after",
+        _patched(World, "rules", _never_late),
+    ),
+    Mutant(
+        "key-of-another",
+        "an issued key is good for anybody",
+        _patched(issued, "_sign", _signs_for_anybody),
     ),
 )
 

@@ -28,8 +28,9 @@ from semel.core import commands as c
 from semel.core import engine
 from semel.core.keys import hash_key
 from semel.core.policy import Guarantee, Policy
-from semel.core.problems import HANDLER_FAILED
+from semel.core.problems import HANDLER_FAILED, KEY_INVALID
 from semel.core.record import Record, Response, State
+from semel.issuer import Issuer
 from semel.testing.checker import check
 from semel.testing.findings import Report, merged, summary
 from semel.testing.history import (
@@ -77,6 +78,8 @@ MUST_HAPPEN = (
     "tombstone",
     "purged",
     "answer lost on the way",
+    "issued key sent after its record went",
+    "key of another",
 )
 WHERE_TRANSACTIONS_CLAIM = (
     "opened",
@@ -181,12 +184,28 @@ class World:
             tombstone=timedelta(seconds=weather.tombstone),
             after_expiry=weather.after_expiry,
         )
+        fate = random.Random(f"issued {seed}")
+        self.issuer: Issuer | None = None
+        """Issues the keys; None where clients choose theirs."""
+        if fate.random() < 0.2:
+            lifetime = timedelta(seconds=fate.uniform(4, 20))
+            self.issuer = Issuer(
+                bytes(32), lifetime=lifetime, clock=lambda: self.now, random=fate.randbytes
+            )
+        self.grace = timedelta(seconds=3 * weather.lease + 30)
+        """A server stands still for two and a half leases at the most."""
+        self.forgotten_at = 0.0
+        """When no record of an issued key is left."""
+        if self.issuer is not None:
+            self.forgotten_at = (self.issuer.lifetime + self.grace).total_seconds() + 60
         self.history: History = [Promise(guarantee, weather.after_expiry)]
         self.note = self.history.append
         self.servers = [Server(f"server-{n}") for n in range(weather.servers)]
         self._events: list[tuple[float, int, Process, Server | None, int]] = []
         self._sequence = 0
         self.names: dict[bytes, tuple[str, str]] = {}
+        self.issued: dict[str, tuple[float, str]] = {}
+        """Of issued keys: their not-after, and whose they are."""
 
     # --- the scheduler ---------------------------------------------------------------------
 
@@ -413,7 +432,7 @@ class World:
 
     def sweeping(self) -> Process:
         """The sweeper, now and then."""
-        while not self.healed:
+        while not self.healed or self.now < self.forgotten_at:
             yield self.rng.uniform(1, 6)
             before = dict(self.table.records)
             self.table.apply(c.Sweep(100), self.now)
@@ -438,16 +457,22 @@ class World:
         self.names[name] = (sent.scope, sent.key)
         fingerprint = sent.fingerprint.encode("latin-1")
         request = engine.Request(name, attempt.encode(), lambda algorithm: fingerprint)
-        found = self.table.apply(c.Lookup(name), self.now)
+        policy, late = self.rules(sent)
+        if policy is None:
+            reply(engine.Refuse(KEY_INVALID), False)
+            return
+        request = request._replace(late=late)
+        yield 0.0  # a server may stand still at any time
+        found = None if late else self.table.apply(c.Lookup(name), self.now)
         if found is not None:
-            outcome = engine.settled(request.fingerprint, self.policy, *found)  # type: ignore[misc]
+            outcome = engine.settled(request.fingerprint, policy, *found)  # type: ignore[misc]
             if outcome is not None:
                 reply(outcome, False)
                 return
         if self.opens:
-            life = self.life(request, self.policy, found, opens=True)
+            life = self.life(request, policy, found, opens=True)
         else:
-            life = self.life(request, self.policy, found)
+            life = self.life(request, policy, found)
         opened = 0
         running = [False]
         transaction: list[Effect] = []
@@ -489,6 +514,15 @@ class World:
                 except c.StoreError as error:
                     send, value = life.throw, error
 
+    def rules(self, sent: Sent) -> tuple[Policy | None, bool]:
+        """The rules for a request (None: its key is refused), and whether its key comes late."""
+        if self.issuer is None:
+            return self.policy, False
+        left = self.issuer.check(sent.key, sent.scope, "POST", "/")
+        if left is None:
+            return None, False
+        return self.policy.until(left, self.grace), left <= 0
+
     def handle(
         self, server: Server, sent: Sent, token: int, transaction: list[Effect]
     ) -> Generator[float, None, Response]:
@@ -522,7 +556,7 @@ class World:
     def call(self, scope: str, key: str, fingerprint: str, attempt: str) -> Process:
         """One attempt over the network: lost, late, or answered. Ends when the client knows."""
         rng, weather = self.rng, self.weather
-        sent = Sent(self.now, attempt, scope, key, fingerprint)
+        sent = Sent(self.now, attempt, scope, key, fingerprint, *self.issued.get(key, ()))
         self.note(sent)
         self.requests += 1
         answers: list[Answered] = []
@@ -580,6 +614,17 @@ class World:
             yield from calls[0]
             yield rng.uniform(0.05, 4.0)
 
+    def _issue(self, issuer: Issuer, scope: str) -> str:
+        issued = issuer.issue(scope)
+        self.issued[issued.keys[0]] = (issued.not_after, scope)
+        return issued.keys[0]
+
+    def thief(self, key: str) -> Process:
+        """Somebody who has seen another's key."""
+        yield self.rng.uniform(0, 5)
+        self.happened["key of another"] += 1
+        yield from self.call("thief", key, "\x01want", f"thief.{key}")
+
     def last_word(self, scope: str, key: str) -> Process:
         """After the storm: retry until there is a definite answer (L2)."""
         wanted = "\x01want"
@@ -604,6 +649,9 @@ class World:
             for key in range(self.weather.keys)
             for scope in range(1 + (key == 0))
         ]
+        if self.issuer is not None:
+            names = [(scope, self._issue(self.issuer, scope)) for scope, _ in names]
+            self.spawn(self.thief(names[0][1]))
         for scope, key in names:
             self.spawn(self.client(scope, key))
         sweeper = self.sweeping()
@@ -613,6 +661,12 @@ class World:
         for scope, key in names:
             self.spawn(self.last_word(scope, key))
         self.run()
+        if self.issuer is not None:
+            self.happened["issued key sent after its record went"] += 1
+            for scope, key in names:
+                late = max(self.forgotten_at - self.now, 0.0)
+                self.spawn(self.call(scope, key, "\x01want", f"{scope}.{key}.late"), None, late)
+            self.run()
         self.note(Surveyed(self.now))
         for name, record in self.table.records.items():
             scope, key = self.names[name]

@@ -7,6 +7,7 @@ framework. Place it inside authentication, so that a replay is authorised like a
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import random
@@ -25,7 +26,7 @@ from typing import Any, cast
 from semel.core import problems
 from semel.core.commands import Abandoned, Answer, Park, Remembered, StoreError
 from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay, Request, run, settled
-from semel.core.keys import InvalidKey, hash_key, parse_key
+from semel.core.keys import InvalidKey, hash_key
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.record import Response, UnreadableRecord
@@ -35,7 +36,7 @@ from semel.drivers import AsyncDriver
 from semel.failpoints import failpoint
 from semel.idempotency import Idempotency, Whose, named_scope, scope_name
 from semel.operation import NoOperation, current
-from semel.web import completer
+from semel.web import completer, issuer, naming
 from semel.web import headers as answer_headers
 from semel.web.body import Body, Intake
 from semel.web.patience import within
@@ -88,6 +89,9 @@ class ASGIMiddleware:
         """Serve one connection."""
         kind = scope["type"]
         if kind == "http":
+            if issuer.is_asked(self._idempotency, scope["path"]):
+                await self._issue(scope, receive, send)
+                return
             policy = self._idempotency.routes.find(
                 scope["method"], _route(scope) if scope.get("root_path") else scope["path"]
             )
@@ -107,17 +111,10 @@ class ASGIMiddleware:
             await self._drain(policy, receive)
             await self.refuse(problems.STORE_UNAVAILABLE, send)
             return
-        found: dict[bytes, bytes] = {}
-        fields: list[bytes] = []
-        for name, value in scope["headers"]:
-            if name in _WANTED:
-                if name == b"idempotency-key":
-                    fields.append(value)
-                elif name in found:  # doubled: HTTP/2 may split cookies, RFC 9113 section 8.2.3
-                    found[name] += (b"; " if name == b"cookie" else b", ") + value
-                else:
-                    found[name] = value
-        if not fields:
+        fields, found = _wanted(scope)
+        if policy.next_key:
+            send = self._handing_out(scope, found, send)
+        if not fields and not naming.may_be_in_content(policy):
             await self._without_key(policy, scope, receive, send)
             return
         whose = self._whose(scope, found)
@@ -136,29 +133,39 @@ class ASGIMiddleware:
                 if isinstance(refusal, Problem):
                     await self.refuse(refusal, send, scope)
                 return
-            asked = (*fields, whose, request_line, body.small())
-            if idempotency.store.lookup_first and asked[-1] is not None:
+            asked = None  # known again byte by byte, where nothing but these bytes names it
+            if fields and idempotency.store.lookup_first and (small := body.small()) is not None:
+                asked = (*fields, whose, request_line, small)
                 kept = self._replays.get(asked, idempotency.store.now())
                 if kept is not None:
                     await _send(kept.status, kept.headers, kept.body, send)
                     return
-            key = parse_key(fields)
-            assert key is not None
-            key_hash = hash_key(scope_name(whose), key)
+            owner = scope_name(whose)
+            named = naming.name(idempotency, policy, fields, owner, _View(scope), body)
+            if named is None:
+                await self._without_key(policy, scope, _Unread(body, receive), send)
+                return
+            policy = named.policy
+            key_hash = hash_key(owner, named.key)
             outcome = None
-            found_record = idempotency.look_up(key_hash)
+            found_record = None if named.late else idempotency.look_up(key_hash)
             if found_record is not None:
                 outcome = settled(body.fingerprint, policy, *found_record)
                 if outcome is not None:
                     await self.answer(outcome, send)
-                    if type(outcome) is Replay and asked[-1] is not None:
-                        self._keep(asked, body.size, outcome, found_record.record.expires_at)
+                    if type(outcome) is Replay and asked is not None:
+                        until = found_record.record.expires_at
+                        if named.left is not None:  # then the key itself is refused
+                            until = min(until, found_record.now + named.left)
+                        self._keep(asked, body.size, outcome, until)
                     return
             kept_request = None
             if policy.remember_request:
                 kept_request = completer.remembered(policy, body, _remember(scope, whose))
                 self._complete_on(scope)
-            request = Request(key_hash, idempotency.owner(), body.fingerprint, kept_request)
+            request = Request(
+                key_hash, idempotency.owner(), body.fingerprint, kept_request, late=named.late
+            )
             life = run(request, policy, found_record, opens=idempotency.opens(policy))
             driver = AsyncDriver(idempotency.runtime, life, key_hash, policy.seconds)
             if found_record is not None:  # in flight: wait for it, where a cancel does no harm
@@ -185,6 +192,39 @@ class ASGIMiddleware:
                 task.add_done_callback(self._forget)
             raise
         task.result()
+
+    # --- issued keys -------------------------------------------------------------------------
+
+    async def _issue(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        _, found = _wanted(scope)
+        body = bytearray()
+        policy = dataclasses.replace(
+            self._idempotency.routes.default, max_request_body=issuer.LARGEST
+        )
+        refusal = await _read(policy, receive, body.extend, found.get(b"content-length", b""))
+        if isinstance(refusal, Problem):
+            await self.refuse(refusal, send, scope)
+        elif refusal is None:
+            owner = scope_name(self._whose(scope, found))
+            answer = issuer.issue(self._idempotency, owner, scope["method"], bytes(body))
+            told = answer.body or b""
+            headers = _with_length(answer.headers, answer.status, told)
+            await _send(answer.status, headers, told, send)
+
+    def _handing_out(self, scope: ASGIScope, found: dict[bytes, bytes], send: Send) -> Send:
+        """Send answers with a fresh key for the caller's next operation."""
+        issuing = self._idempotency.issuer
+        assert issuing is not None
+        owner = scope_name(self._whose(scope, found))
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                (key,) = issuing.issue(owner).keys
+                headers = [*message.get("headers", ()), (b"idempotency-key", key.encode())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return sending
 
     # --- what crashes have abandoned ---------------------------------------------------------
 
@@ -362,7 +402,6 @@ class _Exchange:
         "_body",
         "_chunks",
         "_driver",
-        "_given",
         "_held",
         "_middleware",
         "_over",
@@ -395,8 +434,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._body = body
-        self._unread: Iterator[bytes] | None = body.chunks()
-        self._given = 0
+        self._unread = _Unread(body, receive)
         self._start: Message | None = None
         self._held: list[Message] = []  # messages that wait for the outcome
         self._chunks: list[bytes] = []  # the body as recorded so far
@@ -450,14 +488,9 @@ class _Exchange:
 
         A disconnect is kept from it while the operation runs: it is to run to its end.
         """
-        unread = self._unread
-        if unread is not None:
-            chunk = next(unread, b"")
-            self._given += len(chunk)
-            more = self._given < self._body.size
-            if not more:
-                self._unread = None
-            return {"type": "http.request", "body": chunk, "more_body": more}
+        message = self._unread.next()
+        if message is not None:
+            return message
         if self._driver.outcome is None:
             if self._over is None:
                 self._over = asyncio.get_running_loop().create_future()
@@ -577,6 +610,47 @@ class _Exchange:
             await self._send(message)
         except OSError:  # ASGI 2.4: the client has gone; the operation still runs to its end
             return
+
+
+class _Unread:
+    """A body that was read, as the application receives it; then whatever comes after it."""
+
+    __slots__ = ("_chunks", "_given", "_receive", "_size")
+
+    def __init__(self, body: Body, receive: Receive) -> None:
+        self._chunks: Iterator[bytes] | None = body.chunks()
+        self._size = body.size
+        self._given = 0
+        self._receive = receive
+
+    def next(self) -> Message | None:
+        """Return the next message of the body, or None after its end."""
+        if self._chunks is None:
+            return None
+        chunk = next(self._chunks, b"")
+        self._given += len(chunk)
+        more = self._given < self._size
+        if not more:
+            self._chunks = None
+        return {"type": "http.request", "body": chunk, "more_body": more}
+
+    async def __call__(self) -> Message:
+        return self.next() or await self._receive()
+
+
+def _wanted(scope: ASGIScope) -> tuple[list[bytes], dict[bytes, bytes]]:
+    """Return the values of the key's header, and the other headers that are looked at."""
+    found: dict[bytes, bytes] = {}
+    fields: list[bytes] = []
+    for name, value in scope["headers"]:
+        if name in _WANTED:
+            if name == b"idempotency-key":
+                fields.append(value)
+            elif name in found:  # doubled: HTTP/2 may split cookies, RFC 9113 section 8.2.3
+                found[name] += (b"; " if name == b"cookie" else b", ") + value
+            else:
+                found[name] = value
+    return fields, found
 
 
 class _View:

@@ -12,10 +12,13 @@ from typing import NamedTuple
 
 from semel.core.commands import Found, Lookup, Park, Remembered
 from semel.core.engine import Request
+from semel.core.keys import InvalidKey
 from semel.core.policy import Policy
 from semel.core.record import State, UnreadableRecord
 from semel.core.remembered import LARGEST, RememberedRequest, decode_request, encode_request
 from semel.idempotency import Idempotency
+from semel.issuer import GRACE
+from semel.web import naming
 from semel.web.body import Body
 
 log = logging.getLogger("semel")
@@ -83,7 +86,36 @@ def work(idempotency: Idempotency, abandoned: Remembered, found: object) -> Work
     content = (fields.get(b"content-type", b""), fields.get(b"content-encoding", b""))
     body = Body(policy.algorithm, *line, *content)
     body.write(request.body)
+    policy = _rules(idempotency, policy, request, body)
     again = Request(
         record.key, idempotency.owner(), body.fingerprint, abandoned.request, resumes=True
     )
     return Work(record.key, found, request, policy, body, again)
+
+
+def _rules(
+    idempotency: Idempotency, policy: Policy, request: RememberedRequest, body: Body
+) -> Policy:
+    """Return the rules that the request's own key brings, as when it came in."""
+    keys = [value for name, value in request.headers if name == b"idempotency-key"]
+    try:
+        named = naming.name(idempotency, policy, keys, request.scope, _View(request), body)
+    except InvalidKey:  # an issued key that was good when it came
+        return policy.with_header.until(0.0, GRACE)
+    return named.policy if named is not None else policy
+
+
+class _View:
+    """What a `key` function sees of a remembered request."""
+
+    __slots__ = ("method", "native", "path")
+
+    def __init__(self, request: RememberedRequest) -> None:
+        self.method = request.method
+        self.path = request.path
+        self.native = request
+
+    def header(self, name: str) -> str | None:
+        wanted = name.lower().encode("latin-1")
+        values = [value for field, value in self.native.headers if field == wanted]
+        return b", ".join(values).decode("latin-1") if values else None

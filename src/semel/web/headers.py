@@ -44,6 +44,7 @@ NOT_KEPT = frozenset(
         b"x-cloud-trace-context",
         b"b3",
         b"idempotent-replayed",
+        b"idempotency-key",  # a key that was handed out is not handed out again
     }
 )
 _NOT_REPLAYED = NOT_KEPT | {b"content-length"}

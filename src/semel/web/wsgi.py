@@ -5,6 +5,7 @@ The same engine as ASGI's, on the threads of the server. Place it inside authent
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import os
@@ -28,7 +29,7 @@ from semel.drivers import ThreadDriver
 from semel.failpoints import failpoint
 from semel.idempotency import Idempotency, Whose, named_scope, scope_name
 from semel.operation import NoOperation, current
-from semel.web import completer
+from semel.web import completer, issuer, naming
 from semel.web import headers as answer_headers
 from semel.web.body import CHUNK, Body, Intake
 
@@ -46,6 +47,7 @@ _REASONS = {
     204: "No Content",
     303: "See Other",
     400: "Bad Request",
+    405: "Method Not Allowed",
     408: "Request Timeout",
     409: "Conflict",
     410: "Gone",
@@ -69,19 +71,24 @@ class WSGIMiddleware:
         """Serve one request."""
         method = environ["REQUEST_METHOD"]
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        if issuer.is_asked(self._idempotency, path):
+            return self._issue(method, environ, start_response)
         policy = self._idempotency.routes.find(method, environ.get("PATH_INFO", ""))
         if policy is None:
             return self.app(environ, start_response)
         if not self._idempotency.started and not self._idempotency.ready():
             self._drain(policy, environ)
             return self._refuse(problems.STORE_UNAVAILABLE, start_response)
+        if policy.next_key:
+            start_response = self._handing_out(environ, start_response)
         field = environ.get("HTTP_IDEMPOTENCY_KEY")
+        fields = [] if field is None else [field.encode("latin-1", "replace")]
         try:
-            key = parse_key([] if field is None else [field.encode("latin-1", "replace")])
+            parse_key(fields)
         except InvalidKey as error:
             self._drain(policy, environ)
             return self._refuse(problems.key_invalid(str(error)), start_response)
-        if key is None:
+        if not fields and not naming.may_be_in_content(policy):
             return self._without_key(policy, environ, start_response)
         body = Body(
             policy.algorithm,
@@ -96,28 +103,48 @@ class WSGIMiddleware:
             if refusal is not None:
                 body.close()
                 return self._refuse(refusal, start_response)
-            return self._operate(policy, key, body, environ, start_response)
+            return self._named(policy, fields, body, environ, start_response)
         except BaseException:
             body.close()
             raise
 
-    def _operate(
+    def _named(
         self,
         policy: Policy,
-        key: str,
+        fields: list[bytes],
         body: Body,
         environ: Environ,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
-        idempotency = self._idempotency
-        key_hash = hash_key(scope_name(self._whose(environ)), key)
+        owner = scope_name(self._whose(environ))
+        try:
+            named = naming.name(self._idempotency, policy, fields, owner, _View(environ), body)
+        except InvalidKey as error:
+            body.close()
+            return self._refuse(problems.key_invalid(str(error)), start_response)
+        if named is None:
+            return self._without_key(policy, _with_body(environ, body), start_response)
+        return self._operate(named, owner, body, environ, start_response)
+
+    def _operate(
+        self,
+        named: naming.Named,
+        owner: str,
+        body: Body,
+        environ: Environ,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        idempotency, policy = self._idempotency, named.policy
+        key_hash = hash_key(owner, named.key)
         kept_request = None
         if policy.remember_request:
             kept_request = completer.remembered(policy, body, self._remember(environ))
             self._complete_on()
-        request = Request(key_hash, idempotency.owner(), body.fingerprint, kept_request)
+        request = Request(
+            key_hash, idempotency.owner(), body.fingerprint, kept_request, late=named.late
+        )
         try:
-            found = idempotency.look_up(key_hash)
+            found = None if named.late else idempotency.look_up(key_hash)
             outcome = settled(body.fingerprint, policy, *found) if found is not None else None
         except UnreadableRecord:
             found, outcome = None, Refuse(problems.STORE_UNAVAILABLE)
@@ -127,14 +154,42 @@ class WSGIMiddleware:
         life = run(request, policy, found, opens=idempotency.opens(policy))
         driver = ThreadDriver(idempotency.runtime, life, key_hash, policy.seconds)
         outcome = driver.begin()
-        environ = {**environ, "wsgi.input": _Input(body), "CONTENT_LENGTH": str(body.size)}
-        environ.pop("HTTP_TRANSFER_ENCODING", None)
+        environ = _with_body(environ, body)
         if type(outcome) is Bypass:
             return self.app(environ, start_response)
         if outcome is not None:
             body.close()
             return self.answer(outcome, start_response)
         return _Exchange(self, policy, driver, body, start_response).run(environ)
+
+    # --- issued keys -------------------------------------------------------------------------
+
+    def _issue(
+        self, method: str, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        body = bytearray()
+        policy = dataclasses.replace(
+            self._idempotency.routes.default, max_request_body=issuer.LARGEST
+        )
+        refusal = _read(policy, environ, body.extend)
+        if refusal is not None:
+            return self._refuse(refusal, start_response)
+        owner = scope_name(self._whose(environ))
+        answer = issuer.issue(self._idempotency, owner, method, bytes(body))
+        return _whole(answer.status, answer.headers, answer.body or b"", start_response)
+
+    def _handing_out(self, environ: Environ, start_response: StartResponse) -> StartResponse:
+        """Begin answers with a fresh key for the caller's next operation."""
+        issuing = self._idempotency.issuer
+        assert issuing is not None
+        owner = scope_name(self._whose(environ))
+
+        def start(status: str, headers: Headers, exc_info: Any = None) -> Any:
+            (key,) = issuing.issue(owner).keys
+            headers = [*headers, ("Idempotency-Key", key)]
+            return start_response(status, headers, *(() if exc_info is None else (exc_info,)))
+
+        return start
 
     # --- what crashes have abandoned ---------------------------------------------------------
 
@@ -525,6 +580,13 @@ class _Input:
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._file)
+
+
+def _with_body(environ: Environ, body: Body) -> Environ:
+    """Return the request with its body to be read once more."""
+    again = {**environ, "wsgi.input": _Input(body), "CONTENT_LENGTH": str(body.size)}
+    again.pop("HTTP_TRANSFER_ENCODING", None)
+    return again
 
 
 class _View:

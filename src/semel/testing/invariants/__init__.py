@@ -20,7 +20,7 @@ from semel.testing.invariants.effects import (
     at_most_one_effect,
     no_means_no,
 )
-from semel.testing.invariants.expiry import honest_expiry
+from semel.testing.invariants.expiry import honest_expiry, once_for_ever
 from semel.testing.invariants.records import (
     fencing,
     nothing_stays_in_flight,
@@ -42,5 +42,6 @@ JUDGES: Final[dict[str, Judge]] = {
     "S8": no_means_no,
     "S9": honest_expiry,
     "S10": steps,
+    "S13": once_for_ever,
     "L1": nothing_stays_in_flight,
 }

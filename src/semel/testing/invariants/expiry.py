@@ -1,4 +1,4 @@
-"""The invariant about expiry: S9."""
+"""Invariants about expiry: S9 honest expiry, S13 issued keys are good once, for one caller."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ def honest_expiry(trail: Trail, evidence: Evidence, findings: Findings) -> None:
         kept = answer if answer is not None and answer.kind == "ok" else None
         if sent.not_after is not None and sent.time > sent.not_after + lives.clock_error:
             findings.checked["S9"] += 1
-            if acted or kept is not None:
+            # A claim alone clears up what a crash has left; it runs nothing.
+            effects = [event for _, event in acted if type(event) is Effect]
+            if effects or kept is not None:
                 message = "an issued key was accepted after its not-after"
-                findings.violated("S9", trail, message, sent, acted[0][1] if acted else kept)
+                findings.violated("S9", trail, message, sent, effects[0] if effects else kept)
         elif over or life:
             findings.checked["S9"] += 1
             if over and evidence.promise.after_expiry == "refuse":
@@ -45,6 +47,30 @@ def honest_expiry(trail: Trail, evidence: Evidence, findings: Findings) -> None:
             stale = lives.what_is_stale(attempt, kept, over=over) if kept is not None else None
             if stale is not None:
                 findings.violated("S9", trail, stale, sent, kept)
+
+
+def once_for_ever(trail: Trail, evidence: Evidence, findings: Findings) -> None:
+    """S13: "signed keys: … not accepted in another scope", and at most once for ever.
+
+    An issued key has one life: after its record has gone it takes effect no more, in bounded
+    storage.
+    """
+    if not trail.issued:
+        return
+    lives = [effects for effects in trail.effects_by_life() if effects]
+    findings.checked["S13"] += bool(lives)
+    if len(lives) > 1:
+        message = "an issued key took effect again after its record had gone"
+        findings.violated("S13", trail, message, lives[0][0][1], lives[1][0][1])
+    for attempt in trail.attempts:
+        sent, answer = attempt.sent, attempt.answer
+        if sent.issued_to in (None, sent.scope):
+            continue
+        findings.checked["S13"] += 1
+        acted = [e for _, e in trail.story if getattr(e, "attempt", "") == sent.attempt]
+        if acted or (answer is not None and answer.kind == "ok"):
+            message = "a key was accepted from somebody it was not issued to"
+            findings.violated("S13", trail, message, sent)
 
 
 class _Lives:
