@@ -462,7 +462,9 @@ class World:
             reply(engine.Refuse(KEY_INVALID), False)
             return
         request = request._replace(late=late)
-        yield 0.0  # a server may stand still at any time
+        if self.issuer is not None and not self.healed and self.rng.random() < self.weather.pause:
+            self.pause(server)  # between checking a key and claiming it
+            yield 0.0
         found = None if late else self.table.apply(c.Lookup(name), self.now)
         if found is not None:
             outcome = engine.settled(request.fingerprint, policy, *found)  # type: ignore[misc]
