@@ -84,12 +84,13 @@ class ASGIMiddleware:
         self._completing: asyncio.Task[None] | None = None
         self._surroundings: dict[str, Any] = {}
         self.problem_base = idempotency.problem_base
+        self._keys_path = idempotency.issuer.path if idempotency.issuer is not None else None
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         kind = scope["type"]
         if kind == "http":
-            if issuer.is_asked(self._idempotency, scope["path"]):
+            if scope["path"] == self._keys_path:
                 await self._issue(scope, receive, send)
                 return
             policy = self._idempotency.routes.find(

@@ -14,11 +14,6 @@ LARGEST: Final = 4096
 """Bytes of a request for keys."""
 
 
-def is_asked(idempotency: Idempotency, path: str) -> bool:
-    """Say whether a request to this path is for keys."""
-    return idempotency.issuer is not None and idempotency.issuer.path == path
-
-
 def issue(idempotency: Idempotency, scope: str, method: str, body: bytes) -> Response:
     """Answer a request for keys, for the caller named `scope`.
 

@@ -66,12 +66,13 @@ class WSGIMiddleware:
         self._idempotency = idempotency
         self._completing = 0  # the process whose thread looks for abandoned operations
         self.problem_base = idempotency.problem_base
+        self._keys_path = idempotency.issuer.path if idempotency.issuer is not None else None
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         method = environ["REQUEST_METHOD"]
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-        if issuer.is_asked(self._idempotency, path):
+        if path == self._keys_path:
             return self._issue(method, environ, start_response)
         policy = self._idempotency.routes.find(method, environ.get("PATH_INFO", ""))
         if policy is None:
