@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from semel.demo import report
-from semel.demo.server import serve
+from semel.demo.sqlite import serve
 from semel.demo.storm import Purchase, Tally, storm
 
 pytestmark = pytest.mark.chaos
