@@ -134,7 +134,8 @@ async def _demo(
     tallies: list[Tally] = []
     for protected in (True,) if only_semel else (True, False):
         told = 0.0
-        with Live("opening the shop", console=console, refresh_per_second=8) as shown:
+        opening = "opening the shop" if console.is_terminal else ""
+        with Live(opening, console=console, refresh_per_second=8) as shown:
 
             def progress(tally: Tally) -> None:
                 nonlocal told

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 READY = "serving"
 START_TIMEOUT = 30.0
@@ -36,9 +36,10 @@ def shop_folder() -> Path:
 class Servers:
     """The server processes of a shop, as their supervisor tells of them."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, said: IO[bytes]) -> None:
         self.kills = 0
         self._process = process
+        self._said = said  # what they write to stderr
         self._serving: dict[int, int] = {}  # by their place: who serves there now
         self._turn = 0
         self._listener = asyncio.ensure_future(self._listen())
@@ -56,7 +57,9 @@ class Servers:
         end = time.monotonic() + START_TIMEOUT
         while len(self._serving) < count:
             if self._process.returncode is not None or time.monotonic() > end:
-                raise RuntimeError("the shop did not start")
+                self._said.seek(0)
+                said = self._said.read().decode(errors="replace")
+                raise RuntimeError(f"the shop did not start: {said[-2000:]}")
             await asyncio.sleep(0.02)
 
     def kill(self) -> bool:
@@ -115,25 +118,27 @@ async def supervised(
         "PYTHONPATH": os.pathsep.join([str(shop_folder()), *sys.path]),
     }
     numbers = [one.fileno() if shared else one.getsockname()[1] for one in sockets]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "semel.demo.server", "sockets" if shared else "ports"),
-        *map(str, numbers),
-        env=environment,
-        pass_fds=[one.fileno() for one in sockets] if shared else [],
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    servers = Servers(process)
-    try:
-        await servers.started(len(sockets))
-        yield servers
-    finally:
+    with tempfile.TemporaryFile() as said:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "semel.demo.server", "sockets" if shared else "ports"),
+            *map(str, numbers),
+            env=environment,
+            pass_fds=[one.fileno() for one in sockets] if shared else [],
+            stdout=asyncio.subprocess.PIPE,
+            stderr=said,
+            start_new_session=True,
+        )
+        servers = Servers(process, said)
         try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        await process.wait()
-        servers._listener.cancel()
+            await servers.started(len(sockets))
+            yield servers
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            await process.wait()
+            servers._listener.cancel()
 
 
 def supervise(listeners: Sequence[Callable[[], socket.socket]]) -> None:
@@ -163,7 +168,7 @@ def _serve(app: Any, place: int, listener: Callable[[], socket.socket]) -> NoRet
     import uvicorn
 
     try:
-        config = uvicorn.Config(app, lifespan="on", log_level="critical", access_log=False)
+        config = uvicorn.Config(app, lifespan="on", log_level="error", access_log=False)
         sockets = [listener()]
         os.write(1, f"{READY} {place} {os.getpid()}\n".encode())  # in one piece, beside the others
         uvicorn.Server(config).run(sockets=sockets)
