@@ -10,26 +10,26 @@ from shop.database import DATABASE
 Table = Literal["charges", "orders", "accounts"]
 
 # Nothing here stops a second charge for the same order: that is left to whoever handles retries.
-SCHEMA = f"""
-create table if not exists charges (
-    id {DATABASE.identity},
-    order_id text not null,
-    amount bigint not null,
-    made_at text not null default ({DATABASE.now})
-);
-create index if not exists charges_by_order on charges (order_id);
-create table if not exists orders (
-    id {DATABASE.identity},
-    item text not null,
-    quantity integer not null,
-    made_at text not null default ({DATABASE.now})
-);
-create table if not exists accounts (
-    id {DATABASE.identity},
-    email text not null unique,
-    made_at text not null default ({DATABASE.now})
-);
-"""
+SCHEMA = {
+    "charges": f"""create table charges (
+        id {DATABASE.identity},
+        order_id text not null,
+        amount bigint not null,
+        made_at text not null default ({DATABASE.now})
+    )""",
+    "charges_by_order": "create index charges_by_order on charges (order_id)",
+    "orders": f"""create table orders (
+        id {DATABASE.identity},
+        item text not null,
+        quantity integer not null,
+        made_at text not null default ({DATABASE.now})
+    )""",
+    "accounts": f"""create table accounts (
+        id {DATABASE.identity},
+        email text not null unique,
+        made_at text not null default ({DATABASE.now})
+    )""",
+}
 
 
 class Books:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,12 +23,16 @@ class PostgreSQL:
         self._plain: psycopg.AsyncConnection | None = None
         self._connecting = asyncio.Lock()
 
-    def create(self, schema: str) -> None:
-        """Create the tables where there are none."""
+    def create(self, schema: Mapping[str, str]) -> None:
+        """Create what is not there, by its name."""
         with psycopg.connect(self.url) as connection:
-            # Servers that start together would trip over each other's "if not exists".
+            # Servers that start together take turns. ("if not exists" would lock as well: an index
+            # that is there already would still make those who write to its table wait.)
             connection.execute("select pg_advisory_xact_lock(hashtext('shop'))")
-            connection.execute(schema)
+            for name, statement in schema.items():
+                there = connection.execute("select to_regclass(%s)", (name,)).fetchone()
+                if there == (None,):
+                    connection.execute(statement)
 
     async def run(
         self, db: Any, statement: str, parameters: Sequence[Any] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +21,15 @@ class SQLite:
         self._path = Path(name).absolute()
         self.url = f"sqlite:///{self._path}"
 
-    def create(self, schema: str) -> None:
-        """Create the tables where there are none."""
+    def create(self, schema: Mapping[str, str]) -> None:
+        """Create what is not there, by its name."""
         with self.reading() as connection:
-            connection.executescript(schema)
+            connection.execute("begin immediate")
+            there = {name for (name,) in connection.execute("select name from sqlite_schema")}
+            for name, statement in schema.items():
+                if name not in there:
+                    connection.execute(statement)
+            connection.execute("commit")
 
     async def run(
         self, db: Any, statement: str, parameters: Sequence[Any] = ()
