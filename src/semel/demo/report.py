@@ -26,12 +26,14 @@ def live(tally: Tally, now: float) -> Group:
     """Return what is shown while the storm goes on."""
     passed = min(now - tally.started, tally.seconds)
     table = Table.grid(padding=(0, 2))
+    crashes = f", [bold red]{tally.crashes}[/] database crashes" if _crashes(tally) else ""
     table.add_row(
         f"[bold]{tally.requests:,}[/] requests",
         f"[bold]{tally.acknowledged:,}[/] of {len(tally.purchases):,} purchases answered",
+    )
+    table.add_row(
         f"[bold]{tally.answers['replayed']:,}[/] replays",
-        f"[bold red]{tally.kills}[/] kills",
-        *([f"[bold red]{tally.crashes}[/] database crashes"] if _crashes(tally) else []),
+        f"[bold red]{tally.kills}[/] kills{crashes}",
     )
     title = "with Semel" if tally.protected else "without Semel"
     return Group(

@@ -196,5 +196,5 @@ def throwaway() -> tempfile.TemporaryDirectory[str]:
 
 
 if __name__ == "__main__":
-    make = {"sockets": shared_socket, "ports": bound_socket}[sys.argv[1]]
+    make = shared_socket if sys.argv[1] == "sockets" else bound_socket
     supervise([partial(make, int(number)) for number in sys.argv[2:]])
