@@ -47,7 +47,7 @@ def test_with_semel_killed_servers_and_a_crashed_database_repeat_and_lose_nothin
     tally = a_short_storm(protected=True)
     print(dict(report.rows(tally)))
     assert tally.clean
-    assert tally.charged == len(tally.purchases) >= 40
+    assert tally.charged == len(tally.purchases) >= 40  # everybody bought
     assert tally.kills >= 3
     assert tally.crashes >= 1
     assert tally.answers["replayed"]
