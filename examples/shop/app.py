@@ -2,14 +2,14 @@
 
     uvicorn shop.app:app --app-dir examples
 
-`SHOP_DB` names its SQLite file (`shop.db`). `SHOP_SEMEL=off` runs the same shop without Semel, to
-see the difference: `semel demo` does that under a storm of retries and kills.
+`SHOP_DB` names its SQLite file (`shop.db`), or its PostgreSQL database (`postgresql://…`).
+`SHOP_SEMEL=off` runs the same shop without Semel, to see the difference: `semel demo` does that
+under a storm of retries and kills.
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -24,32 +24,33 @@ from pydantic import BaseModel, Field
 from semel import Idempotency, Operation, Policy
 from semel.web.fastapi import init_app, operation
 from shop import page, unprotected
-from shop.books import DATABASE, Books
+from shop.books import SCHEMA, Books, books
+from shop.database import DATABASE
 
 PROTECTED = os.environ.get("SHOP_SEMEL", "on") != "off"
 
 idempotency = Idempotency(
-    f"sqlite:///{DATABASE}",
+    DATABASE.url,
     policy=Policy(
         required=True,  # a request without a key gets 400 instead of a chance to happen twice
         guarantee="atomic",  # a handler that forgets op.connection() is an error, not a surprise
         # How long a retry waits for a process that was killed in mid-request. The demo kills one
-        # every second; a service of yours is well served by the default of 30 s.
+        # every second; a service of yours is well served by the default of 30 s. (On PostgreSQL an
+        # atomic operation needs no lease: a crash frees its key at once.)
         lease=timedelta(seconds=2),
     ),
 )
-books = Books()
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    books.open()
+    DATABASE.create(SCHEMA)
     yield
-    books.close()
 
 
 app = FastAPI(title="Shop", lifespan=lifespan)
 Op = Annotated[Operation, Depends(operation)]
+Read = Annotated[Books, Depends(books)]
 
 
 class Charge(BaseModel):
@@ -69,39 +70,45 @@ class Account(BaseModel):
 @app.post("/charges", status_code=201)
 async def charge(wanted: Charge, op: Op) -> dict[str, Any]:
     db = await op.connection()  # what is written here commits with the key, or not at all
-    row = await db.execute(
-        "insert into charges (order_id, amount) values (?, ?)", (wanted.order_id, wanted.amount)
+    [(number,)] = await DATABASE.run(
+        db,
+        "insert into charges (order_id, amount) values (?, ?) returning id",
+        (wanted.order_id, wanted.amount),
     )
-    return {"charge": row.lastrowid, "order_id": wanted.order_id, "amount": wanted.amount}
+    return {"charge": number, "order_id": wanted.order_id, "amount": wanted.amount}
 
 
 @app.post("/orders", status_code=201)
 async def order(wanted: Order, op: Op) -> dict[str, Any]:
     db = await op.connection()
-    row = await db.execute(
-        "insert into orders (item, quantity) values (?, ?)", (wanted.item, wanted.quantity)
+    [(number,)] = await DATABASE.run(
+        db,
+        "insert into orders (item, quantity) values (?, ?) returning id",
+        (wanted.item, wanted.quantity),
     )
-    return {"order": row.lastrowid, "item": wanted.item, "quantity": wanted.quantity}
+    return {"order": number, "item": wanted.item, "quantity": wanted.quantity}
 
 
 @app.post("/accounts", status_code=201)
 async def sign_up(wanted: Account, op: Op) -> dict[str, Any]:
     db = await op.connection()
     try:
-        row = await db.execute("insert into accounts (email) values (?)", (wanted.email,))
-    except sqlite3.IntegrityError:
+        [(number,)] = await DATABASE.run(
+            db, "insert into accounts (email) values (?) returning id", (wanted.email,)
+        )
+    except DATABASE.Duplicate:
         # Somebody else's: a retry of one's own sign-up gets its first answer and never comes here.
         raise HTTPException(409, "an account with this e-mail exists") from None
-    return {"account": row.lastrowid, "email": wanted.email}
+    return {"account": number, "email": wanted.email}
 
 
 @app.get("/charges")
-async def charges(limit: Annotated[int, Field(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
+def charges(books: Read, limit: Annotated[int, Field(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
     return books.latest("charges", limit)
 
 
 @app.get("/charges/count")
-async def count() -> dict[str, int]:
+def count(books: Read) -> dict[str, int]:
     return {"charges": books.count("charges")}
 
 
@@ -111,7 +118,7 @@ async def health() -> dict[str, Any]:
 
 
 @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def show() -> HTMLResponse:
+def show(books: Read) -> HTMLResponse:
     return HTMLResponse(page.render(books, protected=PROTECTED), headers=page.HEADERS)
 
 

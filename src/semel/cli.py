@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+
+from semel.demo.shops import Store
+
+if TYPE_CHECKING:
+    from semel.demo.storm import Tally
 
 try:
     from typer import Argument as _Argument
@@ -59,9 +67,15 @@ def migrate(
 
 
 def demo(
+    store: Annotated[
+        Store, _option("Where the shop keeps its books; postgresql: with four servers.")
+    ] = Store.SQLITE,
     clients: Annotated[int, _option("How many people shop at once.")] = 200,
     seconds: Annotated[float, _option("How long each storm lasts.")] = 20.0,
-    kill_every: Annotated[float, _option("Seconds between two kills of the server.")] = 1.0,
+    kill_every: Annotated[float, _option("Seconds between two kills of a server.")] = 1.0,
+    crash_every: Annotated[
+        float, _option("Seconds between two crashes of the database (PostgreSQL).")
+    ] = 5.0,
     report: Annotated[Path | None, _option("Where the page with the picture goes.")] = None,
     only_semel: Annotated[bool, _option("Leave the storm without Semel out.")] = False,
     serve: Annotated[bool, _option("No storm: run the shop and show its address.")] = False,
@@ -75,32 +89,53 @@ def demo(
         import uvicorn  # noqa: F401
     except ImportError as error:
         sys.exit(f"semel demo needs its extra ({error.name} is missing): pip install 'semel[demo]'")
+    from semel.demo.storm import storm
+    from semel.testing.servers import ServerMissing
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` too takes the servers along
     try:
         if serve:
-            sys.exit(asyncio.run(_serve()))
-        sys.exit(asyncio.run(_demo(clients, seconds, kill_every, report, only_semel=only_semel)))
+            sys.exit(asyncio.run(_serve(store)))
+        begin = functools.partial(
+            storm,
+            store=store,
+            clients=clients,
+            seconds=seconds,
+            kill_every=kill_every,
+            crash_every=crash_every,
+        )
+        killed = (
+            f"the server is killed every {kill_every:g} s"
+            if store is Store.SQLITE
+            else f"one of four servers is killed every {kill_every:g} s and PostgreSQL itself"
+            f" crashes every {crash_every:g} s"
+        )
+        print(
+            f"{clients} people shop for {seconds:g} s; answers get lost, buttons are clicked"
+            f" twice, {killed}.\n",
+            flush=True,
+        )
+        sys.exit(asyncio.run(_demo(begin, report, only_semel=only_semel)))
+    except (ImportError, ServerMissing) as error:
+        sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 async def _demo(
-    clients: int, seconds: float, kill_every: float, report: Path | None, *, only_semel: bool
+    begin: Callable[..., Awaitable[Tally]], report: Path | None, *, only_semel: bool
 ) -> int:
     from rich.console import Console
     from rich.live import Live
 
     from semel.demo import report as reporting
-    from semel.demo.storm import Tally, storm
 
     console = Console()
-    console.print(
-        f"{clients} people shop for {seconds:g} s; answers get lost, buttons are clicked twice,"
-        f" the server is killed every {kill_every:g} s.\n"
-    )
     tallies: list[Tally] = []
     for protected in (True,) if only_semel else (True, False):
         told = 0.0
-        with Live(console=console, refresh_per_second=8, transient=False) as shown:
+        opening = "opening the shop" if console.is_terminal else ""
+        with Live(opening, console=console, refresh_per_second=8) as shown:
 
             def progress(tally: Tally) -> None:
                 nonlocal told
@@ -111,15 +146,7 @@ async def _demo(
                     told = now
                     print(reporting.line(tally), flush=True)
 
-            tallies.append(
-                await storm(
-                    protected=protected,
-                    clients=clients,
-                    seconds=seconds,
-                    kill_every=kill_every,
-                    progress=progress,
-                )
-            )
+            tallies.append(await begin(protected=protected, progress=progress))
     path = report or Path(tempfile.gettempdir()) / "semel-demo.html"
     reporting.show(tallies, console, path)
     ours = tallies[0]
@@ -130,13 +157,12 @@ async def _demo(
     return 1
 
 
-async def _serve() -> int:
-    from semel.demo.server import serve, throwaway
+async def _serve(store: Store) -> int:
+    from semel.demo.shops import open_shop
 
-    with throwaway() as folder:
-        async with serve(Path(folder), protected=True) as server:
-            print(f"the shop is open: {server.url} (Ctrl-C closes it)", flush=True)
-            await asyncio.Event().wait()
+    async with open_shop(store, protected=True) as shop:
+        print(f"the shop is open: {shop.url} (Ctrl-C closes it)", flush=True)
+        await asyncio.Event().wait()
     return 0
 
 

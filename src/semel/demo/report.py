@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from semel.demo.shops import Store
 from semel.demo.storm import Tally
 
 COLOURS = {
@@ -25,11 +26,14 @@ def live(tally: Tally, now: float) -> Group:
     """Return what is shown while the storm goes on."""
     passed = min(now - tally.started, tally.seconds)
     table = Table.grid(padding=(0, 2))
+    crashes = f", [bold red]{tally.crashes}[/] database crashes" if _crashes(tally) else ""
     table.add_row(
         f"[bold]{tally.requests:,}[/] requests",
         f"[bold]{tally.acknowledged:,}[/] of {len(tally.purchases):,} purchases answered",
+    )
+    table.add_row(
         f"[bold]{tally.answers['replayed']:,}[/] replays",
-        f"[bold red]{tally.kills}[/] kills",
+        f"[bold red]{tally.kills}[/] kills{crashes}",
     )
     title = "with Semel" if tally.protected else "without Semel"
     return Group(
@@ -45,19 +49,28 @@ def line(tally: Tally) -> str:
     return (
         f"{name}: {tally.requests:,} requests, {tally.acknowledged:,} of"
         f" {len(tally.purchases):,} purchases answered, {tally.kills} kills"
+        + (f", {tally.crashes} database crashes" if _crashes(tally) else "")
     )
+
+
+def _crashes(tally: Tally) -> bool:
+    return tally.store is Store.POSTGRESQL
 
 
 def rows(tally: Tally) -> list[tuple[str, int]]:
     """Return the figures of one storm, top to bottom."""
     answers = tally.answers
     refused = sum(n for name, n in answers.items() if name.startswith("refused"))
+    failed = sum(n for name, n in answers.items() if name.startswith("status"))
+    crashes = [("database crashes (stop -m immediate)", tally.crashes)]
     return [
         ("requests sent", tally.requests),
         ("servers killed (kill -9)", tally.kills),
+        *(crashes if _crashes(tally) else []),
         ("answers lost or cut off", answers["answer lost"] + answers["connection cut"]),
         ("replays", answers["replayed"]),
         ("refusals", refused),
+        ("answered with a server error", failed),
         ("charges expected", len(tally.purchases)),
         ("charges made", tally.charged),
         ("charged twice or more", tally.doubled),
@@ -66,6 +79,13 @@ def rows(tally: Tally) -> list[tuple[str, int]]:
         ("wrong answers", tally.wrong),
     ]
 
+
+SHOPS = {
+    Store.SQLITE: "One server, one SQLite file. The server is killed with <code>kill -9</code>.",
+    Store.POSTGRESQL: "Four servers behind a round-robin balancer, on PostgreSQL. Servers are"
+    " killed with <code>kill -9</code>, the database with <code>pg_ctl stop -m immediate</code>.",
+}
+"""What the storm was against, as HTML."""
 
 MUST_BE_ZERO = frozenset(
     {"charged twice or more", "acknowledged and lost", "never answered", "wrong answers"}
@@ -126,7 +146,13 @@ def write_html(tallies: list[Tally], path: Path) -> None:
     )
     heads = "".join(f"<th>{'with Semel' if t.protected else 'without Semel'}</th>" for t in tallies)
     path.write_text(
-        _PAGE.format(svg=svg(tallies), heads=heads, body=body, seconds=tallies[0].seconds),
+        _PAGE.format(
+            svg=svg(tallies),
+            heads=heads,
+            body=body,
+            seconds=tallies[0].seconds,
+            shop=SHOPS[tallies[0].store],
+        ),
         encoding="utf-8",
     )
 
@@ -187,8 +213,9 @@ td:first-child, th:first-child {{ text-align: left }}
 .good {{ color: #2e9e5b; font-weight: 600 }} .bad {{ color: #d1373f; font-weight: 600 }}
 </style>
 <h1>The same storm, the same shop</h1>
-<p>{seconds:g} seconds of retries, lost answers, double-clicks and <code>kill -9</code>. Charges are
-counted in the shop's own table.</p>
+<p>{shop}</p>
+<p>{seconds:g} seconds of retries, lost answers, double-clicks and crashes. Charges are counted in
+the shop's own table.</p>
 {svg}
 <table><tr><th></th>{heads}</tr>{body}</table>
 </html>

@@ -7,14 +7,13 @@ import dataclasses
 import json
 import random
 import re
-import sqlite3
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
-from semel.demo.server import Server, serve, throwaway
+from semel.demo.server import Shop
+from semel.demo.shops import Store, open_shop
 
 LAST_WORD = 30.0
 """Seconds after the storm in which every purchase still has to get its answer."""
@@ -36,10 +35,14 @@ class Tally:
 
     protected: bool
     seconds: float
+    store: Store = Store.SQLITE
     started: float = dataclasses.field(default_factory=time.monotonic)
     answers: Counter[str] = dataclasses.field(default_factory=Counter)
     purchases: list[Purchase] = dataclasses.field(default_factory=list)
     kills: int = 0
+    """Of servers."""
+    crashes: int = 0
+    """Of the database."""
     charged: int = 0
     doubled: int = 0
     lost: int = 0
@@ -62,23 +65,18 @@ class Tally:
         everything = self.acknowledged == len(self.purchases)
         return everything and not (self.doubled or self.lost or self.wrong)
 
-    def count(self, database: Path) -> None:
-        """Read from the shop's own table what was really charged."""
-        connection = sqlite3.connect(database, timeout=10)
-        rows = dict(
-            connection.execute("select order_id, count(*) from charges group by 1").fetchall()
-        )
-        connection.close()
-        self.charged = sum(rows.values())
-        self.doubled = sum(number - 1 for number in rows.values())
-        self.lost = sum(p.acknowledged and p.order_id not in rows for p in self.purchases)
+    def count(self, charges: dict[str, int]) -> None:
+        """Take in how often the shop's own table says that each order was charged."""
+        self.charged = sum(charges.values())
+        self.doubled = sum(number - 1 for number in charges.values())
+        self.lost = sum(p.acknowledged and p.order_id not in charges for p in self.purchases)
 
 
 class Client:
     """Somebody who buys, loses answers, clicks twice, and tries again."""
 
-    def __init__(self, server: Server, tally: Tally, rng: random.Random) -> None:
-        self._server = server
+    def __init__(self, port: int, tally: Tally, rng: random.Random) -> None:
+        self._port = port
         self._tally = tally
         self._rng = rng
 
@@ -130,7 +128,7 @@ class Client:
         self._note(purchase, answer, other=amount is not None, lost=lose_answer)
 
     async def _exchange(self, request: bytes, *, lose_answer: bool) -> bytes:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._server.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
             writer.write(request)
             await writer.drain()
@@ -177,38 +175,47 @@ async def storm(
     clients: int,
     seconds: float,
     kill_every: float,
+    store: Store = Store.SQLITE,
+    crash_every: float = 5.0,
     seed: int = 1,
     progress: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
-    """Open a storm against a fresh shop and return what came of it."""
+    """Open a storm against a fresh shop and return what came of it.
+
+    Every `kill_every` seconds a server is killed, every `crash_every` seconds the database, where
+    it is one that can crash. Raises as `open_shop` does.
+    """
     rng = random.Random(seed)
-    with throwaway() as folder:
-        async with serve(Path(folder), protected=protected) as server:
-            tally = Tally(protected, seconds)
-            end = tally.started + seconds
-            people = [
-                asyncio.ensure_future(
-                    Client(server, tally, random.Random(rng.random())).shop_until(end)
-                )
-                for _ in range(clients)
-            ]
-            killer = asyncio.ensure_future(_kill(server, tally, kill_every, end))
-            try:
-                while not all(person.done() for person in people):
-                    await asyncio.wait(people, timeout=0.2)
-                    progress(tally)
-                for person in people:
-                    person.result()
-            finally:
-                killer.cancel()
-                for person in people:
-                    person.cancel()
-            tally.count(server.database)
+    async with open_shop(store, protected=protected) as shop:
+        tally = Tally(protected, seconds, store)
+        end = tally.started + seconds
+        people = [Client(shop.port, tally, random.Random(rng.random())) for _ in range(clients)]
+        tasks = [asyncio.ensure_future(person.shop_until(end)) for person in people]
+        tasks.append(asyncio.ensure_future(_kill(shop, tally, kill_every, end)))
+        tasks.append(asyncio.ensure_future(_crash(shop, tally, crash_every, end)))
+        try:
+            going_on = set(tasks)
+            while going_on:
+                over, going_on = await asyncio.wait(going_on, timeout=0.2)
+                for task in over:
+                    task.result()
+                progress(tally)
+        finally:
+            for task in tasks:
+                task.cancel()
+        tally.count(await asyncio.to_thread(shop.charges))
     return tally
 
 
-async def _kill(server: Server, tally: Tally, every: float, end: float) -> None:
+async def _kill(shop: Shop, tally: Tally, every: float, end: float) -> None:
     while time.monotonic() + every < end:
         await asyncio.sleep(every)
-        server.kill()
-        tally.kills = server.kills
+        shop.servers.kill()
+        tally.kills = shop.servers.kills
+
+
+async def _crash(shop: Shop, tally: Tally, every: float, end: float) -> None:
+    while shop.crash is not None and time.monotonic() + every < end:
+        await asyncio.sleep(every)
+        await shop.crash()
+        tally.crashes += 1
