@@ -241,7 +241,7 @@ def test_a_dead_store_lets_pass_where_the_route_chose_so() -> None:
     assert end.value.value == Bypass()
 
 
-@pytest.mark.parametrize("status", [401, 403, 408, 409, 425, 429, 500, 503])
+@pytest.mark.parametrize("status", [401, 403, 408, 409, 425, 428, 429, 500, 503])
 def test_what_is_no_outcome_is_released(status: int) -> None:
     life = running()
     assert life.send(Answer(Response(status, (), b""))) == Release(KEY, 8)
