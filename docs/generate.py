@@ -100,7 +100,7 @@ ADVICE = {
         " `op.connection()`: take it, or drop the declaration.",
     ),
     "precondition-failed": (
-        "No.",
+        "Not by this request.",
         "Read the resource again and decide anew; send what follows from it as a new request, with"
         " a new key. A retry under the same key gets this answer again. If it may have been your"
         " own first attempt that changed the resource, its answer was lost, and no key was sent to"

@@ -144,9 +144,9 @@ PRECONDITION_FAILED = Problem(
     "precondition-failed",
     412,
     "The resource is not as the request demands",
-    "Nothing was done: the resource has changed, or is there, or is not there, against what"
-    " If-Match, If-None-Match or If-Unmodified-Since asks for. Read it again, and decide anew; what"
-    " you send then is a new request, and takes a new key where keys are used.",
+    "Nothing was done by this request: the resource has changed, or is there, or is not there,"
+    " against what If-Match, If-None-Match or If-Unmodified-Since asks for. Read it again, and"
+    " decide anew; what you send then is a new request, and takes a new key where keys are used.",
 )
 PRECONDITION_REQUIRED = Problem(
     "precondition-required",
@@ -192,5 +192,6 @@ def request_too_large(limit: int) -> Problem:
 def precondition_invalid(reason: str) -> Problem:
     """Return the refusal of a precondition that cannot be read, with the reason in its detail."""
     return PRECONDITION_INVALID._replace(
-        detail=f'Nothing was done: {reason}. Send a tag as it came in ETag, quotes and all: "…".'
+        detail=f"Nothing was done: {reason}. Send a tag as it came in ETag, quotes and all, and a"
+        " new key where keys are used."
     )

@@ -87,7 +87,7 @@ def _written(
     status: int, body: bytes | None, validators: Validators, headers: Mapping[str, str]
 ) -> Response:
     fields = (*validators.fields(), *header_fields(headers))
-    if body is None and status == 200:
-        return Response(204, fields, b"")
     body = body or b""
+    if status == 200 and not body:
+        return Response(204, fields, b"")
     return Response(status, (*fields, (b"content-length", b"%d" % len(body))), body)
