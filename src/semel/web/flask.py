@@ -40,10 +40,10 @@ def preconditions() -> Preconditions:
 
 def respond(answer: Answer) -> Response:
     """Return an answer of `semel.web.conditional` as what a view returns."""
-    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer.headers]
-    response = current_app.response_class(answer.body, answer.status, headers)
-    if not any(name == b"content-type" for name, _ in answer.headers):
-        del response.headers["Content-Type"]  # Flask's own, of a page
+    response = current_app.response_class(answer.body, answer.status)
+    response.headers.clear()  # a page's Content-Type, and the length of a HEAD's empty body
+    for name, value in answer.headers:
+        response.headers.add(name.decode("latin-1"), value.decode("latin-1"))
     return response
 
 
