@@ -118,6 +118,21 @@ def test_no_change_is_lost_where_everybody_reads_changes_and_retries(client: Cli
     assert sorted(send(client, "GET").body) == sorted(b"".join(marks) * 3)
 
 
+def test_copies_of_one_change_at_once_all_get_its_answer(client: Client) -> None:
+    """Not 412 for their own success: they wait for the key, and are answered from its record."""
+    tag = send(client, "PUT", b"first").header("ETag") or ""
+    change = partial(client.send, PATH, "copy", b"second", "PUT", [("If-Match", tag)])
+    answers = at_once([change] * CLIENTS)
+    assert {(a.status, a.header("ETag")) for a in answers} == {(200, answers[0].header("ETag"))}
+    assert sum(a.replayed for a in answers) == CLIENTS - 1
+    refused = partial(client.send, PATH, "no", b"third", "PUT", [("If-Match", tag)])
+    assert [(a.problem, a.replayed) for a in (refused(), refused())] == [
+        ("precondition-failed", False),
+        ("precondition-failed", True),
+    ]
+    assert send(client, "GET").body == b"second"
+
+
 # --- stopped between the check and the write ----------------------------------------------------
 
 
