@@ -105,6 +105,27 @@ ADVICE = {
         " the keys are to be good for that only.",
         "`Issuer(path=…)` says where keys are handed out.",
     ),
+    "precondition-failed": (
+        "Not by this request.",
+        "Read the resource again and decide anew; send what follows from it as a new request, with"
+        " a new key. A retry under the same key gets this answer again. If it may have been your"
+        " own first attempt that changed the resource, its answer was lost, and no key was sent to"
+        " tell: compare before you overwrite.",
+        "Whoever was faster has won. Clients that retry conditional writes without a key get this"
+        " for their own success: let them send a key.",
+    ),
+    "precondition-required": (
+        "No.",
+        "GET the resource, and send the request again with `If-Match` and its `ETag`, or with"
+        " `If-None-Match: *` to create it. The same key may be used.",
+        "The route has `require_match=True`: it protects against lost updates (RFC 6585).",
+    ),
+    "precondition-invalid": (
+        "No.",
+        "Send `If-Match` or `If-None-Match` as `*`, or as tags in double quotes, as they came in"
+        " `ETag`. The detail says which of the two could not be read.",
+        "Nothing is written under a condition that cannot be read.",
+    ),
 }
 
 
@@ -117,6 +138,9 @@ def problem_page(problem: problems.Problem) -> str:
         shown = problems.request_too_large(64 * policy.MEBIBYTE)
     elif problem.slug == "keys-not-issued":
         shown = problems.keys_not_issued("count has to be a whole number from 1 to 1000")
+    elif problem.slug == "precondition-invalid":
+        reason = "If-Match is neither * nor a list of entity tags in double quotes"
+        shown = problems.precondition_invalid(reason)
     elif problem.slug in ("outcome-unknown", "response-not-kept"):
         shown = problem._replace(reference="9f1c02d4a7be")
     body = json.dumps(json.loads(shown.body()), indent=2, ensure_ascii=False)

@@ -241,7 +241,7 @@ def test_a_dead_store_lets_pass_where_the_route_chose_so() -> None:
     assert end.value.value == Bypass()
 
 
-@pytest.mark.parametrize("status", [401, 403, 408, 409, 425, 429, 500, 503])
+@pytest.mark.parametrize("status", [401, 403, 408, 409, 425, 428, 429, 500, 503])
 def test_what_is_no_outcome_is_released(status: int) -> None:
     life = running()
     assert life.send(Answer(Response(status, (), b""))) == Release(KEY, 8)
@@ -293,8 +293,17 @@ def test_declared_atomic_and_forgotten_is_an_error() -> None:
     life = running(policy)
     assert life.send(Answer(CREATED, atomic=False)) == Release(KEY, 8)
     assert outcome(life, True) == Refuse(problems.CONNECTION_NOT_TAKEN)
-    assert isinstance(running(policy).send(Answer(Response(422, (), b""))), Complete)
     assert isinstance(running(policy).send(Answer(CREATED, atomic=True)), Complete)
+
+
+@pytest.mark.parametrize(("status", "kept"), [(412, True), (422, True), (428, False)])
+def test_declared_atomic_and_refused_before_the_connection_was_taken_is_no_error(
+    status: int, kept: bool
+) -> None:
+    life = running(Policy(guarantee="atomic"))
+    command = life.send(Answer(Response(status, (), b""), atomic=False))
+    assert isinstance(command, Complete if kept else Release)
+    assert outcome(life, True) == Deliver(kept=kept)
 
 
 def test_a_fenced_handler_answers_what_its_successor_recorded() -> None:

@@ -319,7 +319,7 @@ def test_definite_answers_of_every_kind_are_replayed(start: Any, status: int) ->
     assert recorder.runs == 1
 
 
-RELEASED = [307, 308, 401, 403, 408, 409, 425, 429, 500, 502, 503]
+RELEASED = [307, 308, 401, 403, 408, 409, 425, 428, 429, 500, 502, 503]
 
 
 @pytest.mark.parametrize("guarantee", [None, "at-least-once", "at-most-once"])

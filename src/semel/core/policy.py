@@ -13,10 +13,13 @@ from semel.core import fingerprint
 
 Guarantee = Literal["atomic", "at-least-once", "at-most-once"]
 
-NOT_AN_OUTCOME = frozenset({307, 308, 401, 403, 408, 409, 425, 429})
+NOT_AN_OUTCOME = frozenset({307, 308, 401, 403, 408, 409, 425, 428, 429})
 """Answers that say nothing about the operation itself: the place, the caller or the moment was
 wrong, so the same request under the same key may still run. (307 and 308 ask for just that: the
-client sends it again, key and all, to another path.)"""
+client sends it again, key and all, to another path; 428 asks for If-Match, which is no part of the
+fingerprint.) 412 is an outcome, a definite no. Were it released, a copy of the request that comes
+late could find the resource as it wants it, and act after its client was told that nothing was
+done."""
 
 MEBIBYTE = 1024 * 1024
 

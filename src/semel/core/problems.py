@@ -140,8 +140,23 @@ CONNECTION_NOT_TAKEN = Problem(
     " op.connection(), so nothing tied its writes to the key. The answer was withheld. This is for"
     " the people who run this service to mend.",
 )
-
 KEYS_NOT_ISSUED = Problem("keys-not-issued", 400, "The request for keys is not valid", "")
+PRECONDITION_FAILED = Problem(
+    "precondition-failed",
+    412,
+    "The resource is not as the request demands",
+    "Nothing was done by this request: the resource has changed, or is there, or is not there,"
+    " against what If-Match, If-None-Match or If-Unmodified-Since asks for. Read it again, and"
+    " decide anew; what you send then is a new request, and takes a new key where keys are used.",
+)
+PRECONDITION_REQUIRED = Problem(
+    "precondition-required",
+    428,
+    "The request has to say which state it changes",
+    "Nothing was done. Read the resource, and send the request again with If-Match and the ETag"
+    " that came with it; to create a resource, with If-None-Match: *.",
+)
+PRECONDITION_INVALID = Problem("precondition-invalid", 400, "A precondition is not valid", "")
 
 CATALOGUE: tuple[Problem, ...] = (
     KEY_MISSING,
@@ -158,6 +173,9 @@ CATALOGUE: tuple[Problem, ...] = (
     HANDLER_FAILED,
     CONNECTION_NOT_TAKEN,
     KEYS_NOT_ISSUED,
+    PRECONDITION_FAILED,
+    PRECONDITION_REQUIRED,
+    PRECONDITION_INVALID,
 )
 
 
@@ -175,4 +193,12 @@ def request_too_large(limit: int) -> Problem:
     """Return the refusal of a body longer than `limit` bytes."""
     return REQUEST_TOO_LARGE._replace(
         detail=f"Nothing was done. The body of a request to this operation may have {limit} bytes."
+    )
+
+
+def precondition_invalid(reason: str) -> Problem:
+    """Return the refusal of a precondition that cannot be read, with the reason in its detail."""
+    return PRECONDITION_INVALID._replace(
+        detail=f"Nothing was done: {reason}. Send a tag as it came in ETag, quotes and all, and a"
+        " new key where keys are used."
     )

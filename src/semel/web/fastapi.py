@@ -11,13 +11,15 @@ from typing import Annotated, Any
 try:
     from anyio.lowlevel import RunVar
     from anyio.to_thread import current_default_thread_limiter
-    from fastapi import FastAPI, Header, routing
+    from fastapi import FastAPI, Header, Request, Response, routing
     from starlette.routing import Mount
 except ImportError as error:  # pragma: no cover
     raise ImportError("semel.web.fastapi needs FastAPI: pip install 'semel[fastapi]'") from error
 
 from semel.core import keys, problems
 from semel.core.policy import Policy
+from semel.core.problems import Problem
+from semel.core.record import Response as Answer
 from semel.idempotency import POLICY_ATTRIBUTE, Idempotency
 from semel.operation import (
     Operation,
@@ -26,6 +28,8 @@ from semel.operation import (
     current_sync_operation,
 )
 from semel.web.asgi import ASGIMiddleware
+from semel.web.conditional import NotMet, Preconditions
+from semel.web.conditional.preconditions import READS
 
 _CONVERTER = re.compile(r":\w+(?=\})")
 
@@ -36,6 +40,21 @@ _KeyHeader = Annotated[
         description="Names this operation: draw a new one for a new operation, send the same with"
         " every retry. 1 to 255 visible ASCII characters, bare or quoted.",
         examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
+    ),
+]
+
+_IfMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-Match",
+        description="Only if the resource has one of these ETags; `*`: only if it exists.",
+    ),
+]
+_IfNoneMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-None-Match",
+        description="Only if the resource has none of these ETags; `*`: only if it does not exist.",
     ),
 ]
 
@@ -62,6 +81,31 @@ async def sync_operation(idempotency_key: _KeyHeader = None) -> SyncOperation:
     return op
 
 
+async def preconditions(
+    request: Request, if_match: _IfMatch = None, if_none_match: _IfNoneMatch = None
+) -> Preconditions:
+    """Give a handler what its request asks for: `when: Preconditions = Depends(preconditions)`.
+
+    `when.require(…)` then refuses with 304, 412 or 428; see `semel.web.conditional`. The parameters
+    are there for the OpenAPI document: the headers are read from the request.
+    """
+    return Preconditions.from_headers(request.method, request.headers.raw)
+
+
+def respond(answer: Answer) -> Response:
+    """Return an answer of `semel.web.conditional` as what a handler returns."""
+    response = Response(answer.body or b"", answer.status)
+    own = {name for name, _ in answer.headers}
+    kept = [field for field in response.raw_headers if field[0] not in own]
+    response.raw_headers = [*kept, *answer.headers]
+    return response
+
+
+async def not_met(request: Request, error: NotMet) -> Response:
+    """Answer `NotMet` without `init_app`: `app.add_exception_handler(NotMet, not_met)`."""
+    return respond(error.response())
+
+
 _ROOM: RunVar[asyncio.Semaphore] = RunVar("semel_room")
 
 
@@ -76,8 +120,8 @@ def _room() -> asyncio.Semaphore:
 
 
 def init_app(app: FastAPI, idempotency: Idempotency) -> None:
-    """Protect an application: add the middleware, take over `@idempotency.route(…)` rules, and
-    write the header and its problem answers into the OpenAPI document.
+    """Protect an application: add the middleware, take over `@idempotency.route(…)` rules, answer
+    `NotMet`, and write the headers and their problem answers into the OpenAPI document.
 
     Call it after the routes are defined, and before authentication is added with
     `app.add_middleware` (what is added later runs earlier).
@@ -88,6 +132,11 @@ def init_app(app: FastAPI, idempotency: Idempotency) -> None:
             for method in sorted(route.methods or ()):
                 _register(idempotency, method, path, policy)
     app.add_middleware(ASGIMiddleware, idempotency=idempotency)
+
+    async def refuse(request: Request, error: NotMet) -> Response:
+        return respond(error.response(idempotency.problem_base))
+
+    app.exception_handler(NotMet)(refuse)
     make_document = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -116,19 +165,27 @@ def _register(idempotency: Idempotency, method: str, path: str, policy: Policy) 
 
 
 def document(schema: dict[str, Any], idempotency: Idempotency) -> None:
-    """Write the key header and its problem answers into an OpenAPI document, in place."""
+    """Write the key header and the problem answers into an OpenAPI document, in place."""
     covered = False
     rules = idempotency.routes.described
     own = {_CONVERTER.sub("", pattern): policy for pattern, policy in rules.items()}
     for path, item in schema.get("paths", {}).items():
         for method, described in item.items():
             verb = method.upper()
-            policy = own.get(f"{verb} {path}") or idempotency.routes.find(verb, path)
-            if policy is None or not isinstance(described, dict):
+            if not isinstance(described, dict):
                 continue
-            covered = True
-            _describe_key(described, policy)
-            for status, types in _ANSWERS.items():
+            answers: Answers = {}
+            policy = own.get(f"{verb} {path}") or idempotency.routes.find(verb, path)
+            if policy is not None:
+                answers = _ANSWERS
+                _describe_key(described, policy)
+            if any(p.get("name") == "If-Match" for p in described.get("parameters", ())):
+                answers = _with_preconditions(answers)
+                if verb in READS:
+                    described.setdefault("responses", {}).setdefault("304", _NOT_MODIFIED)
+                    del answers["428"]
+            covered = covered or bool(answers)
+            for status, types in answers.items():
                 answer = described.setdefault("responses", {}).setdefault(
                     status, {"description": "; ".join(problem.title for problem in types)}
                 )
@@ -172,7 +229,8 @@ _PROBLEM = {
         "reference": {"type": "string"},
     },
 }
-_ANSWERS = {
+Answers = dict[str, tuple[Problem, ...]]
+_ANSWERS: Answers = {
     "400": (problems.KEY_MISSING, problems.KEY_INVALID),
     "409": (problems.IN_FLIGHT, problems.OUTCOME_UNKNOWN, problems.RESPONSE_NOT_KEPT),
     "410": (problems.KEY_EXPIRED,),
@@ -180,3 +238,14 @@ _ANSWERS = {
     "422": (problems.KEY_REUSED,),
     "503": (problems.STORE_UNAVAILABLE, problems.OUTCOME_UNRECORDED),
 }
+_CONDITIONAL = {
+    "400": (problems.PRECONDITION_INVALID,),
+    "412": (problems.PRECONDITION_FAILED,),
+    "428": (problems.PRECONDITION_REQUIRED,),
+}
+_NOT_MODIFIED = {"description": "Not modified"}
+
+
+def _with_preconditions(answers: Answers) -> Answers:
+    both = answers | _CONDITIONAL
+    return {status: answers.get(status, ()) + _CONDITIONAL.get(status, ()) for status in both}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
 
 try:
-    from flask import Flask
+    from flask import Flask, Response, current_app, request
 except ImportError as error:  # pragma: no cover
     raise ImportError("semel.web.flask needs Flask: pip install 'semel[flask]'") from error
 
@@ -15,9 +14,10 @@ import dataclasses
 
 from semel.core import problems
 from semel.core.commands import StoreError
-from semel.core.problems import Problem
+from semel.core.record import Response as Answer
 from semel.idempotency import POLICY_ATTRIBUTE, Idempotency
 from semel.operation import NoOperation, SyncOperation, current_sync_operation
+from semel.web.conditional import NotMet, Preconditions
 from semel.web.wsgi import WSGIMiddleware
 
 log = logging.getLogger("semel")
@@ -28,6 +28,28 @@ _CONVERTER = re.compile(r"<(?:([a-zA-Z_]\w*)(?:\([^)]*\))?:)?([a-zA-Z_]\w*)>")
 def operation() -> SyncOperation:
     """Return the operation of the present view. A view that takes it needs a key."""
     return current_sync_operation()
+
+
+def preconditions() -> Preconditions:
+    """Return what the present request asks for.
+
+    Its `require(…)` refuses with 304, 412 or 428; see `semel.web.conditional`.
+    """
+    return Preconditions.from_environ(request.environ)
+
+
+def respond(answer: Answer) -> Response:
+    """Return an answer of `semel.web.conditional` as what a view returns."""
+    response = current_app.response_class(answer.body, answer.status)
+    response.headers.clear()  # a page's Content-Type, and the length of a HEAD's empty body
+    for name, value in answer.headers:
+        response.headers.add(name.decode("latin-1"), value.decode("latin-1"))
+    return response
+
+
+def not_met(error: NotMet) -> Response:
+    """Answer `NotMet` without `init_app`: `app.register_error_handler(NotMet, not_met)`."""
+    return respond(error.response())
 
 
 def init_app(app: Flask, idempotency: Idempotency) -> None:
@@ -45,19 +67,20 @@ def init_app(app: Flask, idempotency: Idempotency) -> None:
     app.extensions["semel"] = idempotency
     app.wsgi_app = WSGIMiddleware(app.wsgi_app, idempotency)  # type: ignore[method-assign]
 
-    def refuse(problem: Problem) -> Any:
-        status, fields, body = problem.response(idempotency.problem_base)
-        headers = [(name.decode(), value.decode()) for name, value in fields]
-        return app.response_class(body, status, headers)
+    base = idempotency.problem_base
 
     @app.errorhandler(NoOperation)
-    def needs_a_key(error: NoOperation) -> Any:
-        return refuse(problems.KEY_MISSING)
+    def needs_a_key(error: NoOperation) -> Response:
+        return respond(problems.KEY_MISSING.response(base))
 
     @app.errorhandler(StoreError)
-    def store_failed(error: StoreError) -> Any:  # in `op.connection()`
+    def store_failed(error: StoreError) -> Response:  # in `op.connection()`
         log.warning("%s", error)
-        return refuse(problems.OUTCOME_UNRECORDED)
+        return respond(problems.OUTCOME_UNRECORDED.response(base))
+
+    @app.errorhandler(NotMet)
+    def refuse(error: NotMet) -> Response:
+        return respond(error.response(base))
 
 
 def _pattern(rule: str) -> str:
