@@ -609,6 +609,68 @@ def test_claims_and_takeovers_that_collide_are_given_again(mariadb: Place) -> No
     store.stop()
 
 
+def test_a_deadlock_that_a_handler_swallows_commits_no_record_without_its_effect(
+    mariadb: Place,
+) -> None:
+    """InnoDB has undone the whole transaction: what comes after is another."""
+    store = SQLAlchemyStore(mariadb.engine)
+    store.start()
+    with mariadb.engine.begin() as connection:
+        connection.execute(text("insert into charge (name) values ('a'), ('b')"))
+    locked = threading.Barrier(2)
+    told: dict[str, bool | Exception] = {}
+
+    def handle(name: str, first: str, then: str) -> None:
+        key = name.encode() * 16
+        token = claimed(store, key)
+        transaction = store.begin()
+        try:
+            connection = transaction.connection
+            connection.execute(text(f"insert into charge (name) values ('of {name}')"))
+            lock = "select id from charge where name = '{}' for update"
+            connection.execute(text(lock.format(first)))
+            locked.wait(20)
+            try:
+                connection.execute(text(lock.format(then)))
+            except exc.OperationalError:
+                connection.execute(text("select 1"))  # swallowed
+            told[name] = transaction.complete(complete(key, token))
+        except Exception as error:
+            told[name] = error
+        finally:
+            transaction.rollback()
+
+    threads = [threading.Thread(target=handle, args=a) for a in (("x", "a", "b"), ("y", "b", "a"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (survivor,) = [name for name, value in told.items() if value is True]
+    (victim,) = set(told) - {survivor}
+    assert isinstance(told[victim], StoreUnavailable), told
+    assert mariadb.charges() == ["a", "b", f"of {survivor}"]
+    assert state(store, victim.encode() * 16) is State.IN_FLIGHT
+    store.stop()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mariadb"])
+def test_a_transaction_that_was_undone_beneath_its_handler_commits_no_record(
+    kind: str, tmp_path: Path
+) -> None:
+    place = Place(kind, tmp_path)
+    store = SQLAlchemyStore(place.engine)
+    store.start()
+    token = claimed(store, KEY)
+    transaction = store.begin()
+    transaction.connection.execute(text("insert into charge (name) values ('x')"))
+    transaction.connection.exec_driver_sql("rollback")
+    with pytest.raises(StoreUnavailable):
+        transaction.complete(complete(KEY, token))
+    assert (place.charges(), state(store, KEY)) == ([], State.IN_FLIGHT)
+    store.stop()
+    place.engine.dispose()
+
+
 # --- setting up ---------------------------------------------------------------------------
 
 

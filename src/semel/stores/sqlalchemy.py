@@ -51,6 +51,8 @@ from semel.stores.sqlalchemy_transaction import (
     NEEDS_SYNC,
     AsyncSQLAlchemyTransaction,
     SQLAlchemyTransaction,
+    begin,
+    begin_immediate,
 )
 from semel.stores.sqlite_steps import SQLiteSteps
 
@@ -136,7 +138,7 @@ class SQLAlchemyStore:
 
     def _forked(self) -> None:
         """In a child process: its parent's connections are not its own, and are left alone."""
-        self._inherited = self._threads, self._loops
+        self._inherited = self._threads, self._loops, self._steps
         self._sync_engine.dispose(close=False)
         if self._steps is not None:
             self._steps = self._steps.anew()
@@ -166,8 +168,7 @@ class SQLAlchemyStore:
             async with self._loop_engine().connect() as connection:
                 await connection.run_sync(self._set_up)
         finally:
-            await self.astop()
-            self._started = True
+            await self._close_loop()
 
     def _set_up(self, connection: Connection) -> None:
         _check_server(connection)
@@ -187,7 +188,7 @@ class SQLAlchemyStore:
                 )
             try:
                 if self._sqlite:
-                    _immediate(connection)
+                    begin_immediate(connection)
                 sqlalchemy_tables.create(connection)
                 connection.commit()
             except FAILURES:  # another process is creating them
@@ -231,12 +232,17 @@ class SQLAlchemyStore:
 
     async def astop(self) -> None:
         """Close the commands' connections of this event loop, and wait until they are closed."""
-        while self._ending:
-            await asyncio.gather(*self._ending, return_exceptions=True)
-        engine = self._loops.pop(asyncio.get_running_loop(), None)
+        self._started = False
+        loop = asyncio.get_running_loop()
+        while ending := [task for task in self._ending if task.get_loop() is loop]:
+            await asyncio.wait(ending)
+        await self._close_loop()
+
+    async def _close_loop(self) -> None:
+        with self._lock:
+            engine = self._loops.pop(asyncio.get_running_loop(), None)
         if engine is not None:
             await engine.dispose()
-        self._started = False
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._ending.add(task)
@@ -319,9 +325,7 @@ class SQLAlchemyStore:
         try:
             return await self._arun(command)
         finally:
-            engine = self._loops.pop(asyncio.get_running_loop(), None)
-            if engine is not None:
-                await engine.dispose()
+            await self._close_loop()
 
     def _run(self, command: StoreCommand) -> Reply:
         engine = self._command_engine()
@@ -386,9 +390,7 @@ class SQLAlchemyStore:
         )
 
     def _begin(self, connection: Connection) -> None:
-        connection.begin()
-        if self._sqlite:
-            _immediate(connection)
+        begin(connection)
         failpoint("after_begin")
 
     def open(self, command: Open) -> NoReturn:
@@ -415,7 +417,7 @@ class _Command:
         """Carry it out and commit."""
         with connection.begin() as transaction:
             if self._immediate:
-                _immediate(connection)
+                begin_immediate(connection)
             reply = self._commands.apply(connection, self._command)
             self._committing = not isinstance(self._command, READS)
             transaction.commit()
@@ -426,16 +428,6 @@ class _Command:
         if attempt < RETRIES and again(error, committing=self._committing):
             return _pause(attempt)
         raise translate(error, committing=self._committing) from error
-
-
-def _immediate(connection: Connection) -> None:
-    """Take SQLite's one write lock now, and have the driver know of a transaction.
-
-    Python's driver begins one only before a write, so savepoints would come to stand outside. Where
-    an engine's own "begin" listener has begun already, that stands.
-    """
-    if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
-        connection.exec_driver_sql("begin immediate")
 
 
 def _check_server(connection: Connection) -> None:

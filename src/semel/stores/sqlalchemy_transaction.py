@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from sqlalchemy import event, exc
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from semel.core.commands import Complete
 from semel.failpoints import failpoint
 from semel.stores import StoreSetupError
-from semel.stores.sqlalchemy_errors import FAILURES, translate
+from semel.stores.sqlalchemy_errors import translate
 
 log = logging.getLogger("semel")
 
@@ -25,6 +25,35 @@ Write = Callable[[Connection, Complete], bool]
 COMMIT_LIMIT: Final = 30.0
 """Seconds that an async engine's server has for a commit before its outcome is called unknown."""
 _JOINED: Final[dict[str, Any]] = {"binds": None, "join_transaction_mode": "create_savepoint"}
+
+
+def begin(connection: Connection) -> None:
+    """Begin it, and mark its beginning where a failed statement can end it unseen."""
+    connection.begin()
+    if connection.dialect.name == "sqlite":
+        begin_immediate(connection)
+    if not _aborts(connection):
+        connection.exec_driver_sql("savepoint semel")
+
+
+def _aborts(connection: Connection) -> bool:
+    """Whether a transaction that has failed refuses to commit.
+
+    PostgreSQL's does. InnoDB undoes all of it for a deadlock, SQLite for a full disk, and what a
+    handler does after it has swallowed the error is a new transaction: it must not commit a record
+    whose effect has gone.
+    """
+    return connection.dialect.name == "postgresql"
+
+
+def begin_immediate(connection: Connection) -> None:
+    """Take SQLite's one write lock now, and have the driver know of a transaction.
+
+    Python's driver begins one only before a write, so savepoints would come to stand outside. Where
+    an engine's own "begin" listener has begun already, that stands.
+    """
+    if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
+        connection.exec_driver_sql("begin immediate")
 
 
 class _Work:
@@ -55,6 +84,8 @@ class _Work:
         root = self._transaction
         if root is None or not root.is_active:
             raise exc.InvalidRequestError("the transaction has ended before its operation")
+        if not _aborts(connection):
+            connection.exec_driver_sql("release savepoint semel")  # fails where it is another
         applied = self._write(connection, command)
         self._ending = True
         if not applied:
@@ -116,7 +147,8 @@ class SQLAlchemyTransaction:
             return self._work.finish(connection, self._session, command)
         except BaseException as error:
             if self._work.committing or not isinstance(error, Exception):
-                connection.invalidate()  # nobody knows what it is in the middle of
+                with _quietly():
+                    connection.invalidate()  # nobody knows what it is in the middle of
             if isinstance(error, Exception):
                 raise translate(error, committing=self._work.committing) from error
             raise
@@ -239,11 +271,11 @@ async def _discard(connection: AsyncConnection) -> None:
 
 
 @contextlib.contextmanager
-def _quietly() -> Any:
+def _quietly() -> Iterator[None]:
     """Tidy up: what fails here has been told already, or is the server's to end."""
     try:
         yield
-    except FAILURES as error:
+    except Exception as error:  # noqa: BLE001  # drivers raise what they like from a broken socket
         log.debug("could not end a transaction: %s", error)
 
 
