@@ -75,7 +75,7 @@ class SQLAlchemyCommands:
     def __init__(self, dialect: str, clock: Callable[[], float] | None = None) -> None:
         self._dialect = dialect
         self._clock = clock
-        self._database_clock = literal_column(CLOCKS[dialect], Double())
+        self._database_clock: ColumnElement[float] = literal_column(CLOCKS[dialect], Double())
 
     def _now(self, plus: float = 0.0) -> ColumnElement[float]:
         if self._clock is not None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection
@@ -20,6 +20,7 @@ from semel.stores.sqlalchemy_errors import translate
 
 log = logging.getLogger("semel")
 
+C = TypeVar("C", Connection, AsyncConnection)
 Write = Callable[[Connection, Complete], bool]
 
 COMMIT_LIMIT: Final = 30.0
@@ -233,7 +234,8 @@ class AsyncSQLAlchemyTransaction:
         session = self._session.sync_session if self._session is not None else None
         try:
             async with asyncio.timeout(COMMIT_LIMIT):
-                return await connection.run_sync(self._work.finish, session, command)
+                applied: bool = await connection.run_sync(self._work.finish, session, command)
+                return applied
         except BaseException as error:
             if self._work.committing or not isinstance(error, Exception):
                 await asyncio.shield(self._start(_discard(connection)))
@@ -279,7 +281,7 @@ def _quietly() -> Iterator[None]:
         log.debug("could not end a transaction: %s", error)
 
 
-def _had(connection: Any) -> Any:
+def _had(connection: C | None) -> C:
     if connection is None:
         raise exc.ResourceClosedError("the operation is over: its transaction has ended")
     return connection

@@ -289,7 +289,7 @@ class MariaDB(Server):
 
     def database(self, name: str) -> str:
         """Make a database and return its URL."""
-        import pymysql
+        import pymysql  # type: ignore[import-untyped]
 
         with pymysql.connect(host="127.0.0.1", port=self.port, user="root") as connection:
             connection.cursor().execute(f"create database `{name}`")
