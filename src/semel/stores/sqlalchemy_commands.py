@@ -12,7 +12,6 @@ from typing import Any, Final
 from sqlalchemy import (
     ColumnElement,
     Double,
-    Insert,
     Select,
     delete,
     func,
@@ -23,7 +22,6 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from semel.core.commands import (
@@ -73,7 +71,6 @@ class SQLAlchemyCommands:
     """
 
     def __init__(self, dialect: str, clock: Callable[[], float] | None = None) -> None:
-        self._dialect = dialect
         self._clock = clock
         self._database_clock: ColumnElement[float] = literal_column(CLOCKS[dialect], Double())
 
@@ -127,21 +124,17 @@ class SQLAlchemyCommands:
         return _found(row) if row is not None else None
 
     def _claim(self, connection: Connection, command: Claim) -> Reply:
-        """One claim wins: the unique key arbitrates (S1)."""
-        inserting = self._insert_unless_there().values(**self._row(command, 1))
-        won = connection.execute(inserting.execution_options(preserve_rowcount=True))
-        found = self._found(connection, command.key)
-        if won.rowcount == 1 and found is not None:
-            return Claimed(found.record.token, 1)
-        return found
+        """One claim wins: the unique key arbitrates (S1), and the other is given again.
 
-    def _insert_unless_there(self) -> Insert:
-        """`inline`: the token is read back, not asked for beforehand."""
-        if self._dialect == "postgresql":
-            return postgresql.insert(record).on_conflict_do_nothing().inline()
-        if self._dialect == "sqlite":
-            return sqlite.insert(record).on_conflict_do_nothing().inline()
-        return insert(record).prefix_with("ignore").inline()
+        A look first, for a repeat should cost no lock, no number and no warning in a log.
+        """
+        found = self._found(connection, command.key)
+        return found if found is not None else self._grant(connection, command, 1)
+
+    def _grant(self, connection: Connection, command: Claim | Takeover, attempt: int) -> Claimed:
+        inserted = connection.execute(insert(record).values(**self._row(command, attempt)))
+        assert inserted.inserted_primary_key is not None
+        return Claimed(inserted.inserted_primary_key[0], attempt)
 
     def _row(self, command: Claim | Takeover, attempt: int) -> dict[str, Any]:
         return {
@@ -171,11 +164,7 @@ class SQLAlchemyCommands:
         again = row.state == _IN_FLIGHT
         if not again:
             connection.execute(delete(step).where(step.c.key == command.key))
-        attempt = row.attempt + 1 if again else 1
-        connection.execute(insert(record).inline().values(**self._row(command, attempt)))
-        found = self._found(connection, command.key)
-        assert found is not None
-        return Claimed(found.record.token, attempt)
+        return self._grant(connection, command, row.attempt + 1 if again else 1)
 
     def complete(self, connection: Connection, command: Complete) -> bool:
         """Write once, by the holder of the claim only (S4, S5)."""
