@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -518,6 +519,28 @@ def test_a_serialization_failure_is_definite(postgresql: Place) -> None:
     assert store.execute(Release(keys[1], tokens[1])) is True
     store.stop()
     engine.dispose()
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_a_child_process_opens_connections_of_its_own(kind: str, tmp_path: Path) -> None:
+    place = Place(kind, tmp_path)
+    store = SQLAlchemyStore(place.engine)
+    store.start()
+    token = claimed(store, KEY)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            transaction = store.begin()
+            transaction.session.add(Charge(name="by the child"))
+            status = not transaction.complete(complete(KEY, token))
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert place.charges() == ["by the child"]  # on the parent's own, still whole
+    assert state(store, KEY) is State.COMPLETED
+    store.stop()
+    place.engine.dispose()
 
 
 # --- MariaDB's own pitfalls -----------------------------------------------------------------
