@@ -604,7 +604,7 @@ def test_claims_and_takeovers_that_collide_are_given_again(mariadb: Place) -> No
 
     def contend(number: int) -> None:
         try:
-            for round_ in range(15):
+            for round_ in range(8):
                 key = round_.to_bytes(16, "big")
                 barrier.wait(30)
                 told = store.execute(Claim(key, PRINT, 0.0, b"%d" % number))

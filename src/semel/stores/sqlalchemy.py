@@ -20,6 +20,7 @@ from typing import Any, Final, NoReturn, TypeVar
 try:
     from sqlalchemy import event
     from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.exc import IntegrityError
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker
     from sqlalchemy.orm import sessionmaker
 except ImportError as error:  # pragma: no cover
@@ -30,6 +31,7 @@ except ImportError as error:  # pragma: no cover
 from semel.after_fork import call_after_fork
 from semel.core.commands import (
     Abandoned,
+    Claim,
     ForgetStep,
     Found,
     Lookup,
@@ -329,8 +331,8 @@ class SQLAlchemyStore:
 
     def _run(self, command: StoreCommand) -> Reply:
         engine = self._command_engine()
+        work = _Command(command, self._commands, immediate=self._sqlite)
         for attempt in range(RETRIES + 1):
-            work = _Command(command, self._commands, immediate=self._sqlite)
             try:
                 with engine.connect() as connection:
                     return work.carry_out(connection)
@@ -340,8 +342,8 @@ class SQLAlchemyStore:
 
     async def _arun(self, command: StoreCommand) -> Reply:
         engine = self._loop_engine()
+        work = _Command(command, self._commands, immediate=self._sqlite)
         for attempt in range(RETRIES + 1):
-            work = _Command(command, self._commands, immediate=self._sqlite)
             try:
                 async with asyncio.timeout(self._timeout), engine.connect() as connection:
                     return await connection.run_sync(work.carry_out)
@@ -403,7 +405,7 @@ class SQLAlchemyStore:
 
 
 class _Command:
-    """One attempt at one command as a transaction."""
+    """One command as a transaction, at each attempt."""
 
     def __init__(
         self, command: StoreCommand, commands: SQLAlchemyCommands, *, immediate: bool
@@ -425,9 +427,12 @@ class _Command:
 
     def pause_or_raise(self, error: Exception, attempt: int) -> float:
         """Return the seconds before the next attempt, or raise the `StoreError` it comes to."""
-        if attempt < RETRIES and again(error, committing=self._committing):
+        if isinstance(self._command, Claim) and isinstance(error, IntegrityError):
+            self._command = Lookup(self._command.key)  # another has won: what is there, if it is
+        committing, self._committing = self._committing, False
+        if attempt < RETRIES and again(error, committing=committing):
             return _pause(attempt)
-        raise translate(error, committing=self._committing) from error
+        raise translate(error, committing=committing) from error
 
 
 def _check_server(connection: Connection) -> None:

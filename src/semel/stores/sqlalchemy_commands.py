@@ -124,7 +124,7 @@ class SQLAlchemyCommands:
         return _found(row) if row is not None else None
 
     def _claim(self, connection: Connection, command: Claim) -> Reply:
-        """One claim wins: the unique key arbitrates (S1), and the other is given again.
+        """One claim wins: the unique key arbitrates (S1), and the other looks again.
 
         A look first, for a repeat should cost no lock, no number and no warning in a log.
         """
