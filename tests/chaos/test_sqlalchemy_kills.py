@@ -16,7 +16,7 @@ from semel.testing.findings import summary
 from semel.testing.servers import MariaDB, PostgreSQL, ServerMissing, running
 from tests import servers
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module", params=[MariaDB, PostgreSQL])
