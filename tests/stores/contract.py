@@ -9,12 +9,15 @@ from functools import cache
 from pathlib import Path
 
 import psycopg
+from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from semel.core.commands import Reply, StoreCommand
 from semel.stores import Store
 from semel.stores.memory import MemoryStore
 from semel.stores.postgres import PostgreSQLStore
 from semel.stores.redis import RedisStore
+from semel.stores.sqlalchemy import SQLAlchemyStore, metadata
 from semel.stores.sqlite import SQLiteStore
 from tests import servers
 
@@ -95,10 +98,60 @@ def redis(folder: Path, clock: Clock) -> Iterator[Store]:
     yield store
 
 
+@cache
+def _sqlalchemy_database(kind: str) -> Engine:
+    """A database of this process with the tables in it."""
+    if kind == "postgresql":
+        url = (
+            servers.postgresql().database("sqlalchemy").replace("postgresql", "postgresql+psycopg")
+        )
+    else:
+        url = servers.mariadb().database("sqlalchemy").replace("mysql", "mysql+pymysql")
+    engine = create_engine(url)
+    metadata.create_all(engine)
+    return engine
+
+
+def _sqlalchemy(driver: str) -> Callable[[Path, Clock], object]:
+    """On an engine of this driver."""
+    kind = driver.partition("+")[0]
+
+    @contextmanager
+    def made(folder: Path, clock: Clock) -> Iterator[Store]:
+        url = make_url(f"sqlite:///{folder / 'records.db'}")
+        if kind != "sqlite":
+            database = _sqlalchemy_database(kind)
+            url = database.url
+            with database.begin() as connection:
+                for table in metadata.sorted_tables:
+                    connection.execute(table.delete())
+        make = create_async_engine if driver in ASYNC_DRIVERS else create_engine
+        yield SQLAlchemyStore(make(url.set(drivername=driver)), clock=clock)
+
+    return made
+
+
+ASYNC_DRIVERS = {
+    "sqlite+aiosqlite",
+    "postgresql+psycopg_async",
+    "postgresql+asyncpg",
+    "mysql+asyncmy",
+}
+SQLALCHEMY = {
+    "sqlalchemy-sqlite": _sqlalchemy("sqlite"),
+    "sqlalchemy-aiosqlite": _sqlalchemy("sqlite+aiosqlite"),
+    "sqlalchemy-psycopg": _sqlalchemy("postgresql+psycopg"),
+    "sqlalchemy-psycopg-async": _sqlalchemy("postgresql+psycopg_async"),
+    "sqlalchemy-asyncpg": _sqlalchemy("postgresql+asyncpg"),
+    "sqlalchemy-pymysql": _sqlalchemy("mysql+pymysql"),
+    "sqlalchemy-asyncmy": _sqlalchemy("mysql+asyncmy"),
+}
+
 STORES: dict[str, Callable[[Path, Clock], object]] = {
     "memory": memory,
     "sqlite": sqlite,
     "postgresql": postgresql,
     "redis": redis,
+    **SQLALCHEMY,
 }
 """How each store is made, on a server and in tables of its own."""

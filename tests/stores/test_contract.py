@@ -34,8 +34,9 @@ from semel.core.commands import (
 from semel.core.record import Response, State
 from semel.stores import Store
 from semel.stores.memory import MemoryTable
+from semel.stores.sqlalchemy import SQLAlchemyStore
 
-from .contract import STORES, Clock
+from .contract import SQLALCHEMY, STORES, Clock
 
 KEY, OTHER = b"k" * 16, b"o" * 16
 PRINT = b"\x01" + b"f" * 32
@@ -67,6 +68,8 @@ def do(request: pytest.FixtureRequest, store: Store) -> Iterator[Do]:
         return
     with asyncio.Runner() as runner:
         yield lambda command: runner.run(store.aexecute(command))
+        if isinstance(store, SQLAlchemyStore):
+            runner.run(store.astop())
 
 
 def claim(key: bytes = KEY, owner: bytes = b"me") -> Claim:
@@ -381,7 +384,7 @@ steps = st.lists(
 )
 
 
-@pytest.mark.parametrize("name", [name for name in STORES if name != "memory"])
+@pytest.mark.parametrize("name", [n for n in STORES if n != "memory" and n not in SQLALCHEMY])
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=steps)
 def test_every_store_answers_as_the_simulators_table_does(
@@ -392,12 +395,32 @@ def test_every_store_answers_as_the_simulators_table_does(
     with STORES[name](tmp_path_factory.mktemp("model"), clock) as real:
         real.start()
         try:
-            compare(real, clock, steps)
+            compare(real, real.execute, clock, steps)
         finally:
             real.stop()
 
 
-def compare(real: Store, clock: Clock, steps: list[Any]) -> None:
+@pytest.mark.parametrize("name", SQLALCHEMY)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=steps)
+def test_sqlalchemy_answers_as_the_simulators_table_does(
+    tmp_path_factory: pytest.TempPathFactory, name: str, steps: list[Any]
+) -> None:
+    """On each of its databases and drivers, by the way that requests take."""
+    clock = Clock()
+    with (
+        SQLALCHEMY[name](tmp_path_factory.mktemp("model"), clock) as real,
+        asyncio.Runner() as runner,
+    ):
+        real.start()
+        try:
+            compare(real, lambda command: runner.run(real.aexecute(command)), clock, steps)
+        finally:
+            runner.run(real.astop())
+            real.stop()
+
+
+def compare(real: Store, do: Do, clock: Clock, steps: list[Any]) -> None:
     model = MemoryTable()
     # Under each key: theirs, ours. Tokens of different keys may be the same.
     tokens: dict[bytes, list[tuple[int, int]]] = {KEY: [(-1, -1)], OTHER: [(-1, -1)]}
@@ -408,7 +431,7 @@ def compare(real: Store, clock: Clock, steps: list[Any]) -> None:
             model.apply(Sweep(1000), clock.now)
             if isinstance(of(0), Sweep):
                 return
-        theirs, ours = real.execute(of(0)), model.apply(of(1), clock.now)
+        theirs, ours = do(of(0)), model.apply(of(1), clock.now)
         if isinstance(theirs, Claimed) and isinstance(ours, Claimed):
             assert theirs.attempt == ours.attempt
             name = of(0).key

@@ -123,6 +123,13 @@ def open_store(url: str) -> Store:
             urlunsplit(parts._replace(query="")),
             **_options(url, options, prefix=str, timeout=float),
         )
+    dialect, _, driver = parts.scheme.partition("+")
+    if dialect in ("mysql", "mariadb") or driver:
+        make = "create_async_engine" if driver.startswith(("async", "aio")) else "create_engine"
+        raise StoreSetupError(
+            f"{parts.scheme}:// is a URL of SQLAlchemy: give its engine,"
+            f" SQLAlchemyStore({make}(url)), from semel.stores.sqlalchemy"
+        )
     raise StoreSetupError(
         f"{url!r} names no store; give memory://, sqlite:///path.db, postgresql://host/database or"
         " redis://host/0"

@@ -26,15 +26,12 @@ from semel.core.commands import (
     Open,
     RecordStep,
     Reply,
-    Settle,
     Steps,
     StoreCommand,
     StoreError,
     StoreUnavailable,
-    Sweep,
-    Takeover,
 )
-from semel.core.record import State, UnreadableRecord
+from semel.core.record import UnreadableRecord
 from semel.stores import StoreSetupError
 from semel.stores.sqlite_checkpoints import Checkpoints
 from semel.stores.sqlite_commands import LOOKUP, SQLiteCommands
@@ -199,39 +196,11 @@ class SQLiteStore(SQLiteCommands):
         if type(command) is Lookup:
             return self._lookup(command.key)
         if isinstance(command, (Steps, RecordStep, ForgetStep)):
-            return self._step(command)
-        swept = self._before(command)
-        reply = self._after(command, self._write(command))
+            return self._steps.carry_out(command, self._lookup)
+        swept = self._steps.before(command, self._lookup)
+        reply = self._write(command)
+        self._steps.after(command, reply)
         return reply + swept if isinstance(reply, int) and swept else reply
-
-    def _step(self, command: Steps | RecordStep | ForgetStep) -> Reply:
-        if isinstance(command, Steps):
-            return self._steps.read(command)
-        found = self._lookup(command.key)
-        if found is not None:  # the holder's own, or another's by now
-            record = found.record
-            if (record.state, record.token) != (State.IN_FLIGHT, command.token):
-                return None if isinstance(command, RecordStep) else False
-        if isinstance(command, RecordStep):
-            return self._steps.record(command)
-        return self._steps.forget(command)
-
-    def _before(self, command: StoreCommand) -> int:
-        """Delete steps that have to go before their record does; return how many were swept."""
-        if isinstance(command, Takeover) and command.expired:
-            self._steps.forget_over(command.key)
-        elif isinstance(command, Sweep):
-            return self._steps.sweep(command.limit, self._runs)
-        return 0
-
-    def _after(self, command: StoreCommand, reply: Reply) -> Reply:
-        if isinstance(command, Settle) and reply and command.response is None:
-            self._steps.forget_unsure(command.key)
-        return reply
-
-    def _runs(self, key: bytes) -> bool:
-        found = self._lookup(key)
-        return found is not None and found.record.state in (State.IN_FLIGHT, State.PARKED)
 
     def _write(self, command: StoreCommand) -> Reply:
         asked = _Asked(self, command)
@@ -253,9 +222,7 @@ class SQLiteStore(SQLiteCommands):
         """Carry out one command; the writes of one tick of the event loop go together."""
         if type(command) is Lookup:
             return self._lookup(command.key)
-        if isinstance(command, (Steps, RecordStep, ForgetStep)):
-            return await asyncio.to_thread(self._step, command)
-        if isinstance(command, (Settle, Sweep, Takeover)):
+        if self._steps.concerns(command):
             return await asyncio.to_thread(self.execute, command)
         return await self._awrite(command)
 

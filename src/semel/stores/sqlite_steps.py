@@ -12,11 +12,25 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from semel.core.commands import ForgetStep, Recorded, RecordStep, Steps
+from semel.core.commands import (
+    ForgetStep,
+    Found,
+    Recorded,
+    RecordStep,
+    Reply,
+    Settle,
+    Steps,
+    StoreCommand,
+    Sweep,
+    Takeover,
+)
+from semel.core.record import State
 from semel.failpoints import failpoint
 from semel.stores import sql
 from semel.stores.sqlite_file import translate
 
+LookUp = Callable[[bytes], Found | None]
+"""Reads a record of the database beside."""
 SUFFIX = "-semel-steps"
 _CREATE = sql.load("sqlite", "steps_create")
 _READ = sql.load("sqlite", "steps_read")
@@ -36,12 +50,48 @@ class SQLiteSteps:
     def __init__(
         self, database: Path, synchronous: str, timeout: float, clock: Callable[[], float]
     ) -> None:
+        self._database = database
         self._path = Path(f"{database}{SUFFIX}")
         self._synchronous = synchronous
         self._timeout = timeout
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
         self.lock = threading.Lock()
+
+    def anew(self) -> SQLiteSteps:
+        """Return the same, not yet open: for a child process."""
+        return SQLiteSteps(self._database, self._synchronous, self._timeout, self._clock)
+
+    @staticmethod
+    def concerns(command: StoreCommand) -> bool:
+        """Whether a command is about steps, or has something to do for them."""
+        return isinstance(command, (Steps, RecordStep, ForgetStep, Settle, Sweep, Takeover))
+
+    def carry_out(self, command: Steps | RecordStep | ForgetStep, look_up: LookUp) -> Reply:
+        """Carry out a command that is about steps alone."""
+        if isinstance(command, Steps):
+            return self.read(command)
+        found = look_up(command.key)
+        if found is not None:  # the holder's own, or another's by now
+            record = found.record
+            if (record.state, record.token) != (State.IN_FLIGHT, command.token):
+                return None if isinstance(command, RecordStep) else False
+        if isinstance(command, RecordStep):
+            return self.record(command)
+        return self.forget(command)
+
+    def before(self, command: StoreCommand, look_up: LookUp) -> int:
+        """Delete steps that have to go before their record does; return how many were swept."""
+        if isinstance(command, Takeover) and command.expired:
+            self.forget_over(command.key)
+        elif isinstance(command, Sweep):
+            return self.sweep(command.limit, look_up)
+        return 0
+
+    def after(self, command: StoreCommand, reply: Reply) -> None:
+        """Delete steps that a settlement says did not happen."""
+        if isinstance(command, Settle) and reply and command.response is None:
+            self.forget_unsure(command.key)
 
     def read(self, command: Steps) -> dict[str, bytes | None]:
         """Return the steps under a key."""
@@ -78,8 +128,13 @@ class SQLiteSteps:
             if connection is not None:
                 connection.execute(_PURGE, (key, self._clock()))
 
-    def sweep(self, limit: int, runs: Callable[[bytes], bool]) -> int:
+    def sweep(self, limit: int, look_up: LookUp) -> int:
         """Delete steps whose time is over, unless their operation still runs; return how many."""
+
+        def runs(key: bytes) -> bool:
+            found = look_up(key)
+            return found is not None and found.record.state in (State.IN_FLIGHT, State.PARKED)
+
         with self._open(create=False) as connection:
             if connection is None:
                 return 0

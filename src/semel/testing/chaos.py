@@ -39,7 +39,7 @@ from semel.drivers import AsyncDriver, ThreadDriver
 from semel.idempotency import Idempotency
 from semel.operation import Operation, SyncOperation
 from semel.stores import sqlite_checkpoints
-from semel.testing.chaos_beds import DATABASE, Bed, PostgreSQLBed, SQLiteBed
+from semel.testing.chaos_beds import DATABASE, Bed, PostgreSQLBed, SQLiteBed, ThreadsApart
 from semel.testing.checker import check
 from semel.testing.findings import Report, merged, summary
 from semel.testing.history import (
@@ -159,7 +159,9 @@ class Rig:
     # --- what a server does -----------------------------------------------------------------
 
     def _serve(self, asked: Sequence[tuple[str, str]], *, threads: bool) -> None:
-        idempotency = Idempotency(self.bed.store(), sweep_every=None)
+        apart = threads and isinstance(self.bed, ThreadsApart)
+        store = self.bed.thread_store() if apart else self.bed.store()  # type: ignore[attr-defined]
+        idempotency = Idempotency(store, sweep_every=None)
         while not idempotency.ready():  # its database may just be starting
             time.sleep(0.05)
         if threads:
@@ -234,7 +236,7 @@ class Rig:
 
     def _insert(self, driver: AsyncDriver | ThreadDriver, attempt: str, key: str) -> Any:
         assert driver.claim is not None
-        row = (attempt, key, driver.claim.token)
+        row = {"attempt": attempt, "key": key, "token": driver.claim.token}
         return self.bed.insert, row
 
     def _elsewhere(self, driver: AsyncDriver | ThreadDriver, attempt: str, key: str) -> None:
@@ -393,6 +395,7 @@ def zombies(guarantee: Guarantee, count: int, *, bed: Callable[[Path], Bed] = SQ
         shutil.rmtree(folder, ignore_errors=True)
 
 
+STORES = ("sqlite", "postgresql", "sqlalchemy-mariadb", "sqlalchemy-postgresql")
 SHARE = 50
 """Kills between two lines of progress, and to a worker process at a time."""
 
@@ -401,6 +404,11 @@ def _share(todo: tuple[str, Guarantee, int, int, str | None]) -> tuple[Report, C
     store, guarantee, kills, seed, point = todo
     if store == "sqlite":
         return storm(guarantee, kills, seed=seed, point=point)
+    if store.startswith("sqlalchemy"):
+        from semel.testing.chaos_beds_sqlalchemy import SERVERS, bed_on
+
+        with running(SERVERS[store]) as own:
+            return storm(guarantee, kills, seed=seed, point=point, bed=bed_on(own))
     with running(lambda: PostgreSQL(fsync=True)) as server:  # of its own, for it is crashed too
         return storm(
             guarantee, kills, seed=seed, point=point, bed=lambda folder: PostgreSQLBed(server)
@@ -412,14 +420,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m semel.testing.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--guarantee", choices=get_args(Guarantee), default="atomic")
-    parser.add_argument("--store", choices=["sqlite", "postgresql"], default="sqlite")
+    parser.add_argument("--store", choices=STORES, default="sqlite")
     parser.add_argument("--failpoint", default=None, help='one of them, or "random"; default: all')
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
-    if options.store == "sqlite":
-        return _run(options, SQLiteBed.title)
-    return _run(options, PostgreSQLBed.title)
+    titles = {"sqlite": SQLiteBed.title, "postgresql": PostgreSQLBed.title}
+    return _run(options, titles.get(options.store, options.store))
 
 
 def _run(options: argparse.Namespace, title: str) -> int:

@@ -7,7 +7,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from semel.stores import Store
 from semel.stores.sqlite import SQLiteStore
@@ -38,8 +38,8 @@ class Bed(Protocol):
     title: str
     points: tuple[str, ...]
     """Failpoints that a server meets while it serves new keys."""
-    insert: str
-    """The statement that leaves an effect: attempt, key, token."""
+    insert: Any
+    """The statement that leaves an effect, with the parameters attempt, key, token by name."""
 
     def store(self) -> Store:
         """Return a store on it, not yet started."""
@@ -57,12 +57,20 @@ class Bed(Protocol):
         """Crash the database itself and start it again; nothing where it is no server."""
 
 
+@runtime_checkable
+class ThreadsApart(Protocol):
+    """A bed whose store for servers of threads is another than for event loops."""
+
+    def thread_store(self) -> Store:
+        """Return a store for a server of threads, not yet started."""
+
+
 class SQLiteBed:
     """A file of its own."""
 
     title = "SQLite synchronous=FULL"
     points: tuple[str, ...] = (*BOTH, "in_commit", "before_checkpoint", "in_sweep")
-    insert = "insert into effect values (?, ?, ?)"
+    insert = "insert into effect values (:attempt, :key, :token)"
 
     def __init__(self, folder: Path, make: Callable[[Path], Store] = SQLiteStore) -> None:
         self._path = folder / "shop.db"
@@ -114,7 +122,7 @@ class PostgreSQLBed:
 
     title = "PostgreSQL fsync=on"
     points: tuple[str, ...] = (*BOTH, DATABASE)
-    insert = "insert into effect values (%s, %s, %s)"
+    insert = "insert into effect values (%(attempt)s, %(key)s, %(token)s)"
 
     def __init__(self, server: PostgreSQL) -> None:
         self._server = server

@@ -287,6 +287,14 @@ class MariaDB(Server):
             "--max-connections=300",
         ]
 
+    def database(self, name: str) -> str:
+        """Make a database and return its URL."""
+        import pymysql  # type: ignore[import-untyped]
+
+        with pymysql.connect(host="127.0.0.1", port=self.port, user="root") as connection:
+            connection.cursor().execute(f"create database `{name}`")
+        return self.url.rsplit("/", 1)[0] + f"/{name}"
+
 
 class PgBouncer(Server):
     """pgbouncer in transaction mode, in front of a PostgreSQL server."""
