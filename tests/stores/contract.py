@@ -17,6 +17,7 @@ from semel.stores.postgres import PostgreSQLStore
 from semel.stores.redis import RedisStore
 from semel.stores.sqlite import SQLiteStore
 from tests import servers
+from tests.stores.django_stores import DJANGO_STORES
 
 _numbers = itertools.count()
 
@@ -100,5 +101,6 @@ STORES: dict[str, Callable[[Path, Clock], object]] = {
     "sqlite": sqlite,
     "postgresql": postgresql,
     "redis": redis,
+    **DJANGO_STORES,
 }
 """How each store is made, on a server and in tables of its own."""
