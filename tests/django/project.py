@@ -62,3 +62,10 @@ def use(alias: str, settings: dict[str, Any]) -> None:
     connections.settings[alias] = whole
     connections.databases[alias] = whole
     call_command("migrate", database=alias, verbosity=0)
+
+
+def forget_steps(alias: str) -> None:
+    """Remove the file in which DjangoStore keeps the steps of an SQLite database."""
+    name = connections[alias].settings_dict["NAME"]
+    for ending in ("", "-wal", "-shm"):
+        Path(f"{name}-semel-steps{ending}").unlink(missing_ok=True)

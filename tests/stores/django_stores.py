@@ -28,9 +28,7 @@ def _made(vendor: str, folder: Path, clock: Callable[[], float]) -> Iterator[Sto
     with connection.cursor() as cursor:
         for table in ("semel_django_record", "semel_django_step"):
             cursor.execute(f"delete from {table}")
-    steps = Path(f"{connection.settings_dict['NAME']}-semel-steps")
-    for file in (steps, steps.with_name(f"{steps.name}-wal"), steps.with_name(f"{steps.name}-shm")):
-        file.unlink(missing_ok=True)
+    project.forget_steps(alias)
     yield DjangoStore(alias, clock=clock)
 
 

@@ -5,7 +5,6 @@ The same engine as ASGI's, on the threads of the server. Place it inside authent
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import random
@@ -13,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from semel.core import problems
 from semel.core.commands import Abandoned, Answer, Park, Remembered, StoreError
@@ -30,7 +29,7 @@ from semel.idempotency import Idempotency, Whose, named_scope, scope_name
 from semel.operation import NoOperation, current
 from semel.web import completer
 from semel.web import headers as answer_headers
-from semel.web.body import CHUNK, Body, Intake
+from semel.web.body import CHUNK, Body, Input, Intake
 
 log = logging.getLogger("semel")
 
@@ -127,7 +126,7 @@ class WSGIMiddleware:
         life = run(request, policy, found, opens=idempotency.opens(policy))
         driver = ThreadDriver(idempotency.runtime, life, key_hash, policy.seconds)
         outcome = driver.begin()
-        environ = {**environ, "wsgi.input": _Input(body), "CONTENT_LENGTH": str(body.size)}
+        environ = {**environ, "wsgi.input": Input(body), "CONTENT_LENGTH": str(body.size)}
         environ.pop("HTTP_TRANSFER_ENCODING", None)
         if type(outcome) is Bypass:
             return self.app(environ, start_response)
@@ -220,7 +219,7 @@ class WSGIMiddleware:
             "SERVER_PROTOCOL": "HTTP/1.1",
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": "http",
-            "wsgi.input": _Input(todo.body),
+            "wsgi.input": Input(todo.body),
             "wsgi.errors": sys.stderr,
             "wsgi.multithread": True,
             "wsgi.multiprocess": True,
@@ -505,26 +504,6 @@ class _Rest:
         for _ in self._rest:  # the client may have gone; the handler still runs to its end
             pass
         self._exchange.close()
-
-
-class _Input:
-    """`wsgi.input` over a body that has been read."""
-
-    def __init__(self, body: Body) -> None:
-        file = body.file()
-        self._file: BinaryIO = file if file is not None else io.BytesIO(b"".join(body.chunks()))
-
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(size)
-
-    def readline(self, size: int = -1) -> bytes:
-        return self._file.readline(size)
-
-    def readlines(self, hint: int = -1) -> list[bytes]:
-        return self._file.readlines(hint)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._file)
 
 
 class _View:
