@@ -71,7 +71,12 @@ def test_rest_framework_authenticates_before_a_replay(serve: Any) -> None:
     nobody = client.send("/payments/", body=body)
     wrong = client.send("/payments/", body=body, headers=[("Authorization", "Token wrong")])
     # 403: by REST framework's rule, as SessionAuthentication is the first and has no challenge.
-    assert (nobody.status, wrong.status, nobody.replayed, wrong.replayed) == (403, 403, False, False)
+    assert (nobody.status, wrong.status, nobody.replayed, wrong.replayed) == (
+        403,
+        403,
+        False,
+        False,
+    )
     user.user_permissions.clear()
     denied = client.send("/payments/", body=body, headers=headers)
     assert (denied.status, denied.replayed) == (403, False)

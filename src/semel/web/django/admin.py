@@ -123,7 +123,9 @@ class RecordAdmin(admin.ModelAdmin):
 
     # --- actions ---------------------------------------------------------------------------
 
-    @admin.action(description="Park: stop what is in flight until it is settled", permissions=["settle"])
+    @admin.action(
+        description="Park: stop what is in flight until it is settled", permissions=["settle"]
+    )
     def park(self, request: HttpRequest, queryset: Any) -> Any:
         """Park operations that are in flight."""
         by = f"parked in the admin by {request.user.get_username()}"

@@ -97,7 +97,9 @@ def made_policy(base: Policy, rules: object, where: str) -> Policy:
         raise PolicyError(f"{where}: give a dict of the fields of Policy, not {rules!r}")
     fields = {name: getattr(base, name) for name in Policy.__dataclass_fields__}
     if unknown := sorted(set(rules) - set(fields)):
-        raise PolicyError(f"{where}: Policy has no {', '.join(unknown)}; it has {', '.join(fields)}")
+        raise PolicyError(
+            f"{where}: Policy has no {', '.join(unknown)}; it has {', '.join(fields)}"
+        )
     return Policy(**{**fields, **rules})
 
 

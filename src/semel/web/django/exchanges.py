@@ -172,4 +172,3 @@ def exchange_of(request: Any) -> Exchange | None:
 
 def _after_answer() -> None:
     failpoint("after_answer")
-

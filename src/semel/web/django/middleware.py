@@ -88,7 +88,9 @@ class IdempotencyMiddleware:
         asked = self._asked(exchange, view, args, kwargs)
         if type(asked) is not tuple:  # outcomes are named tuples
             return asked
-        driver = ThreadDriver(self._idempotency.runtime, asked[1], asked[0], exchange.policy.seconds)
+        driver = ThreadDriver(
+            self._idempotency.runtime, asked[1], asked[0], exchange.policy.seconds
+        )
         outcome = driver.begin()
         if outcome is not None:
             return self._told(outcome)

@@ -33,9 +33,7 @@ def declared(request: HttpRequest) -> int:
     return int(length) if length.isdigit() else 0
 
 
-def read(
-    policy: Policy, request: HttpRequest, write: Callable[[bytes], object]
-) -> Problem | None:
+def read(policy: Policy, request: HttpRequest, write: Callable[[bytes], object]) -> Problem | None:
     """Read the body to its end. What Django has read already, for middleware, is taken as it is."""
     refusal = None
     if declared(request) > policy.max_request_body:
