@@ -11,14 +11,12 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.db import IntegrityError, connection, transaction
 from django.http import FileResponse, Http404, HttpResponse, JsonResponse, StreamingHttpResponse
-from django.views import View
-from django.views.decorators.csrf import csrf_exempt
 from rest_framework import serializers, viewsets
 from rest_framework.authentication import SessionAuthentication, TokenAuthentication
 from rest_framework.permissions import DjangoModelPermissions
 from rest_framework.throttling import SimpleRateThrottle
 
-from semel.core.steps import NotDone
+from django.views import View
 from semel.web.django import aoperation, idempotency_policy, operation
 from tests.django.shop.models import Charge
 
@@ -172,8 +170,7 @@ async def async_plain_stream(request: Any) -> HttpResponse:
         for _ in range(3):
             yield b"x"
             begun.set()
-            while not go_on.is_set():
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(go_on.wait, 20)
 
     return StreamingHttpResponse(made())
 
@@ -201,8 +198,7 @@ async def async_waits(request: Any) -> HttpResponse:
     runs.append("async_waits")
     await Charge.objects.acreate(order="before")
     begun.set()
-    while not go_on.is_set():
-        await asyncio.sleep(0.01)
+    await asyncio.to_thread(go_on.wait, 20)
     await Charge.objects.acreate(order="after")
     return HttpResponse("waited")
 
@@ -235,7 +231,3 @@ class Busy(SimpleRateThrottle):
 
 class Throttled(Charges):
     throttle_classes = (Busy,)
-
-
-UNSURE = NotDone
-exempt = csrf_exempt

@@ -24,8 +24,10 @@ ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "examples" / "django_drf"
 COMMANDS = {
     "gunicorn": ("gunicorn", "api.wsgi", "--threads=4", "--log-level=critical", "--bind=fd://{}"),
-    "uvicorn": ("uvicorn", "api.asgi:application", "--lifespan=off", "--log-level=critical")
-    + ("--fd={}",),
+    "uvicorn": (
+        *("uvicorn", "api.asgi:application"),
+        *("--lifespan=off", "--log-level=critical", "--fd={}"),
+    ),
 }
 POINTS = ("before_commit", "after_commit")  # written and not committed; committed and not told
 

@@ -1,9 +1,10 @@
 """Where everything is."""
 
 from django.contrib import admin
-from django.urls import path
 from payments.views import Payments
 from rest_framework.routers import DefaultRouter
+
+from django.urls import path
 
 router = DefaultRouter()
 router.register("payments", Payments)

@@ -1,7 +1,8 @@
 """The API. Nothing here knows of idempotency: two payments for one click cannot happen."""
 
-from payments.models import Payment
 from rest_framework import mixins, serializers, viewsets
+
+from payments.models import Payment
 
 
 class PaymentSerializer(serializers.ModelSerializer):

@@ -1,8 +1,8 @@
 """Records in a database that Django knows: PostgreSQL, MariaDB, MySQL or SQLite.
 
-Commands go through a few connections of the store's own, so that no rollback of a view takes a claim
-or a recorded step with it. The operation itself runs inside `transaction.atomic()` on the thread's
-own connection; its record is completed in that same transaction, under its fencing token.
+Commands go through a few connections of the store's own, so that no rollback of a view takes a
+claim or a recorded step with it. The operation itself runs inside `transaction.atomic()` on the
+thread's own connection; its record is completed in that transaction, under its fencing token.
 """
 
 from __future__ import annotations

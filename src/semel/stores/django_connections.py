@@ -1,7 +1,7 @@
 """Connections of the store's own beside those that Django keeps for its threads.
 
-What a view does inside `atomic()` is rolled back with it; a claim, a renewal or a recorded step must
-not be. Django's `connections` have one connection a thread, so these are made beside it.
+What a view does inside `atomic()` is rolled back with it; a claim, a renewal or a recorded step
+must not be. Django's `connections` have one connection a thread, so these are made beside it.
 """
 
 from __future__ import annotations

@@ -112,7 +112,8 @@ class RecordAdmin(admin.ModelAdmin):
         answer = _answer(record)
         if not isinstance(answer, Response) or answer.body is None:
             return "not kept" if isinstance(answer, Response) else None
-        return format_html('{} bytes, <a href="?{}=1">show</a>', len(answer.body), BODY)
+        link: str = format_html('{} bytes, <a href="?{}=1">show</a>', len(answer.body), BODY)
+        return link
 
     def answer_body(self, record: Record) -> str | None:
         """The body, asked for."""
@@ -152,7 +153,7 @@ class RecordAdmin(admin.ModelAdmin):
             request,
             queryset,
             "settle_as_done",
-            "These parked operations took effect. Repeats get the answer below; nothing runs again.",
+            "These parked operations took effect. Repeats get the answer below; nothing runs.",
             lambda record: operators.settle(configured().idempotency, record, response),
             asks_answer=True,
         )
@@ -191,7 +192,8 @@ class RecordAdmin(admin.ModelAdmin):
                 "asks_answer": asks_answer,
             }
             return TemplateResponse(request, "semel/confirm.html", context)
-        done, left = [], []
+        done: list[str] = []
+        left: list[str] = []
         for record in queryset:
             try:
                 applied = do(record)

@@ -13,8 +13,13 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext, iscoroutinefunction
-from asgiref.sync import markcoroutinefunction, sync_to_async
+from asgiref.sync import (
+    SyncToAsync,
+    ThreadSensitiveContext,
+    iscoroutinefunction,
+    markcoroutinefunction,
+    sync_to_async,
+)
 from django.db import connections
 from django.http import HttpRequest
 

@@ -34,11 +34,11 @@ class Record(models.Model):
         app_label = "semel"
         db_table = "semel_django_record"
         default_permissions = ("view",)
-        permissions = [("settle_record", "Can park, release and settle operations")]
-        indexes = [
+        permissions = (("settle_record", "Can park, release and settle operations"),)
+        indexes = (
             models.Index(fields=["due_at"], name="semel_django_due"),
             models.Index(fields=["state", "lease_until"], name="semel_django_state"),
-        ]
+        )
 
     def __str__(self) -> str:
         return str(self.reference)

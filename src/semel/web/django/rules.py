@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from django.http import HttpRequest
-from django.urls import Resolver404, resolve
 
+from django.urls import Resolver404, resolve
 from semel.core.policy import Policy
 from semel.idempotency import POLICY_ATTRIBUTE, Idempotency
 from semel.web.django.conf import made_policy

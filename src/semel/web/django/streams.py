@@ -75,9 +75,13 @@ def _pieces(response: Any) -> AsyncIterator[bytes]:
 
 
 async def _on_a_thread(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    following = sync_to_async(next, thread_sensitive=True)
-    while (chunk := await following(chunks, None)) is not None:
+    following = sync_to_async(_next, thread_sensitive=True)
+    while (chunk := await following(chunks)) is not None:
         yield chunk
+
+
+def _next(chunks: Iterator[bytes]) -> bytes | None:
+    return next(chunks, None)
 
 
 async def _achain(chunks: list[bytes], rest: AsyncIterator[bytes] | None) -> AsyncIterator[bytes]:
@@ -108,7 +112,7 @@ class Passing:
         before = current.get()
         current.set(driver)
         try:
-            chunk = next(self._rest, None)
+            chunk: bytes | None = next(self._rest, None)
         except BaseException:
             self._end(None)
             raise
