@@ -88,7 +88,7 @@ def test_acting_asks_first_and_is_logged(store: DjangoStore, token: int) -> None
         b'{"id": 7}',
     )
     said = [entry.change_message for entry in LogEntry.objects.order_by("pk")]
-    assert said == ["park (was in flight)", "settle_as_done (was parked)"]
+    assert said == ["parked (was in flight)", "settled with an answer (was parked)"]
 
 
 def test_a_parked_key_is_freed(store: DjangoStore, token: int) -> None:

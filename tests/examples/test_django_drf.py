@@ -19,7 +19,7 @@ import pytest
 
 from tests import servers
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "examples" / "django_drf"
 COMMANDS = {

@@ -134,6 +134,7 @@ class RecordAdmin(admin.ModelAdmin):
             request,
             queryset,
             "park",
+            "parked",
             "Whatever still runs under these keys is fenced: it can no longer record an answer, and"
             " an atomic operation is rolled back. Repeats get 409 outcome-unknown until each is"
             " settled.",
@@ -153,6 +154,7 @@ class RecordAdmin(admin.ModelAdmin):
             request,
             queryset,
             "settle_as_done",
+            "settled with an answer",
             "These parked operations took effect. Repeats get the answer below; nothing runs.",
             lambda record: operators.settle(configured().idempotency, record, response),
             asks_answer=True,
@@ -165,6 +167,7 @@ class RecordAdmin(admin.ModelAdmin):
             request,
             queryset,
             "settle_as_not_done",
+            "released",
             "Be sure that these parked operations took no effect: their keys are freed, and a retry"
             " runs them again.",
             lambda record: operators.settle(configured().idempotency, record, None),
@@ -175,6 +178,7 @@ class RecordAdmin(admin.ModelAdmin):
         request: HttpRequest,
         queryset: Any,
         action: str,
+        told: str,
         warning: str,
         do: Callable[[Record], bool],
         *,
@@ -202,9 +206,9 @@ class RecordAdmin(admin.ModelAdmin):
                 continue
             (done if applied else left).append(str(record))
             if applied:
-                self.log_change(request, record, f"{action} (was {operators.state(record)})")
+                self.log_change(request, record, f"{told} (was {operators.state(record)})")
         if done:
-            self.message_user(request, f"{action}: {', '.join(done)}", messages.SUCCESS)
+            self.message_user(request, f"{told}: {', '.join(done)}", messages.SUCCESS)
         if left:
             said = f"{', '.join(left)}: left as it was, its state did not allow it"
             self.message_user(request, said, messages.WARNING)
