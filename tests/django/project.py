@@ -28,7 +28,9 @@ def database(vendor: str, name: str, folder: Path) -> dict[str, Any]:
     """Return the settings of a new, empty database on a real server."""
     if vendor == "sqlite":
         pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"
-        options = {"timeout": 20, "init_command": pragmas, "transaction_mode": "IMMEDIATE"}
+        options: dict[str, Any] = {"timeout": 20}
+        if django.VERSION >= (5, 1):
+            options |= {"init_command": pragmas, "transaction_mode": "IMMEDIATE"}
         return {
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": str(folder / f"{name}.db"),

@@ -316,3 +316,30 @@ def test_any_other_store_may_hold_the_records(serve: Any) -> None:
     assert client.send("/charge", body=JSON).status == 201
     assert client.send("/charge", body=JSON).replayed
     assert orders() == ["o1"]
+
+
+@pytest.mark.parametrize("kind", ["asgi"])
+@pytest.mark.parametrize("path", ["/charge", "/async_charge"])
+def test_middleware_that_knows_no_async_changes_nothing(serve: Any, path: str) -> None:
+    from django.conf import settings
+
+    client = serve(MIDDLEWARE=[*settings.MIDDLEWARE, "tests.django.views.plain_middleware"])
+    first, repeat = client.send(path, body=JSON), client.send(path, body=JSON)
+    assert (first.status, repeat.body, repeat.replayed) == (201, first.body, True)
+    assert client.send("/fails?how=raise", key="f").status == 500
+    assert len(orders()) == 1
+
+
+def test_middleware_that_has_read_an_upload_is_named(serve: Any) -> None:
+    """Its body is gone, so two uploads could not be told apart: an error, and no guess."""
+    from django.conf import settings
+
+    reads = "tests.django.views.reads_forms"
+    client = serve(MIDDLEWARE=[*settings.MIDDLEWARE[:-1], reads, settings.MIDDLEWARE[-1]])
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\nx\r\n--b--\r\n'
+    kind = [("Content-Type", "multipart/form-data; boundary=b")]
+    assert client.send("/upload", body=head, headers=kind).status == 500
+    assert views.runs == []
+    plain = [("Content-Type", "application/x-www-form-urlencoded")]
+    assert client.send("/needs_key", body=b"a=1", headers=plain).status == 200
+    assert client.send("/needs_key", body=b"a=2", headers=plain).problem == "key-reused"

@@ -11,6 +11,7 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.db import IntegrityError, connection, transaction
 from django.http import FileResponse, Http404, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.utils.decorators import sync_only_middleware
 from rest_framework import serializers, viewsets
 from rest_framework.authentication import SessionAuthentication, TokenAuthentication
 from rest_framework.permissions import DjangoModelPermissions
@@ -231,3 +232,20 @@ class Busy(SimpleRateThrottle):
 
 class Throttled(Charges):
     throttle_classes = (Busy,)
+
+
+@sync_only_middleware
+def plain_middleware(get_response: Any) -> Any:
+    """One of the old kind: under ASGI Django runs it, and what is outside it, on a thread."""
+    return lambda request: get_response(request)
+
+
+@sync_only_middleware
+def reads_forms(get_response: Any) -> Any:
+    """One that looks into forms before anybody else."""
+
+    def serve(request: Any) -> Any:
+        assert request.POST is not None
+        return get_response(request)
+
+    return serve
