@@ -16,6 +16,7 @@ from tests.django.shop.models import Charge
 
 
 class InATestCase(TestCase):
+    __test__ = False  # run below, on a database in memory
     databases: ClassVar[Any] = {"default"}
 
     def send(self) -> Any:
