@@ -20,6 +20,7 @@ from semel.stores.redis import RedisStore
 from semel.stores.sqlalchemy import SQLAlchemyStore, metadata
 from semel.stores.sqlite import SQLiteStore
 from tests import servers
+from tests.stores.django_stores import DJANGO_STORES
 
 _numbers = itertools.count()
 
@@ -153,5 +154,6 @@ STORES: dict[str, Callable[[Path, Clock], object]] = {
     "postgresql": postgresql,
     "redis": redis,
     **SQLALCHEMY,
+    **DJANGO_STORES,
 }
 """How each store is made, on a server and in tables of its own."""

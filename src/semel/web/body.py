@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 import time
 from collections.abc import Iterator
@@ -103,6 +104,32 @@ class Body:
         """Give the file back."""
         if self._file is not None:
             self._file.close()
+
+
+class Input:
+    """A body that has been read, as a file that is read again: `wsgi.input` and its like."""
+
+    def __init__(self, body: Body) -> None:
+        file = body.file()
+        self._file: BinaryIO = file if file is not None else io.BytesIO(b"".join(body.chunks()))
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        return self._file.read(size)
+
+    def readline(self, size: int = -1) -> bytes:
+        """Return the next line."""
+        return self._file.readline(size)
+
+    def readlines(self, hint: int = -1) -> list[bytes]:
+        """Return the lines that are left."""
+        return self._file.readlines(hint)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._file)
+
+    def close(self) -> None:
+        """Do nothing: the body is closed with its operation."""
 
 
 class Intake:

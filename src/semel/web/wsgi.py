@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from semel.core import problems
 from semel.core.commands import Abandoned, Answer, Park, Remembered, StoreError
@@ -31,7 +31,7 @@ from semel.idempotency import Idempotency, Whose, named_scope, scope_name
 from semel.operation import NoOperation, current
 from semel.web import completer, issuer, naming
 from semel.web import headers as answer_headers
-from semel.web.body import CHUNK, Body, Intake
+from semel.web.body import CHUNK, Body, Input, Intake
 
 log = logging.getLogger("semel")
 
@@ -276,7 +276,7 @@ class WSGIMiddleware:
             "SERVER_PROTOCOL": "HTTP/1.1",
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": "http",
-            "wsgi.input": _Input(todo.body),
+            "wsgi.input": Input(todo.body),
             "wsgi.errors": sys.stderr,
             "wsgi.multithread": True,
             "wsgi.multiprocess": True,
@@ -585,7 +585,7 @@ class _Input:
 
 def _with_body(environ: Environ, body: Body) -> Environ:
     """Return the request with its body to be read once more."""
-    again = {**environ, "wsgi.input": _Input(body), "CONTENT_LENGTH": str(body.size)}
+    again = {**environ, "wsgi.input": Input(body), "CONTENT_LENGTH": str(body.size)}
     again.pop("HTTP_TRANSFER_ENCODING", None)
     return again
 

@@ -1,0 +1,1 @@
+select result from semel_django_step where digest = %s

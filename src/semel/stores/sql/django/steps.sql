@@ -1,0 +1,1 @@
+select name, result from semel_django_step where key_hash = %s

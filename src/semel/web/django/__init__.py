@@ -1,0 +1,59 @@
+"""Django: `INSTALLED_APPS += ["semel.web.django"]`, the middleware, and what views use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+try:
+    import django  # noqa: F401
+except ImportError as error:  # pragma: no cover
+    raise ImportError("semel.web.django needs Django: pip install 'semel[django]'") from error
+
+if TYPE_CHECKING:
+    from semel.operation import Operation, SyncOperation
+    from semel.web.django.rules import idempotency_policy
+
+__all__ = ["aoperation", "idempotency_policy", "operation"]
+
+
+def operation(request: Any) -> SyncOperation:
+    """Return the operation of a plain view. A view that takes it needs a key.
+
+    Takes Django's request or REST framework's. Its writes need no `connection()`: the ORM's are in
+    the transaction already.
+    """
+    from semel.operation import SyncOperation
+
+    return SyncOperation(_driver(request))
+
+
+def aoperation(request: Any) -> Operation:
+    """Return the operation of an async view; its methods are awaited."""
+    from semel.drivers import AsyncDriver
+    from semel.operation import NoOperation, Operation
+
+    driver = _driver(request)
+    if not isinstance(driver, AsyncDriver):
+        raise NoOperation("this server runs async views on threads (WSGI): use operation(request)")
+    return Operation(driver)
+
+
+def _driver(request: Any) -> Any:
+    from semel.operation import NoOperation
+    from semel.web.django.exchanges import exchange_of
+
+    exchange = exchange_of(getattr(request, "_request", request))
+    if exchange is None or exchange.driver is None:
+        raise NoOperation(
+            "no operation: the request carries no Idempotency-Key, its view is not covered, or"
+            " IdempotencyMiddleware is missing"
+        )
+    return exchange.driver
+
+
+def __getattr__(name: str) -> Any:  # apps are imported before settings can be read
+    if name == "idempotency_policy":
+        from semel.web.django.rules import idempotency_policy
+
+        return idempotency_policy
+    raise AttributeError(name)

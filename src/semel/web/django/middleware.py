@@ -1,0 +1,250 @@
+"""The middleware: the same engine as ASGI's and WSGI's, where Django knows the user and the view.
+
+It reads key and body when the request comes by, and claims in `process_view`, after those of the
+middleware before it: CSRF protection, LoginRequiredMiddleware. The answer is recorded when the
+response comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from asgiref.sync import (
+    SyncToAsync,
+    ThreadSensitiveContext,
+    iscoroutinefunction,
+    markcoroutinefunction,
+    sync_to_async,
+)
+from django.db import connections
+from django.http import HttpRequest
+
+from semel.core import problems
+from semel.core.commands import StoreError
+from semel.core.engine import Bypass, Refuse
+from semel.drivers import AsyncDriver, ThreadDriver
+from semel.operation import current
+from semel.stores.django_transaction import DjangoTransaction
+from semel.web.body import HASHED_AT_ONCE
+from semel.web.django import answers, rules
+from semel.web.django.callers import caller
+from semel.web.django.conf import configured
+from semel.web.django.exchanges import Exchange, exchange_of
+from semel.web.django.receiving import declared
+from semel.web.django.streams import APassing, Passing, aheld, held
+
+log = logging.getLogger("semel")
+
+
+class IdempotencyMiddleware:
+    """`"semel.web.django.middleware.IdempotencyMiddleware"`, after AuthenticationMiddleware.
+
+    For WSGI and ASGI, sync and async views. Rules come from `SEMEL` in the settings and
+    `idempotency_policy` at the view. Raises `ImproperlyConfigured` where they make no sense.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[Any], Any]) -> None:
+        self.get_response = get_response
+        self._idempotency, self._authorize = configured()
+        self._detached: set[asyncio.Task[Any]] = set()
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+            self.process_view = self._process_async_view  # type: ignore[method-assign]
+
+    def __call__(self, request: HttpRequest) -> Any:
+        """Serve one request."""
+        if iscoroutinefunction(self):
+            return self._serve(request)
+        policy = rules.find(self._idempotency, request)
+        if policy is None:
+            return self.get_response(request)
+        exchange = Exchange(self._idempotency, policy, request)
+        try:
+            exchange.receive()
+            response = self.get_response(request)
+            return self._answered(exchange, response)
+        except BaseException:
+            if not exchange.over:
+                exchange.driver.finish(exchange.failed())
+            raise
+        finally:
+            current.set(None)
+            exchange.close()
+
+    def process_exception(self, request: HttpRequest, error: Exception) -> Any:
+        """Note what the view raised: what it wrote is undone, whatever Django makes of it."""
+        exchange = exchange_of(request)
+        return exchange.raised(error) if exchange is not None else None
+
+    # --- on threads ------------------------------------------------------------------------
+
+    def process_view(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> Any:
+        """Claim. Returns the answer where the view is not to run."""
+        exchange = exchange_of(request)
+        if exchange is None:
+            return None
+        asked = self._asked(exchange, view, args, kwargs)
+        if type(asked) is not tuple:  # outcomes are named tuples
+            return asked
+        driver = ThreadDriver(
+            self._idempotency.runtime, asked[1], asked[0], exchange.policy.seconds
+        )
+        outcome = driver.begin()
+        if outcome is not None:
+            return self._told(outcome)
+        exchange.driver = driver
+        if exchange.wraps:
+            try:
+                driver.transaction = self._idempotency.store.begin()
+            except StoreError as error:
+                log.warning("operation %s: %s", driver.key[:6].hex(), error)
+                driver.finish(exchange.not_begun())
+                return self._told(Refuse(problems.STORE_UNAVAILABLE))
+            driver.taken = True
+        current.set(driver)
+        return None
+
+    def _answered(self, exchange: Exchange, response: Any) -> Any:
+        if exchange.over:
+            return response
+        if response.streaming and exchange.passes:
+            response.streaming_content = Passing(exchange, response)
+            return response
+        transaction = exchange.undoes(response)
+        if transaction is not None:
+            transaction.undo()
+        body, chunks = held(exchange, response)
+        outcome = exchange.driver.finish(exchange.answer(response, body))
+        return exchange.sent(outcome, response, chunks)
+
+    # --- on an event loop ------------------------------------------------------------------
+
+    async def _serve(self, request: HttpRequest) -> Any:
+        policy = rules.find(self._idempotency, request)
+        if policy is None:
+            return await self.get_response(request)
+        exchange = Exchange(self._idempotency, policy, request)
+        if declared(request) > HASHED_AT_ONCE or not self._idempotency.started:
+            await sync_to_async(exchange.receive, thread_sensitive=True)()
+        else:
+            exchange.receive()
+        if exchange.key is None:
+            return await self.get_response(request)
+        # In a task of its own, which nobody cancels with the request: it runs on to its end.
+        task = asyncio.get_running_loop().create_task(self._operate(exchange))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                self._detached.add(task)
+                task.add_done_callback(self._forget)
+            raise
+
+    async def _operate(self, exchange: Exchange) -> Any:
+        async with _own_thread():
+            try:
+                response = await self.get_response(exchange.request)
+                return await self._aanswered(exchange, response)
+            except BaseException:
+                if not exchange.over:
+                    await exchange.driver.finish(exchange.failed())
+                raise
+            finally:
+                exchange.close()
+                if exchange.driver is not None:
+                    transaction = exchange.driver.transaction
+                    if isinstance(transaction, DjangoTransaction):
+                        await transaction.ended()
+
+    async def _process_async_view(
+        self, request: HttpRequest, view: Any, args: Any, kwargs: Any
+    ) -> Any:
+        exchange = exchange_of(request)
+        if exchange is None:
+            return None
+        ask = sync_to_async(self._asked, thread_sensitive=True)
+        asked = await ask(exchange, view, args, kwargs)
+        if type(asked) is not tuple:  # outcomes are named tuples
+            return asked
+        driver = AsyncDriver(self._idempotency.runtime, asked[1], asked[0], exchange.policy.seconds)
+        outcome = await driver.begin()
+        if outcome is not None:
+            return self._told(outcome)
+        exchange.driver = driver
+        if exchange.wraps:
+            try:
+                driver.transaction = await self._idempotency.store.abegin()
+            except StoreError as error:
+                log.warning("operation %s: %s", driver.key[:6].hex(), error)
+                await driver.finish(exchange.not_begun())
+                return self._told(Refuse(problems.STORE_UNAVAILABLE))
+            driver.taken = True
+        current.set(driver)
+        return None
+
+    async def _aanswered(self, exchange: Exchange, response: Any) -> Any:
+        if exchange.over:
+            return response
+        if response.streaming and exchange.passes:
+            response.streaming_content = APassing(exchange, response)
+            return response
+        transaction = exchange.undoes(response)
+        if transaction is not None:
+            await sync_to_async(transaction.undo, thread_sensitive=True)()
+        body, chunks = await aheld(exchange, response)
+        outcome = await exchange.driver.finish(exchange.answer(response, body))
+        return exchange.sent(outcome, response, chunks)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._detached.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("an operation whose client had gone failed", exc_info=error)
+
+    # --- both ------------------------------------------------------------------------------
+
+    def _asked(self, exchange: Exchange, view: Any, args: Any, kwargs: Any) -> Any:
+        """The operation's key and life; or the answer, or None, where there is to be none."""
+        request = exchange.request
+        if exchange.key is None and exchange.refusal is None:
+            return None
+        who = caller(self._idempotency, self._authorize, request, view, args, kwargs)
+        if who.refusal is not None:
+            return who.refusal
+        if exchange.refusal is not None:
+            return answers.refused(exchange.refusal, self._idempotency.problem_base)
+        asked = exchange.life(who.whose)
+        return asked if type(asked) is tuple else self._told(asked)
+
+    def _told(self, outcome: Any) -> Any:
+        """The answer to a request whose view is not to run; None where it runs unprotected."""
+        if isinstance(outcome, Bypass):
+            return None
+        return answers.told(outcome, self._idempotency.problem_base)
+
+
+@contextlib.asynccontextmanager
+async def _own_thread() -> AsyncIterator[None]:
+    """Have the ORM of this operation run on a thread of its own, as Django gives each request one.
+
+    The request's own ends with its client; the operation, and its transaction, do not. Where there
+    is none (a test's) the one that is there is used.
+    """
+    if SyncToAsync.thread_sensitive_context.get(None) is None:
+        yield
+        return
+    own = ThreadSensitiveContext()
+    SyncToAsync.thread_sensitive_context.set(own)
+    try:
+        yield
+    finally:
+        await sync_to_async(connections.close_all, thread_sensitive=True)()
+        executor = SyncToAsync.context_to_thread_executor.pop(own, None)
+        if executor is not None:
+            executor.shutdown(wait=False)

@@ -1,0 +1,204 @@
+"""DjangoStore beyond the contract: its transaction, its connections, and networks that lose."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from semel.core.commands import (
+    Claim,
+    Complete,
+    Lookup,
+    RecordStep,
+    Release,
+    Renew,
+    Steps,
+    StoreUnavailable,
+    Takeover,
+)
+from semel.core.record import Response, State
+from semel.stores import StoreSetupError
+from semel.stores.django import DjangoStore
+from semel.testing.proxy import Proxy
+from tests import servers
+from tests.django import project, views
+from tests.django.shop.models import Charge
+from tests.django.test_middleware import JSON, orders
+
+KEY, OTHER = b"k" * 16, b"o" * 16
+PRINT = b"\x01" + b"f" * 32
+ANSWER = Response(201, ((b"a", b"b"),), b"body")
+SERVERS = ["postgresql", "mariadb"]
+
+
+@pytest.fixture
+def store(database: Any) -> Iterator[DjangoStore]:
+    made = DjangoStore(command_connections=1, timeout=2)
+    made.start()
+    yield made
+    made.stop()
+
+
+def claimed(store: DjangoStore, key: bytes = KEY, lease: float = 30.0) -> int:
+    return store.execute(Claim(key, PRINT, lease, b"me")).token
+
+
+def complete(token: int) -> Complete:
+    return Complete(KEY, token, ANSWER, 60.0, 60.0)
+
+
+def test_writes_and_record_commit_together(store: DjangoStore) -> None:
+    token = claimed(store)
+    transaction = store.begin()
+    Charge.objects.create(order="o")
+    assert store.execute(Lookup(KEY)).record.state is State.IN_FLIGHT
+    assert transaction.complete(complete(token)) is True
+    assert store.execute(Lookup(KEY)).record.response == ANSWER
+    assert orders() == ["o"]
+
+
+def test_a_zombie_commits_nothing(store: DjangoStore) -> None:
+    token = claimed(store, lease=0.0)
+    transaction = store.begin()
+    if transaction.connection.vendor != "sqlite":  # there the zombie holds the one writer
+        Charge.objects.create(order="zombie")
+        taken = store.execute(Takeover(KEY, token, PRINT, 30.0, b"you", expired=False))
+        assert taken.attempt == 2
+    else:
+        transaction.rollback()
+        taken = store.execute(Takeover(KEY, token, PRINT, 30.0, b"you", expired=False))
+        transaction = store.begin()
+        Charge.objects.create(order="zombie")
+    assert transaction.complete(complete(token)) is False
+    assert orders() == []
+    assert store.execute(Lookup(KEY)).record.token == taken.token
+
+
+def test_commands_in_an_open_transaction_neither_wait_for_it_nor_go_with_it(
+    store: DjangoStore, vendor: str
+) -> None:
+    token = claimed(store)
+    transaction = store.begin()
+    Charge.objects.create(order="o")
+    store.execute(RecordStep(KEY, token, "call", b"done", 60.0))
+    if vendor != "sqlite":  # its one writer is the transaction
+        assert store.execute(Renew(((KEY, token),), 30.0)) == frozenset()
+    transaction.rollback()
+    assert store.execute(Steps(KEY)) == {"call": b"done"}
+    assert store.execute(Release(KEY, token)) is True
+    assert orders() == []
+
+
+def test_a_transaction_inside_another_is_refused(store: DjangoStore) -> None:
+    first = store.begin()
+    with pytest.raises(StoreUnavailable, match="in a transaction already"):
+        store.begin()
+    first.rollback()
+    first.rollback()
+
+
+def test_a_transaction_is_not_committed_from_within_an_atomic_of_the_view(
+    store: DjangoStore,
+) -> None:
+    from django.db import transaction
+
+    token = claimed(store)
+    outer = store.begin()
+    with transaction.atomic():
+        Charge.objects.create(order="o")
+        with pytest.raises(StoreUnavailable, match="still open"):
+            outer.complete(complete(token))
+        outer.rollback()
+    outer.rollback()
+    assert orders() == []
+
+
+@pytest.mark.parametrize("vendor", SERVERS)
+def test_a_deadlock_is_tried_again(store: DjangoStore, database: Any) -> None:
+    from django.db import transaction
+
+    tokens = {key: claimed(store, key) for key in (KEY, OTHER)}
+    renewed: list[Any] = []
+    renew = Renew(tuple(tokens.items()), 99.0)
+    thread = threading.Thread(target=lambda: renewed.append(store.execute(renew)))
+    touch = "update semel_django_record set attempt = attempt where key_hash = %s"
+    try:
+        with transaction.atomic(), database.cursor() as cursor:
+            cursor.execute(touch, [OTHER.hex()])
+            thread.start()
+            thread.join(0.3)  # it has the first and waits for the second
+            cursor.execute(touch, [KEY.hex()])
+    except Exception as error:
+        assert "eadlock" in str(error)  # the database has chosen the test
+    thread.join(20)
+    assert renewed == [frozenset()]
+
+
+@pytest.mark.parametrize("vendor", SERVERS)
+def test_a_connection_that_died_idle_is_replaced(store: DjangoStore, database: Any) -> None:
+    claimed(store)
+    with store._opened()[0].take() as connection:
+        kill(database, connection)
+    assert store.execute(Lookup(KEY)).record.owner == b"me"
+
+
+def kill(database: Any, other: Any) -> None:
+    with other.cursor() as cursor:
+        of = {"postgresql": "select pg_backend_pid()", "mysql": "select connection_id()"}
+        cursor.execute(of[database.vendor])
+        number = cursor.fetchone()[0]
+    with database.cursor() as cursor:
+        end = {"postgresql": "select pg_terminate_backend(%s)", "mysql": "kill %s"}
+        cursor.execute(end[database.vendor], [number])
+
+
+@pytest.fixture
+def proxy(database: Any, vendor: str) -> Iterator[Proxy]:
+    """The default database, through a network that loses."""
+    server = servers.postgresql() if vendor == "postgresql" else servers.mariadb()
+    made = Proxy(server.port)
+    through = {**database.settings_dict, "HOST": "127.0.0.1", "PORT": made.port}
+    project.use("default", through)
+    yield made
+    project.connections["default"].close()
+    made.close()
+
+
+@pytest.mark.parametrize("vendor", SERVERS)
+def test_a_lost_answer_to_commit_is_read_back(proxy: Proxy, serve: Any, vendor: str) -> None:
+    client = serve()
+    assert client.send("/charge", key="warm", body=JSON).status == 201
+    proxy.cut_answer_to = b"COMMIT" if vendor == "postgresql" else b"\x03COMMIT"
+    assert client.send("/charge", body=JSON).status == 201
+    assert proxy.cuts == 1
+    assert client.send("/charge", body=JSON).replayed
+    assert (orders(), len(views.runs)) == (["o1", "o1"], 2)
+
+
+@pytest.mark.parametrize("vendor", SERVERS)
+def test_a_connection_cut_in_the_middle_of_a_view_has_done_nothing(
+    proxy: Proxy, serve: Any
+) -> None:
+    client = serve()
+    assert client.send("/charge", key="warm", body=JSON).status == 201
+    proxy.cut_answer_to = b"shop_charge"
+    assert client.send("/charge", body=JSON).status in (500, 503)
+    assert proxy.cuts == 1
+    again = client.send("/charge", body=JSON)
+    assert (again.status, again.replayed) == (201, False)
+    assert orders() == ["o1", "o1"]
+
+
+@pytest.mark.parametrize("vendor", ["sqlite"])
+def test_a_database_without_the_tables_is_refused_with_the_way_to_them(
+    database: Any, tmp_path: Any
+) -> None:
+    empty = project.database("sqlite", "empty", tmp_path)
+    project.connections.settings["empty"] = {**database.settings_dict, **empty}
+    with pytest.raises(StoreSetupError, match=r"manage\.py migrate"):
+        DjangoStore("empty").start()
+    with pytest.raises(StoreSetupError, match="command_connections"):
+        DjangoStore(command_connections=0)

@@ -1,0 +1,251 @@
+"""A shop's views, each one way to go right or wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.db import IntegrityError, connection, transaction
+from django.http import FileResponse, Http404, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.utils.decorators import sync_only_middleware
+from rest_framework import serializers, viewsets
+from rest_framework.authentication import SessionAuthentication, TokenAuthentication
+from rest_framework.permissions import DjangoModelPermissions
+from rest_framework.throttling import SimpleRateThrottle
+
+from django.views import View
+from semel.web.django import aoperation, idempotency_policy, operation
+from tests.django.shop.models import Charge
+
+runs: list[str] = []
+hooks: list[str] = []
+begun = threading.Event()
+go_on = threading.Event()
+
+
+def charge(request: Any) -> HttpResponse:
+    runs.append("charge")
+    made = Charge.objects.create(order=json.loads(request.body).get("order", ""), amount=1)
+    transaction.on_commit(lambda: hooks.append("charge"))
+    return JsonResponse({"id": made.pk, "run": len(runs)}, status=201)
+
+
+def fails(request: Any) -> HttpResponse:
+    """Write, then end as `?how=` says."""
+    runs.append("fails")
+    Charge.objects.create(order="fails")
+    transaction.on_commit(lambda: hooks.append("fails"))
+    how = request.GET["how"]
+    if how == "swallow":
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("select nonsense from nowhere")
+        except Exception:
+            pass
+        return HttpResponse("fine")
+    if how == "nested":
+        try:
+            with transaction.atomic():
+                Charge.objects.create(order="inner")
+                raise IntegrityError
+        except IntegrityError:
+            return HttpResponse("outer only")
+    if how == "close":
+        connection.close()
+        return HttpResponse("closed")
+    if how == "hook":
+        transaction.on_commit(lambda: 1 // 0)
+        return HttpResponse("hooked")
+    if how.isdigit():
+        return HttpResponse(how, status=int(how))
+    raised: dict[str, Exception] = {
+        "raise": RuntimeError("on purpose"),
+        "404": Http404(),
+        "suspicious": SuspiciousOperation("on purpose"),
+        "not-found": Http404(),
+        "denied": PermissionDenied(),
+    }
+    raise raised[how]
+
+
+def streams(request: Any) -> HttpResponse:
+    runs.append("streams")
+    size = int(request.GET.get("size", "1"))
+
+    def made() -> Any:
+        Charge.objects.create(order="stream")
+        for _ in range(3):
+            yield b"x" * size
+        if request.GET.get("break"):
+            raise RuntimeError("on purpose")
+
+    return StreamingHttpResponse(made(), content_type="text/x")
+
+
+def files(request: Any) -> HttpResponse:
+    runs.append("files")
+    Charge.objects.create(order="file")
+    return FileResponse(open(__file__, "rb"))
+
+
+def upload(request: Any) -> HttpResponse:
+    """The form as Django reads it."""
+    runs.append("upload")
+    file = request.FILES["file"]
+    return JsonResponse({"name": request.POST["name"], "size": sum(map(len, file.chunks()))})
+
+
+def raw(request: Any) -> HttpResponse:
+    runs.append("raw")
+    return HttpResponse(str(sum(map(len, iter(lambda: request.read(65536), b"")))))
+
+
+def steps(request: Any) -> HttpResponse:
+    runs.append("steps")
+    op = operation(request)
+    Charge.objects.create(order="steps")
+    told = op.step("call", lambda key: hooks.append(key) or "done")
+    if op.attempt == 1 and request.GET.get("fail") and len(runs) == 1:
+        raise RuntimeError("on purpose")
+    return JsonResponse({"told": told})
+
+
+def parks(request: Any) -> HttpResponse:
+    runs.append("parks")
+    Charge.objects.create(order="parks")
+    operation(request).park("nobody knows")
+
+
+def commits(request: Any) -> HttpResponse:
+    runs.append("commits")
+    Charge.objects.create(order="commits")
+    operation(request).commit()
+    return StreamingHttpResponse(iter([b"a", b"b"]))
+
+
+def waits(request: Any) -> HttpResponse:
+    runs.append("waits")
+    Charge.objects.create(order="waits")
+    begun.set()
+    assert go_on.wait(20)
+    return HttpResponse("waited")
+
+
+@idempotency_policy(required=True)
+def needs_key(request: Any) -> HttpResponse:
+    runs.append("needs_key")
+    return HttpResponse("had")
+
+
+class Put(View):
+    @idempotency_policy(guarantee="at-most-once")
+    def put(self, request: Any) -> HttpResponse:
+        runs.append("put")
+        Charge.objects.create(order="put")
+        if request.GET.get("fail"):
+            raise RuntimeError("on purpose")
+        return HttpResponse("put")
+
+
+@idempotency_policy(guarantee="at-least-once")
+def plain(request: Any) -> HttpResponse:
+    runs.append("plain")
+    Charge.objects.create(order="plain")
+    return HttpResponse("plain")
+
+
+@idempotency_policy(guarantee="at-least-once")
+def plain_stream(request: Any) -> HttpResponse:
+    return streams(request)
+
+
+@idempotency_policy(guarantee="at-least-once")
+async def async_plain_stream(request: Any) -> HttpResponse:
+    runs.append("async_plain_stream")
+
+    async def made() -> Any:
+        for _ in range(3):
+            yield b"x"
+            begun.set()
+            await asyncio.to_thread(go_on.wait, 20)
+
+    return StreamingHttpResponse(made())
+
+
+async def async_charge(request: Any) -> HttpResponse:
+    runs.append("async_charge")
+    await Charge.objects.acreate(order="async")
+    if request.GET.get("step"):
+        await aoperation(request).step("call", lambda key: hooks.append(key) or "done")
+    if request.GET.get("fail"):
+        raise RuntimeError("on purpose")
+    in_block = await sync_to_async(lambda: connection.in_atomic_block)()
+    return JsonResponse({"atomic": in_block, "run": len(runs)}, status=201)
+
+
+async def async_escapes(request: Any) -> HttpResponse:
+    """Its second write goes to a thread that is not the operation's."""
+    runs.append("async_escapes")
+    await Charge.objects.acreate(order="inside")
+    await sync_to_async(Charge.objects.create, thread_sensitive=False)(order="outside")
+    raise RuntimeError("on purpose")
+
+
+async def async_waits(request: Any) -> HttpResponse:
+    runs.append("async_waits")
+    await Charge.objects.acreate(order="before")
+    begun.set()
+    await asyncio.to_thread(go_on.wait, 20)
+    await Charge.objects.acreate(order="after")
+    return HttpResponse("waited")
+
+
+class ChargeSerializer(serializers.ModelSerializer):
+    class Meta:
+        model = Charge
+        fields = ("id", "order", "amount")
+
+
+class Charges(viewsets.ModelViewSet):
+    queryset = Charge.objects.all()
+    serializer_class = ChargeSerializer
+    authentication_classes = (SessionAuthentication, TokenAuthentication)
+    permission_classes = (DjangoModelPermissions,)
+
+    @idempotency_policy(required=True)
+    def create(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        runs.append("create")
+        return super().create(request, *args, **kwargs)
+
+
+class Busy(SimpleRateThrottle):
+    rate = "1/day"
+    allows = False
+
+    def allow_request(self, request: Any, view: Any) -> bool:
+        return Busy.allows
+
+
+class Throttled(Charges):
+    throttle_classes = (Busy,)
+
+
+@sync_only_middleware
+def plain_middleware(get_response: Any) -> Any:
+    """One of the old kind: under ASGI Django runs it, and what is outside it, on a thread."""
+    return lambda request: get_response(request)
+
+
+@sync_only_middleware
+def reads_forms(get_response: Any) -> Any:
+    """One that looks into forms before anybody else."""
+
+    def serve(request: Any) -> Any:
+        assert request.POST is not None
+        return get_response(request)
+
+    return serve
