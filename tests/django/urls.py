@@ -7,6 +7,7 @@ from django.views.decorators.csrf import csrf_exempt
 from rest_framework.routers import DefaultRouter
 
 from django.urls import path
+from semel.web.django.issuing import issue_keys
 from tests.django import views
 
 router = DefaultRouter()
@@ -28,6 +29,7 @@ def exempt(view: Any) -> Any:
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("form", views.upload),
+    path("idempotency-keys", issue_keys),
     path("put", csrf_exempt(views.Put.as_view())),
     *(path(name, exempt(getattr(views, name))) for name in PLAIN),
     *router.urls,

@@ -37,7 +37,6 @@ from semel.core.commands import (
     StoreCommand,
     StoreUnavailable,
 )
-from semel.core.record import State
 from semel.stores import StoreSetupError
 from semel.stores.django_commands import DjangoCommands
 from semel.stores.django_connections import Lanes, testing, translate, undone
@@ -218,11 +217,7 @@ class DjangoStore(DjangoCommands):
         file = self._file(connection)
         if file is None:
             return super()._sweep_steps(connection, limit)
-        return file.sweep(limit, lambda key: self._runs(connection, key))
-
-    def _runs(self, connection: Any, key: bytes) -> bool:
-        found = self._found(connection, key)
-        return found is not None and found.record.state in (State.IN_FLIGHT, State.PARKED)
+        return file.sweep(limit, lambda key: self._found(connection, key))
 
     # --- atomic ----------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ The same engine as ASGI's, on the threads of the server. Place it inside authent
 from __future__ import annotations
 
 import dataclasses
-import io
 import logging
 import os
 import random
@@ -561,26 +560,6 @@ class _Rest:
         for _ in self._rest:  # the client may have gone; the handler still runs to its end
             pass
         self._exchange.close()
-
-
-class _Input:
-    """`wsgi.input` over a body that has been read."""
-
-    def __init__(self, body: Body) -> None:
-        file = body.file()
-        self._file: BinaryIO = file if file is not None else io.BytesIO(b"".join(body.chunks()))
-
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(size)
-
-    def readline(self, size: int = -1) -> bytes:
-        return self._file.readline(size)
-
-    def readlines(self, hint: int = -1) -> list[bytes]:
-        return self._file.readlines(hint)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._file)
 
 
 def _with_body(environ: Environ, body: Body) -> Environ:

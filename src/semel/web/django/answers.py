@@ -36,6 +36,11 @@ def refused(problem: Problem, base: str) -> HttpResponse:
     return _response(*problem.response(base))
 
 
+def plain(response: Response) -> HttpResponse:
+    """Return an answer of ours as it is."""
+    return _response(*response)
+
+
 def _response(status: int, fields: Any, body: bytes | None) -> HttpResponse:
     response = HttpResponse(body or b"", status=status)
     del response["Content-Type"]

@@ -41,12 +41,12 @@ def caller(
         user, refusal = _ask_drf(request, view, args, kwargs)
         if refusal is not None:
             return Caller("", refusal)
-    return Caller(_whose(idempotency, request, user))
+    return Caller(whose(idempotency, request, user))
 
 
-def _whose(idempotency: Idempotency, request: HttpRequest, user: Any) -> Whose:
+def whose(idempotency: Idempotency, request: HttpRequest, user: Any) -> Whose:
     if idempotency.scope is not None:
-        return named_scope(idempotency.scope(_View(request)))
+        return named_scope(idempotency.scope(View(request)))
     name = None
     if user is not None and getattr(user, "is_authenticated", False):
         name = getattr(user, "pk", None) or getattr(user, "username", None)
@@ -60,7 +60,7 @@ def _whose(idempotency: Idempotency, request: HttpRequest, user: Any) -> Whose:
     return None if name is None else str(name), authorization.encode(), cookie.encode()
 
 
-class _View:
+class View:
     """What a `scope` function sees of a Django request; `native` is that request."""
 
     def __init__(self, request: HttpRequest) -> None:

@@ -17,13 +17,13 @@ from semel.stores.django import DjangoStore
 
 KNOWN = (
     *("idempotency", "store", "alias", "policy", "routes", "scope", "authorize"),
-    *("problem_base", "sweep_every"),
+    *("issuer", "problem_base", "sweep_every"),
 )
 """- `policy`: the fields of `Policy`, for every route without rules of its own.
 - `routes`: rules by path, `{"POST /payments/": {"required": True}, "/hooks/{name}": None}`.
 - `alias`: the database that holds the records and whose transaction a view runs in ("default").
 - `store`: a URL or a `Store`, in the place of `DjangoStore(alias)`.
-- `scope`, `problem_base`, `sweep_every`: as `Idempotency` takes them.
+- `scope`, `issuer`, `problem_base`, `sweep_every`: as `Idempotency` takes them.
 - `authorize`: a function `(request, view, args, kwargs)` that says whether this request may have
   an answer at all; False is a 403. For permissions that a decorator of the view checks.
 - `idempotency`: an `Idempotency` of yours; with it only `authorize` may be given.
@@ -85,7 +85,12 @@ def _idempotency(given: Mapping[str, Any]) -> Idempotency:
     elif "alias" in given:
         raise ValueError("alias: it says where DjangoStore is; give it or store, not both")
     return Idempotency(
-        store, policy=policy, routes=routes, scope=_named(given.get("scope")), **known
+        store,
+        policy=policy,
+        routes=routes,
+        scope=_named(given.get("scope")),
+        issuer=_named(given.get("issuer")),
+        **known,
     )
 
 

@@ -20,8 +20,10 @@ from semel.idempotency import Idempotency, Whose, scope_name
 from semel.operation import NoOperation
 from semel.stores.django import DjangoStore
 from semel.stores.django_transaction import DjangoTransaction
+from semel.web import naming
 from semel.web.body import Body
 from semel.web.django import answers, receiving
+from semel.web.django.callers import View
 
 ATTRIBUTE = "_semel_exchange"
 
@@ -35,12 +37,13 @@ class Exchange:
         self.request = request
         self.refusal: Problem | None = None
         """What the request is refused with, once it is known to be allowed here."""
-        self.key: str | None = None
         self.driver: Any = None
         """Set while the view runs under a claim."""
         self.error: Exception | None = None
         """What the view has raised, whatever Django made of it."""
+        self._fields: list[bytes] = []
         self._body: Body | None = None
+        self._whose: Whose | None = None
         setattr(request, ATTRIBUTE, self)
 
     # --- before the view -------------------------------------------------------------------
@@ -50,35 +53,52 @@ class Exchange:
         if not self.idempotency.started and not self.idempotency.ready():
             self.refusal = problems.STORE_UNAVAILABLE
         field = self.request.META.get("HTTP_IDEMPOTENCY_KEY")
+        self._fields = [] if field is None else [field.encode("latin-1", "replace")]
         try:
-            key = parse_key([] if field is None else [field.encode("latin-1", "replace")])
+            parse_key(self._fields)
         except InvalidKey as error:
-            key, self.refusal = None, problems.key_invalid(str(error))
-        if key is None and self.refusal is None and self.policy.required:
+            self.refusal = problems.key_invalid(str(error))
+        may_have_key = bool(self._fields) or naming.may_be_in_content(self.policy)
+        if not may_have_key and self.refusal is None and self.policy.required:
             self.refusal = problems.KEY_MISSING
         if self.refusal is not None:
             receiving.read(self.policy, self.request, lambda chunk: None)
-        elif key is not None:
+        elif may_have_key:
             self._body = body = receiving.body_of(self.policy, self.request)
             self.refusal = receiving.read(self.policy, self.request, body.write)
             receiving.give(self.request, body)
-            self.key = key
 
-    def life(self, whose: Whose) -> tuple[bytes, Life] | Outcome:
-        """Return the operation's key and life, or what its record says without one."""
+    @property
+    def concerned(self) -> bool:
+        """Whether there may be an operation, or a refusal."""
+        return self._body is not None or self.refusal is not None
+
+    def life(self, whose: Whose) -> tuple[bytes, Life] | Outcome | None:
+        """Return the key and life, or what is known without them; None: it has no key."""
         assert self._body is not None
-        assert self.key is not None
         receiving.give(self.request, self._body)  # who authenticates may have read it
-        key = hash_key(scope_name(whose), self.key)
+        self._whose = whose
+        scope = scope_name(whose)
+        view = View(self.request)
+        try:
+            named = naming.name(
+                self.idempotency, self.policy, self._fields, scope, view, self._body
+            )
+        except InvalidKey as error:
+            return Refuse(problems.key_invalid(str(error)))
+        if named is None:
+            return Refuse(problems.KEY_MISSING) if self.policy.required else None
+        self.policy = named.policy
+        key = hash_key(scope, named.key)
         fingerprint = self._body.fingerprint
         try:
-            found = self.idempotency.look_up(key)
+            found = None if named.late else self.idempotency.look_up(key)
             outcome = settled(fingerprint, self.policy, *found) if found is not None else None
         except UnreadableRecord:
             return Refuse(problems.STORE_UNAVAILABLE)
         if outcome is not None:
             return outcome
-        asked = Request(key, self.idempotency.owner(), fingerprint)
+        asked = Request(key, self.idempotency.owner(), fingerprint, late=named.late)
         opens = self.idempotency.opens(self.policy)
         return key, run(asked, self.policy, found, opens=opens)
 
@@ -154,6 +174,13 @@ class Exchange:
         instead = answers.told(outcome, base)
         instead._resource_closers.extend(response._resource_closers)
         return instead
+
+    def handing_out(self, response: Any) -> Any:
+        """Put a fresh key for the caller's next operation into the answer, where that is asked."""
+        issuer = self.idempotency.issuer
+        if self.policy.next_key and issuer is not None and self._whose is not None:
+            (response["Idempotency-Key"],) = issuer.issue(scope_name(self._whose)).keys
+        return response
 
     def close(self) -> None:
         """Give the body back."""

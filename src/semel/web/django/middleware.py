@@ -69,7 +69,7 @@ class IdempotencyMiddleware:
         try:
             exchange.receive()
             response = self.get_response(request)
-            return self._answered(exchange, response)
+            return exchange.handing_out(self._answered(exchange, response))
         except BaseException:
             if not exchange.over:
                 exchange.driver.finish(exchange.failed())
@@ -135,7 +135,7 @@ class IdempotencyMiddleware:
             await sync_to_async(exchange.receive, thread_sensitive=True)()
         else:
             exchange.receive()
-        if exchange.key is None:
+        if not exchange.concerned:
             return await self.get_response(request)
         # In a task of its own, which nobody cancels with the request: it runs on to its end.
         task = asyncio.get_running_loop().create_task(self._operate(exchange))
@@ -151,7 +151,7 @@ class IdempotencyMiddleware:
         async with _own_thread():
             try:
                 response = await self.get_response(exchange.request)
-                return await self._aanswered(exchange, response)
+                return exchange.handing_out(await self._aanswered(exchange, response))
             except BaseException:
                 if not exchange.over:
                     await exchange.driver.finish(exchange.failed())
@@ -212,7 +212,7 @@ class IdempotencyMiddleware:
     def _asked(self, exchange: Exchange, view: Any, args: Any, kwargs: Any) -> Any:
         """The operation's key and life; or the answer, or None, where there is to be none."""
         request = exchange.request
-        if exchange.key is None and exchange.refusal is None:
+        if not exchange.concerned:
             return None
         who = caller(self._idempotency, self._authorize, request, view, args, kwargs)
         if who.refusal is not None:
@@ -220,7 +220,7 @@ class IdempotencyMiddleware:
         if exchange.refusal is not None:
             return answers.refused(exchange.refusal, self._idempotency.problem_base)
         asked = exchange.life(who.whose)
-        return asked if type(asked) is tuple else self._told(asked)
+        return asked if asked is None or type(asked) is tuple else self._told(asked)
 
     def _told(self, outcome: Any) -> Any:
         """The answer to a request whose view is not to run; None where it runs unprotected."""

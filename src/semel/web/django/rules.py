@@ -15,6 +15,8 @@ from semel.idempotency import POLICY_ATTRIBUTE, Idempotency
 from semel.web.django.conf import made_policy
 
 RULES_ATTRIBUTE = "__semel_rules__"
+EXEMPT_ATTRIBUTE = "__semel_exempt__"
+"""On a view that is left alone, whatever the settings say."""
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 View = TypeVar("View", bound=Callable[..., Any])
@@ -45,6 +47,8 @@ def find(idempotency: Idempotency, request: HttpRequest) -> Policy | None:
     try:
         func = resolve(request.path_info, getattr(request, "urlconf", None)).func
     except Resolver404:
+        return None
+    if getattr(func, EXEMPT_ATTRIBUTE, False):
         return None
     marked = _marked(func, method)
     if marked is None:
