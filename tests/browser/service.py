@@ -1,4 +1,4 @@
-"""A service with pages: FastAPI, Semel on SQLite, every page under a strict Content-Security-Policy."""
+"""A service with pages: FastAPI, Semel on SQLite, a strict Content-Security-Policy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ for (const name of ["send", "wait", "offline", "answer", "unknown"])
   document.addEventListener("semel:" + name, (event) => {
     const { key, attempt, problem, delay, text, answer } = event.detail;
     const line = document.createElement("li");
-    line.textContent = JSON.stringify({ name, key, attempt, problem, delay, status: answer?.status });
+    const status = answer?.status;
+    line.textContent = JSON.stringify({ name, key, attempt, problem, delay, status });
     document.querySelector("#log").append(line);
     if (name == "answer" && text[0] == "{") document.querySelector("#answer").textContent = text;
     if (document.querySelector("[data-mine]")) event.preventDefault();
@@ -56,10 +57,8 @@ STATES = """
 <p class="state sending" role="status">Sending …</p>
 <p class="state waiting" role="status">The network is bad. Trying again …</p>
 <p class="state offline" role="status">You are offline. This is sent when you are back.</p>
-<p class="state unknown" role="alert">We do not know whether this was done. Look into your orders.</p>
+<p class="state unknown" role="alert">We do not know whether this was done. Look it up.</p>
 """
-
-FIELDS = ("item", "pin", "note")
 
 
 @dataclass
@@ -79,6 +78,8 @@ class Service:
     """What `POST /idempotency-keys` was asked."""
     keys_left: int | None = None
     """How often keys are still handed out; None: always."""
+    thanked: int = 0
+    """How often the page after an order was asked for."""
     elsewhere: str = ""
     """Another origin."""
 
@@ -161,6 +162,7 @@ class Service:
 
         @app.get("/thanks/{number}")
         async def thanks(number: int) -> Response:
+            self.thanked += 1
             return self.page(f'<h1>Order {number}</h1><a href="/form">Order again</a>')
 
         @app.get("/semel.{version}.js")
@@ -200,10 +202,10 @@ class Service:
             await asyncio.to_thread(self.gate.wait, 20)
             if answer == "parked":
                 await op.park("the bank does not answer")
-            if fields["item"] == "nonsense":
-                return self.form(dict(request.query_params), "No such item")
-            size = getattr(fields.get("file"), "size", None)
             database = await op.connection()
+            if fields["item"] == "nonsense":
+                return self.form({"answer": answer}, "No such item")
+            size = getattr(fields.get("file"), "size", None)
             row = await database.execute(
                 "insert into orders (key, item, size) values (?, ?, ?)",
                 (request.headers["idempotency-key"], fields["item"], size),
@@ -214,12 +216,10 @@ class Service:
             if answer in ("json", "short"):
                 return JSONResponse({"order": number}, status_code=201)
             away = self.elsewhere if answer == "elsewhere" else ""
-            return RedirectResponse(f"{away}/thanks/{number}", 303)
+            return RedirectResponse(f"{away}/thanks/{number}#below", 303)
 
         app.post("/orders/short")(
-            self.idempotency.route(expires=timedelta(microseconds=1))(
-                _named("short", order)
-            )
+            self.idempotency.route(expires=timedelta(microseconds=1))(_named("short", order))
         )
         app.post("/orders/parked")(
             self.idempotency.route(guarantee="at-most-once")(_named("parked", order))
@@ -234,13 +234,16 @@ class Service:
                 await app(scope, receive, send)
                 return
 
+            asked = scope["query_string"]
+            trusted = "; require-trusted-types-for 'script'" if b"trusted" in asked else ""
+
             async def sending(message: Any) -> None:
                 if message["type"] == "http.response.start":
                     # `close`: Chromium by itself repeats a POST that was cut on a used connection.
                     message["headers"] = [
                         *message["headers"],
                         (b"connection", b"close"),
-                        (b"content-security-policy", CSP.encode()),
+                        (b"content-security-policy", (CSP + trusted).encode()),
                     ]
                     if not any(name == b"cache-control" for name, _ in message["headers"]):
                         message["headers"].append((b"cache-control", b"no-cache"))
@@ -250,6 +253,8 @@ class Service:
                 body, more = b"", True
                 while more:
                     message = await receive()
+                    if message["type"] == "http.disconnect":  # cut in mid-upload
+                        return
                     body += message.get("body", b"")
                     more = message.get("more_body", False)
                 headers = dict(scope["headers"])
@@ -273,9 +278,7 @@ class Service:
 
 
 def _named(answer: str, order: Any) -> Any:
-    async def handler(
-        request: Request, op: Annotated[Operation, Depends(operation)]
-    ) -> Response:
+    async def handler(request: Request, op: Annotated[Operation, Depends(operation)]) -> Response:
         response: Response = await order(answer, request, op)
         return response
 

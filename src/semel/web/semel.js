@@ -47,11 +47,12 @@
   }
 
   async function take() {
-    const sound = () => (pool = pool.filter(({ end }) => !(end < Date.now())));
-    if (tag && !sound()[0]) await (filling ||= refill());
-    const key = sound().shift()?.key ?? random();
-    if (tag && pool.length < 3) filling ||= refill();
-    return key;
+    pool = pool.filter(({ end }) => !(end < Date.now()));
+    if (tag && !pool[2]) {
+      filling ||= refill();
+      if (!pool[0]) await filling;
+    }
+    return pool.shift()?.key ?? random();
   }
 
   // --- one request, until its answer is known or the tries are used up ---
@@ -123,9 +124,6 @@
   const place = (form) => `semel ${attribute(form, "action")} ${attribute(form, "id") ?? attribute(form, "name")}`;
   const read = (at) => JSON.parse(store[at] ?? "[]");
 
-  // Without the Navigation API a load is a visit, unless by reload or history.
-  if (arrival == "navigate") store.semel = random();
-
   const hash = (text) => {
     let a = 1;
     let b = 2;
@@ -159,7 +157,8 @@
 
     const at = place(form);
     const known = read(at);
-    const visit = window.navigation?.currentEntry?.id ?? store.semel;
+    // Without the Navigation API: each load is a visit, save by reload or history: the last one.
+    const visit = window.navigation?.currentEntry?.id ?? (arrival == "navigate" ? performance.timeOrigin : known[0]?.seen.at(-1) ?? 0);
     let entry = known.find((e) => e.sum == sum && (!e.done || e.seen.includes(visit)));
     const fresh = !entry;
     entry ??= { sum, key: given && !known.some((e) => e.key == given) ? given : await take(), seen: [] };
