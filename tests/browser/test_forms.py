@@ -38,7 +38,7 @@ def state(page: Page, name: str) -> None:
 
 def thanks(page: Page, number: int) -> None:
     expect(page.locator("h1")).to_have_text(f"Order {number}")
-    assert page.url.endswith(f"/thanks/{number}")
+    assert page.url.partition("#")[0].endswith(f"/thanks/{number}")
 
 
 def ordered(page: Page, number: int, item: str = "tea") -> None:
@@ -163,6 +163,20 @@ def test_an_unknown_outcome_is_shown_and_a_resend_even_from_a_fresh_visit_finds_
     site.open()
     ordered(page, 2)
     assert items(site) == ["tea", "tea"]
+
+
+def test_a_refusal_of_the_caller_says_nothing_of_an_answer_that_was_lost(site: Site) -> None:
+    page = site.open()
+    page.evaluate("semel.tries = 1")
+    site.proxy.cut_answer_to = END_OF_FORM
+    order(page)
+    state(page, "unknown")
+    site.service.refusals.append((401, {}))
+    press(page)
+    state(page, "answer")
+    site.open()
+    ordered(page, 1)
+    assert items(site) == ["tea"]
 
 
 def test_tries_are_bounded_and_each_waits_as_long_as_the_server_asks(site: Site) -> None:
@@ -342,6 +356,15 @@ def test_without_the_navigation_api_a_load_is_a_visit(site: Site) -> None:
     assert items(site) == ["tea", "tea"]
 
 
+def test_a_browser_too_old_for_it_sends_plain_forms(site: Site) -> None:
+    page = site.page
+    page.add_init_script("delete AbortSignal.any")
+    site.open("field")
+    assert page.evaluate("typeof semel") == "undefined"
+    ordered(page, 1)
+    assert site.service.orders()[0][0].startswith("field-")
+
+
 def test_storage_holds_no_field_and_no_storage_is_no_obstacle(site: Site) -> None:
     page = site.open("answer=json")
     order(page, "peppermint")
@@ -490,6 +513,7 @@ def test_a_redirect_is_fetched_twice_and_loses_its_fragment(site: Site) -> None:
     page = site.open()
     ordered(page, 1)
     assert site.service.thanked == 2
+    assert "#" not in page.url
 
 
 def test_html_that_trusted_types_forbid_to_show_leaves_the_form_usable(site: Site) -> None:

@@ -11,6 +11,9 @@
 //
 // Pages are served semel.min.js, which is made from this file: see docs/guides/browser.md.
 (() => {
+  // Older browsers are left with plain forms and their hidden field.
+  if (!AbortSignal.any) return;
+
   const HEADER = "Idempotency-Key";
   const FIELD = "idempotency_key";
   const semel = { timeout: 30000, tries: 6, key: take, fetch: fetchAgain };
@@ -33,7 +36,7 @@
 
   async function refill() {
     try {
-      const answer = await fetch(attribute(tag, "data-semel-keys"), {
+      const answer = await fetch(tag.dataset.semelKeys, {
         method: "POST",
         headers: { "content-type": "application/json" },
         body: '{"count":10}',
@@ -146,7 +149,7 @@
     const data = new FormData(form, button);
     // What differs from page to page, such as a CSRF token, goes beside the content.
     for (const input of form.querySelectorAll("[data-semel-header]")) {
-      headers.set(attribute(input, "data-semel-header"), input.value);
+      headers.set(input.dataset.semelHeader, input.value);
       data.delete(input.name);
     }
     const given = data.get(FIELD);
@@ -179,7 +182,8 @@
     }
     const detail = await send(new Request(url, { method: "POST", headers, body }), form);
     const { answer, unknown } = detail;
-    entry.done = !unknown && answer.status < 500;
+    // 401, 403 and 409 say nothing of an earlier attempt whose answer was lost.
+    entry.done = !unknown && /^([23]|4(?!0[139]))/.test(answer.status);
     // Refused at first sight: nothing was ever done under this key, so it is not used again.
     if (fresh && detail.attempt == 1 && /key-(invalid|expired)$/.test(detail.problem)) entry.sum = "";
     save();
@@ -191,13 +195,12 @@
     }
     lock(form, button);
     if (show && /html/.test(answer.headers.get("content-type"))) {
-      document.open();
       document.write(detail.text);
       document.close();
     }
   }
 
-  document.addEventListener("submit", (event) => {
+  addEventListener("submit", (event) => {
     const { target: form, submitter } = event;
     const of = (name) => attribute(submitter, "form" + name) ?? attribute(form, name) ?? "";
     const url = new URL(of("action") || location, document.baseURI);
@@ -206,9 +209,9 @@
     if (!busy.has(form)) submit(form, submitter, url, /multipart/.test(of("enctype")));
   });
 
-  document.addEventListener("reset", ({ target }) => delete store[place(target)]);
+  addEventListener("reset", (event) => event.defaultPrevented || delete store[place(event.target)]);
 
-  addEventListener("pageshow", () => busy.forEach((button, form) => lock(form, button)));
+  addEventListener("pageshow", ({ persisted }) => persisted && busy.forEach((button, form) => lock(form, button)));
 
   window.semel = semel;
 })();
