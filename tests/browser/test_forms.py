@@ -414,6 +414,20 @@ def test_a_form_sent_before_the_script_was_there_is_the_same_order_after(site: S
     assert items(site) == ["tea"]
 
 
+def test_a_hidden_field_that_each_page_draws_anew_is_sent_as_the_key_in_use(site: Site) -> None:
+    page = site.open("field")
+    given = page.locator("[name=idempotency_key]").input_value()
+    site.service.gate.clear()
+    order(page)
+    assert site.service.running.acquire(timeout=10)
+    page.reload()
+    assert page.locator("[name=idempotency_key]").input_value() != given
+    order(page)
+    site.service.gate.set()
+    thanks(page, 1)
+    assert site.service.orders() == [(given, "tea")]
+
+
 def test_the_hidden_field_is_the_first_key_and_an_edit_takes_another(site: Site) -> None:
     page = site.open("field")
     given = page.locator("[name=idempotency_key]").input_value()
