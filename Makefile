@@ -101,6 +101,13 @@ lock: ## Lock the requirements anew (needs uv)
 	@for n in dev demo; do uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --universal \
 		--python-version 3.11 --custom-compile-command "make lock" requirements/$$n.in -o requirements/$$n.txt; done
 
+JS := src/semel/web/semel
+
+.PHONY: js
+js: ## Make semel.min.js anew (needs npx)
+	@npx --yes terser@5.51.4 $(JS).js --ecma 2022 --compress passes=3,unsafe_arrows,unsafe_methods --mangle -o $(JS).min.js
+	@printf '//%.8s\n' "$$(sha256sum < $(JS).js)" >> $(JS).min.js
+
 .PHONY: clean
 clean: ## Remove what was made
 	@rm -rf .venv .venv-demo site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* bench/.venvs
