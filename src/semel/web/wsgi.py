@@ -245,7 +245,7 @@ class WSGIMiddleware:
     def _whose(self, environ: Environ) -> Whose:
         idempotency = self._idempotency
         if idempotency.scope is not None:
-            return named_scope(idempotency.scope(_View(environ)))
+            return named_scope(idempotency.scope(View(environ)))
         cookie = ""
         if idempotency.session_cookie is not None:
             for part in environ.get("HTTP_COOKIE", "").split(";"):
@@ -527,7 +527,7 @@ class _Input:
         return iter(self._file)
 
 
-class _View:
+class View:
     """What a `scope` function sees of a WSGI request."""
 
     def __init__(self, environ: Environ) -> None:
