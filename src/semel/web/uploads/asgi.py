@@ -59,10 +59,11 @@ class UploadsASGI:
                 await within(self._uploads.idle, _drain(receive))
         if answer is not None:
             headers = [*answer.headers]
-            if answer.status not in (200, 204):
-                headers.append((b"content-length", b"%d" % len(answer.body or b"")))
+            body = (answer.body or b"") if scope["method"] != "HEAD" else b""
+            if answer.status != 204:
+                headers.append((b"content-length", b"%d" % len(body)))
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-            await send({"type": "http.response.body", "body": answer.body or b""})
+            await send({"type": "http.response.body", "body": body})
 
     async def _take(self, intake: Intake, receive: Receive) -> Response | None:
         """Pass a body on; return the answer, or None where nobody waits for it any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -18,6 +19,7 @@ from semel.web.uploads.storage import StorageError, checked_digest
 
 PART_SIZE = 16 * 1024 * 1024
 """Bytes of a part of a large object; 10,000 of them are S3's most, 156 GiB."""
+_TURNS = 64
 _FAILURES = (Boto3Error, BotoCoreError, ClientError)
 _MISSING = ("404", "NoSuchKey", "NotFound")
 
@@ -35,21 +37,23 @@ class S3Storage:
         self._client = client
         self._bucket = bucket
         self._prefix = prefix
+        # Copies of one file that end together in this process are sent once.
+        self._turns = [threading.Lock() for _ in range(_TURNS)]
         self._transfer = TransferConfig(
             multipart_threshold=PART_SIZE, multipart_chunksize=PART_SIZE, max_concurrency=2
         )
 
     def put(self, digest: str, file: Path) -> bool:
         """Store a copy of a file; one that is there is not sent again."""
-        if self.size(digest) == file.stat().st_size:
-            return False
-        try:
-            self._client.upload_file(
-                str(file), self._bucket, self._key(digest), Config=self._transfer
-            )
-        except _FAILURES as error:
-            raise StorageError(f"cannot store {digest}: {error}") from error
-        return True
+        key = self._key(digest)
+        with self._turns[int(digest[:8], 16) % _TURNS]:
+            if self.size(digest) == file.stat().st_size:
+                return False
+            try:
+                self._client.upload_file(str(file), self._bucket, key, Config=self._transfer)
+            except _FAILURES as error:
+                raise StorageError(f"cannot store {digest}: {error}") from error
+            return True
 
     def open(self, digest: str) -> BinaryIO:
         """Return an object's bytes, as they arrive."""
@@ -85,13 +89,19 @@ class S3Storage:
         try:
             for left in self._unfinished():
                 if left["Initiated"] < before:
-                    self._client.abort_multipart_upload(
-                        Bucket=self._bucket, Key=left["Key"], UploadId=left["UploadId"]
-                    )
-                    aborted += 1
+                    aborted += self._abort(left["Key"], left["UploadId"])
         except _FAILURES as error:
             raise StorageError(f"cannot clear unfinished uploads away: {error}") from error
         return aborted
+
+    def _abort(self, key: str, upload: str) -> bool:
+        try:
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "NoSuchUpload":  # ended by itself meanwhile
+                raise
+            return False
+        return True
 
     def _unfinished(self) -> Iterator[dict[str, Any]]:
         pages = self._client.get_paginator("list_multipart_uploads")

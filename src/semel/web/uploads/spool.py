@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from semel.failpoints import failpoint
 from semel.web.uploads import problems
@@ -216,26 +217,26 @@ class Spool:
                 with contextlib.suppress(FileNotFoundError):
                     if state.stat().st_mtime < time.time() - _DRAFTS_LIVE:
                         state.unlink()
-            else:
+            elif self._is_due(state.name):
                 removed += self._sweep(state.name)
         for path in list(self._partial.iterdir()):
-            if not (self._state / path.name).exists():
+            if self._is_left_over(path.name):
                 removed += self._sweep(path.name)
         return removed
 
     def _sweep(self, name: str) -> bool:
-        if not self._is_due(name):
-            return False
         try:
             part = self.lock(*name.split("-"))
         except Refused:
             return False
         try:
             with locked(self._partial):  # nobody begins it, or completes it, just now
-                if not self._is_due(name):
+                due = self._is_due(name)
+                if due:
+                    (self._state / name).unlink(missing_ok=True)
+                    failpoint("upload_in_sweep")
+                if not due and not self._is_left_over(name):
                     return False
-                (self._state / name).unlink(missing_ok=True)
-                failpoint("upload_in_sweep")
                 (self._partial / name).unlink(missing_ok=True)
                 return True
         finally:
@@ -243,14 +244,23 @@ class Spool:
                 part.close()
 
     def _is_due(self, name: str) -> bool:
+        """Whether an upload has expired."""
+        found = self._known(name)
+        return isinstance(found, Upload) and found.expires_at <= self.now()
+
+    def _is_left_over(self, name: str) -> bool:
+        """Whether a crash came between a partial file and its state, at its begin or its end."""
+        found = self._known(name)
+        return found is None or (isinstance(found, Upload) and found.complete)
+
+    def _known(self, name: str) -> Upload | Literal["unreadable"] | None:
         if _NAME.fullmatch(name) is None:
-            return False  # not ours
+            return "unreadable"  # not ours
         try:
-            found = self._read(self._state / name)
+            return self._read(self._state / name)
         except StorageError as error:
             log.warning("%s", error)
-            return False
-        return found is None or found.expires_at <= self.now()
+            return "unreadable"
 
 
 def _own(path: Path, file: int) -> Part:

@@ -47,8 +47,8 @@ class UploadsWSGI:
             if not isinstance(outcome, Intake):
                 _drain(environ)
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer[1]]
-        body = answer.body or b""
-        if answer.status not in (200, 204):
+        body = (answer.body or b"") if environ["REQUEST_METHOD"] != "HEAD" else b""
+        if answer.status != 204:
             headers.append(("content-length", str(len(body))))
         start_response(f"{answer.status} {_reason(answer.status)}", headers)
         return [body] if body else []
