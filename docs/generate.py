@@ -19,7 +19,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from docs.probes_table import table  # noqa: E402
 
+from docs import uploads_advice  # noqa: E402
 from semel.core import policy, problems, record  # noqa: E402
+from semel.web.uploads import problems as uploads  # noqa: E402
+
+CATALOGUE = (*problems.CATALOGUE, *uploads.CATALOGUE)
 
 # slug: was anything done, what the client does, what the operator does
 ADVICE = {
@@ -101,6 +105,17 @@ ADVICE = {
     ),
 }
 
+ADVICE |= uploads_advice.ADVICE
+
+
+EXAMPLES = {
+    "upload-invalid": uploads.invalid(
+        "Upload-Length is missing; send the length of the whole file"
+    ),
+    "digest-mismatch": uploads.mismatch("Content-Digest"),
+    "quota-exceeded": uploads.over_quota(100, "uploads"),
+}
+
 
 def problem_page(problem: problems.Problem) -> str:
     done, client, operator = ADVICE[problem.slug]
@@ -109,6 +124,8 @@ def problem_page(problem: problems.Problem) -> str:
         shown = problems.key_invalid("the key is empty; send 1 to 255 visible ASCII characters")
     elif problem.slug == "request-too-large":
         shown = problems.request_too_large(64 * policy.MEBIBYTE)
+    elif problem.slug in EXAMPLES:
+        shown = EXAMPLES[problem.slug].problem
     elif problem.slug in ("outcome-unknown", "response-not-kept"):
         shown = problem._replace(reference="9f1c02d4a7be")
     body = json.dumps(json.loads(shown.body()), indent=2, ensure_ascii=False)
@@ -135,7 +152,7 @@ Content-Type: application/problem+json
 def problem_index() -> str:
     rows = [
         f"| [{p.slug}]({p.slug}.md) | {p.status} | {p.title} | {ADVICE[p.slug][0].split('.')[0]} |"
-        for p in problems.CATALOGUE
+        for p in CATALOGUE
     ]
     return "\n".join(
         [
@@ -244,7 +261,7 @@ def readme() -> str:
 
 def pages() -> dict[Path, str]:
     """Return every generated file and what is to stand in it."""
-    made = {DOCS / "problems" / f"{p.slug}.md": problem_page(p) for p in problems.CATALOGUE}
+    made = {DOCS / "problems" / f"{p.slug}.md": problem_page(p) for p in CATALOGUE}
     made[DOCS / "problems" / "index.md"] = problem_index()
     made[DOCS / "policies.md"] = policy_page()
     made[DOCS / "states.svg"] = states_picture()

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 from semel.web.uploads import DiskStorage, Uploads
 from tests.uploads.harness import Process, Service, service
 
+SCRIPTS = Path(__file__).parent / "js"
 Start = Callable[..., Service]
 
 
@@ -52,3 +56,17 @@ def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
             return made
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tus-js-client, as npm has it."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        if os.environ.get("CI"):
+            raise RuntimeError("node and npm are not here: apt-get install nodejs npm")
+        pytest.skip("node and npm are not here: apt-get install nodejs npm")
+    folder = tmp_path_factory.mktemp("node")
+    shutil.copytree(SCRIPTS, folder, dirs_exist_ok=True)
+    command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"]
+    subprocess.run(command, cwd=folder, check=True, timeout=120)
+    return folder

@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import random
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from tests.uploads.conftest import Start
 from tests.uploads.harness import Process, Service, service
 
 MIB = 1024 * 1024
-SCRIPTS = Path(__file__).parent / "js"
 
 
 @pytest.fixture
@@ -91,19 +89,6 @@ def test_tuspy_goes_on_where_another_stopped(start: Start) -> None:
 # --- tus-js-client ------------------------------------------------------------------------------
 
 Node = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture(scope="session")
-def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        if os.environ.get("CI"):
-            raise RuntimeError("node and npm are not here: apt-get install nodejs npm")
-        pytest.skip("node and npm are not here: apt-get install nodejs npm")
-    folder = tmp_path_factory.mktemp("node")
-    shutil.copytree(SCRIPTS, folder, dirs_exist_ok=True)
-    command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"]
-    subprocess.run(command, cwd=folder, check=True, timeout=120)
-    return folder
 
 
 @pytest.fixture

