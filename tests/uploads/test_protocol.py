@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -310,6 +311,18 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_sent(start: Start) -> 
     assert tus.ask("POST", "/", [], bytes(100)).status == 201
 
 
+@pytest.mark.parametrize("kind", ["asgi"])
+def test_a_client_that_waits_for_the_word_to_send_is_refused_before_it_sends(start: Start) -> None:
+    tus = start(limits=Limits(max_size=100))
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 101\r\nExpect: 100-continue\r\n\r\n"
+    with tus.connect() as connection:
+        connection.sendall(head)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+    with tus.connect() as connection:
+        connection.sendall(head.replace(b"101", b"100"))
+        assert connection.recv(4096).startswith(b"HTTP/1.1 100 ")
+
+
 def test_what_a_caller_has_under_way_is_limited(start: Start) -> None:
     tus = start(limits=Limits(max_size=100, caller_bytes=250, caller_uploads=3))
     urls = [tus.create(100, ALICE).header("Location") or "" for _ in range(2)]
@@ -381,11 +394,43 @@ def test_requests_set_the_sweep_going(start: Start) -> None:
         now=lambda: clock[0], expires=timedelta(seconds=10), sweep_every=timedelta(microseconds=1)
     )
     url = tus.begin(100)
-    clock[0] += 100
     folder = tus.uploads._spool._partial
     assert len(list(folder.iterdir())) == 1
+    clock[0] += 100
     assert tus.head(url).status == 404
     eventually(lambda: not list(folder.iterdir()))
+
+
+# --- what is acknowledged is durable -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["asgi"])
+def test_bytes_then_the_offset_then_its_name_are_on_disk_before_the_answer(
+    tus: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def spy(file: int) -> None:
+        fsync(file)
+        path = Path(os.readlink(f"/proc/self/fd/{file}"))
+        kind = "folder" if path.is_dir() else "file"
+        top = next((p for p in path.parts if p in ("partial", "state", "objects")), "other")
+        synced.append(f"{top} {kind}")
+
+    monkeypatch.setattr(os, "fsync", spy)
+    state = ["state file", "state folder"]
+    url = tus.begin(len(DATA))
+    assert synced == ["partial folder", *state]
+    synced.clear()
+    tus.patch(url, 0, DATA[:500])
+    assert synced == ["partial file", *state]
+    synced.clear()
+    tus.patch(url, 500, DATA[500:])
+    assert synced[-4:] == ["objects file", "objects folder", *state]
+    synced.clear()
+    tus.ask("POST", "/", [], DATA)  # a copy: its bytes are on disk already, its name may not be
+    assert synced == ["objects folder", *state]
 
 
 # --- when the disk or the storage fails -----------------------------------------------------------

@@ -55,8 +55,9 @@ class UploadsASGI:
             answer = await self._take(outcome, receive)
         else:
             answer = outcome
-            with contextlib.suppress(TimeoutError):
-                await within(self._uploads.idle, _drain(receive))
+            if "expect" not in asked.headers:  # else it waits, and to read on would ask it to send
+                with contextlib.suppress(TimeoutError):
+                    await within(self._uploads.idle, _drain(receive))
         if answer is not None:
             headers = [*answer.headers]
             body = (answer.body or b"") if scope["method"] != "HEAD" else b""

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
+from urllib.parse import quote
 
 from semel.core import problems as common
 from semel.core.keys import InvalidKey, parse_key
@@ -244,17 +245,15 @@ def discovered(max_size: int) -> Response:
 
 
 def created(upload: Upload, mount: str, *, with_body: bool = True) -> Response:
-    """Answer `Create` and `Store`. A plain upload's answer follows from its content alone."""
-    location = (b"location", f"{mount}/{upload.id}".encode("latin-1", "replace"))
+    """Answer `Create`; a repeat of it, too, which finds the upload further on."""
     progress = _progress(upload) if with_body else (_expires(upload),)
-    return Response(201, (*_ALWAYS, location, *progress), b"")
+    return Response(201, (*_ALWAYS, _location(upload, mount), *progress), b"")
 
 
 def stored(upload: Upload, mount: str) -> Response:
     """Answer `Store`: by nothing but the caller and the content, so every repeat gets the same."""
     assert upload.digest is not None
-    location = (b"location", f"{mount}/{upload.id}".encode("latin-1", "replace"))
-    return Response(201, (*_ALWAYS, location, *_identity(upload.digest)), b"")
+    return Response(201, (*_ALWAYS, _location(upload, mount), *_identity(upload.digest)), b"")
 
 
 def inspected(upload: Upload) -> Response:
@@ -296,6 +295,10 @@ def _progress(upload: Upload) -> tuple[tuple[bytes, bytes], ...]:
 
 def _identity(digest: str) -> tuple[tuple[bytes, bytes], ...]:
     return ((b"repr-digest", repr_digest(digest)), (b"etag", b'"%s"' % digest.encode()))
+
+
+def _location(upload: Upload, mount: str) -> tuple[bytes, bytes]:
+    return b"location", quote(f"{mount}/{upload.id}").encode()
 
 
 def _expires(upload: Upload) -> tuple[bytes, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import secrets
 import threading
@@ -74,14 +75,14 @@ class Uploads:
         if self._expires <= 0:
             raise ValueError("expires has to be more than nothing")
 
-    @property
+    @functools.cached_property
     def asgi(self) -> UploadsASGI:
         """The ASGI application: `app.mount("/uploads", uploads.asgi)`."""
         from semel.web.uploads.asgi import UploadsASGI
 
         return UploadsASGI(self)
 
-    @property
+    @functools.cached_property
     def wsgi(self) -> UploadsWSGI:
         """The WSGI application, for werkzeug's `DispatcherMiddleware` and its like."""
         from semel.web.uploads.wsgi import UploadsWSGI
@@ -90,6 +91,8 @@ class Uploads:
 
     def find(self, scope: str, upload: str) -> Upload | None:
         """Return an upload of this caller, by its id or URL; None where there is none.
+
+        `scope` is what your `scope` function said of the caller who sent it.
 
         For the request that uses the file: check `complete`, then keep `digest` with your own data
         and read it with `storage.open`. Blocking, for the time it takes to read a small file.

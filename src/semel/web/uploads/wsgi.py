@@ -41,8 +41,8 @@ class UploadsWSGI:
         if _is_endless(environ):
             answer = protocol.refused(problems.UPLOAD_LENGTH_MISSING, self._uploads.problem_base)
         else:
-            mount = environ.get("SCRIPT_NAME", "").rstrip("/")
-            outcome = self._uploads.begin(asked, self._whose(environ), mount)
+            mount = environ.get("SCRIPT_NAME", "").encode("latin-1").decode(errors="replace")
+            outcome = self._uploads.begin(asked, self._whose(environ), mount.rstrip("/"))
             answer = self._take(outcome, environ) if isinstance(outcome, Intake) else outcome
             if not isinstance(outcome, Intake):
                 _drain(environ)
