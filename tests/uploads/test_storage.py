@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from semel.web.uploads import DiskStorage, Storage, StorageError
 from semel.web.uploads.s3 import PART_SIZE, S3Storage
 from tests import servers
 
-DATA = os.urandom(3000)
+DATA = random.Random(4).randbytes(3000)
 NAME = hashlib.sha256(DATA).hexdigest()
 
 
