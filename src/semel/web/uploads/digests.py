@@ -64,7 +64,7 @@ def parse_digests(field: str, value: bytes) -> dict[str, bytes]:
     malformed = InvalidDigest(f"{field} is malformed; send for example sha-256=:<base64>:")
     if len(value) > _MAX_FIELD_LENGTH:
         raise malformed
-    value = value.strip(b" ")
+    value = value.lstrip(b" ").rstrip(b" \t")  # RFC 9651 sections 4.2 and 4.2.2
     found: dict[str, bytes] = {}
     position = 0
     while position < len(value) or not found:
