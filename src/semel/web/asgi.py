@@ -94,7 +94,7 @@ class ASGIMiddleware:
                 await self._issue(scope, receive, send)
                 return
             policy = self._idempotency.routes.find(
-                scope["method"], _route(scope) if scope.get("root_path") else scope["path"]
+                scope["method"], route_path(scope) if scope.get("root_path") else scope["path"]
             )
             if policy is not None:
                 await self._covered(policy, scope, receive, send)
@@ -142,7 +142,7 @@ class ASGIMiddleware:
                     await _send(kept.status, kept.headers, kept.body, send)
                     return
             owner = scope_name(whose)
-            named = naming.name(idempotency, policy, fields, owner, _View(scope), body)
+            named = naming.name(idempotency, policy, fields, owner, View(scope), body)
             if named is None:
                 await self._without_key(policy, scope, _Unread(body, receive), send)
                 return
@@ -309,11 +309,11 @@ class ASGIMiddleware:
     def _whose(self, scope: ASGIScope, found: dict[bytes, bytes]) -> Whose:
         idempotency = self._idempotency
         if idempotency.scope is not None:
-            return named_scope(idempotency.scope(_View(scope)))
+            return named_scope(idempotency.scope(View(scope)))
         cookie = b""
         if idempotency.session_cookie is not None and b"cookie" in found:
             cookie = _cookie(found[b"cookie"], idempotency.session_cookie.encode())
-        user = _user(scope) if "user" in scope else None
+        user = authenticated_user(scope) if "user" in scope else None
         return user, found.get(b"authorization", b""), cookie
 
     def _keep(self, asked: Hashable, size: int, outcome: Replay, expires_at: float) -> None:
@@ -654,7 +654,7 @@ def _wanted(scope: ASGIScope) -> tuple[list[bytes], dict[bytes, bytes]]:
     return fields, found
 
 
-class _View:
+class View:
     """What a `scope` function sees of an ASGI request."""
 
     __slots__ = ("method", "native", "path")
@@ -766,7 +766,7 @@ async def _send(
     await send({"type": "http.response.body", "body": body})
 
 
-def _route(scope: ASGIScope) -> str:
+def route_path(scope: ASGIScope) -> str:
     """The path as the application's own routes are written, without where it is mounted."""
     path: str = scope["path"]
     root: str = scope["root_path"]
@@ -783,7 +783,7 @@ def _cookie(header: bytes, name: bytes) -> bytes:
     return b""
 
 
-def _user(scope: ASGIScope) -> str | None:
+def authenticated_user(scope: ASGIScope) -> str | None:
     """The framework's authenticated user (Starlette's and Django's `scope["user"]`)."""
     user = scope["user"]
     if not getattr(user, "is_authenticated", False):

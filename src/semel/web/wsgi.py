@@ -118,7 +118,7 @@ class WSGIMiddleware:
     ) -> Iterable[bytes]:
         owner = scope_name(self._whose(environ))
         try:
-            named = naming.name(self._idempotency, policy, fields, owner, _View(environ), body)
+            named = naming.name(self._idempotency, policy, fields, owner, View(environ), body)
         except InvalidKey as error:
             body.close()
             return self._refuse(problems.key_invalid(str(error)), start_response)
@@ -300,7 +300,7 @@ class WSGIMiddleware:
     def _whose(self, environ: Environ) -> Whose:
         idempotency = self._idempotency
         if idempotency.scope is not None:
-            return named_scope(idempotency.scope(_View(environ)))
+            return named_scope(idempotency.scope(View(environ)))
         cookie = ""
         if idempotency.session_cookie is not None:
             for part in environ.get("HTTP_COOKIE", "").split(";"):
@@ -569,7 +569,7 @@ def _with_body(environ: Environ, body: Body) -> Environ:
     return again
 
 
-class _View:
+class View:
     """What a `scope` function sees of a WSGI request."""
 
     def __init__(self, environ: Environ) -> None:

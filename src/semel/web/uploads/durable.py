@@ -1,0 +1,70 @@
+"""Files that are on disk when it is said that they are."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+UNFINISHED = ".tmp"
+"""Ends the name of a file that is being written; a crash leaves it, a sweep removes it."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a crash, of the power too, leaves the old content or the new."""
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(file, content)
+        os.fsync(file)
+    finally:
+        os.close(file)
+    os.replace(draft, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Have a file or folder to oneself, among the threads and processes of this machine."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        unlock(file)
+
+
+def try_lock(file: int) -> bool:
+    """Lock an open file if nobody else has; say whether."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def unlock(file: int) -> None:
+    """Unlock and close. A child that was forked meanwhile holds the file, but not the lock."""
+    fcntl.flock(file, fcntl.LOCK_UN)
+    os.close(file)
