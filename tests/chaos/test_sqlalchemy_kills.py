@@ -40,7 +40,7 @@ def test_atomic_survives_kills_at_every_failpoint_and_at_any_time(
     assert killed[DATABASE]
 
 
-@pytest.mark.parametrize("point", ["before_commit", "after_commit"])
+@pytest.mark.parametrize("point", ["before_commit", "after_commit", "in_migration"])
 def test_a_failpoint_is_reached_and_kills(server: MariaDB | PostgreSQL, point: str) -> None:
     report, killed = storm("atomic", 2, seed=7, point=point, bed=bed_on(server))
     assert killed[point] >= 2
