@@ -77,6 +77,8 @@ def postgresql(folder: Path, clock: Clock) -> Iterator[Store]:
     ticking = _Ticking(url, clock)
 
     class Store(PostgreSQLStore):
+        ticking: _Ticking
+
         def execute(self, command: StoreCommand) -> Reply:
             ticking.tick()
             return super().execute(command)
@@ -86,7 +88,9 @@ def postgresql(folder: Path, clock: Clock) -> Iterator[Store]:
             return await super().aexecute(command)
 
     with closing(ticking.connection):
-        yield Store(url)
+        store = Store(url)
+        store.ticking = ticking
+        yield store
 
 
 @contextmanager
@@ -95,10 +99,17 @@ def redis(folder: Path, clock: Clock) -> Iterator[Store]:
     yield store
 
 
+@contextmanager
+def redis_cluster(folder: Path, clock: Clock) -> Iterator[Store]:
+    url = servers.valkey_cluster().url.replace("redis+cluster", "redis")
+    yield RedisStore(url, prefix=f"t{next(_numbers)}", clock=clock, cluster=True)
+
+
 STORES: dict[str, Callable[[Path, Clock], object]] = {
     "memory": memory,
     "sqlite": sqlite,
     "postgresql": postgresql,
     "redis": redis,
+    "redis+cluster": redis_cluster,
 }
 """How each store is made, on a server and in tables of its own."""
