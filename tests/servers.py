@@ -22,9 +22,10 @@ from semel.testing.servers import (
     Server,
     ServerMissing,
     Valkey,
+    ValkeyCluster,
 )
 
-S = TypeVar("S", bound=Server)
+S = TypeVar("S", bound=Server | ValkeyCluster)
 
 
 def _started(make: Callable[[], S]) -> S:
@@ -52,6 +53,11 @@ def pgbouncer() -> PgBouncer:
 @cache
 def valkey() -> Valkey:
     return _started(Valkey)
+
+
+@cache
+def valkey_cluster() -> ValkeyCluster:
+    return _started(ValkeyCluster)
 
 
 @cache

@@ -11,7 +11,7 @@ from semel.stores.postgres_transaction import PostgreSQLTransaction
 from semel.testing.chaos import storm, zombies
 from semel.testing.chaos_beds import DATABASE, PostgreSQLBed
 from semel.testing.findings import summary
-from semel.testing.servers import PostgreSQL, running
+from semel.testing.servers import PgBouncer, PostgreSQL, running
 
 pytestmark = pytest.mark.chaos
 
@@ -56,6 +56,16 @@ def test_at_most_once_parks_and_never_doubles(server: PostgreSQL) -> None:
 def test_zombies_are_fenced(server: PostgreSQL) -> None:
     report = zombies("atomic", 12, bed=lambda folder: PostgreSQLBed(server))
     report.require("S1", "S2", "S3")
+
+
+def test_atomic_survives_kills_behind_pgbouncer_in_transaction_mode(server: PostgreSQL) -> None:
+    with running(lambda: PgBouncer(server, pool=20)) as bouncer:
+        report, killed = storm(
+            "atomic", 40, seed=8, bed=lambda folder: PostgreSQLBed(server, bouncer)
+        )
+    print(summary(report), killed)
+    report.require("S1", "S2", "S3", "S8", "L1")
+    assert not report.admitted
 
 
 honest = PostgreSQLTransaction._message

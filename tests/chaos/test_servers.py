@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from semel.testing.chaos_beds import PostgreSQLBed
 from semel.testing.chaos_servers import whole_servers
 from semel.testing.findings import summary
+from semel.testing.servers import PostgreSQL, running
 
 pytestmark = pytest.mark.chaos
 
@@ -35,3 +37,14 @@ def test_at_least_once_is_shown_to_double_over_http() -> None:
     report, _ = whole_servers("at-least-once", 8, seed=4, point="before_complete")
     report.require("S2", "S3")
     assert report.admitted, "the documented weakness did not show: the docs or the rig are wrong"
+
+
+def test_atomic_survives_the_death_of_whole_servers_on_postgresql() -> None:
+    with running(PostgreSQL) as server:
+        report, killed = whole_servers(
+            "atomic", 12, seed=5, bed=lambda folder: PostgreSQLBed(server)
+        )
+    print(summary(report), killed)
+    report.require("S1", "S2", "S3", "S8", "L1")
+    assert not report.admitted
+    assert sum(killed.values()) >= 12

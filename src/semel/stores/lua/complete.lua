@@ -1,4 +1,5 @@
--- token, answer, expires, tombstone
-if not holds(ARGV[2]) then return 0 end
-write_answer(ARGV[3], ARGV[4], ARGV[5])
-return 1
+local function command(token, body, expires, tombstone)
+    if not holds(token) then return 0 end
+    write_answer(body, expires, tombstone)
+    return 1
+end

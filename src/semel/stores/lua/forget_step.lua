@@ -1,4 +1,5 @@
--- token, name
-if state and not holds(ARGV[2]) then return 0 end
-if redis.call('HEXISTS', steps, 'r:' .. ARGV[3]) == 1 then return 0 end
-return redis.call('HDEL', steps, 't:' .. ARGV[3])
+local function command(token, name)
+    if state and not holds(token) then return 0 end
+    if redis.call('HEXISTS', steps, 'r:' .. name) == 1 then return 0 end
+    return redis.call('HDEL', steps, 't:' .. name)
+end

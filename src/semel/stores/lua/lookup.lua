@@ -1,1 +1,3 @@
-return found()
+local function command()
+    return found()
+end

@@ -1,7 +1,9 @@
--- token, name, result ('' or '=' and its bytes), keep; the first result stays (S10)
-forget_old_steps()
-if state and not holds(ARGV[2]) then return false end
-redis.call('HSET', steps, 't:' .. ARGV[3], text(now + tonumber(ARGV[5])))
-if ARGV[4] ~= '' then redis.call('HSETNX', steps, 'r:' .. ARGV[3], string.sub(ARGV[4], 2)) end
-if state then redis.call('HSET', record, 'keep', ARGV[5]) end
-return {redis.call('HGET', steps, 'r:' .. ARGV[3])}
+-- `result`: '' or '=' and its bytes; the first stays (S10).
+local function command(token, name, result, keep)
+    forget_old_steps()
+    if state and not holds(token) then return false end
+    redis.call('HSET', steps, 't:' .. name, text(now + tonumber(keep)))
+    if result ~= '' then redis.call('HSETNX', steps, 'r:' .. name, string.sub(result, 2)) end
+    if state then redis.call('HSET', record, 'keep', keep, 'stepped', '1') end
+    return {redis.call('HGET', steps, 'r:' .. name)}
+end

@@ -1,4 +1,5 @@
--- token
-if not holds(ARGV[2]) then return 0 end
-forget()
-return 1
+local function command(token)
+    if not holds(token) then return 0 end
+    forget()
+    return 1
+end
