@@ -16,7 +16,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -62,6 +62,8 @@ OLDEST: Final = 120000
 RETRIES: Final = 3
 """How often a command that the server has undone (deadlock, serialization) is given again."""
 LANES: Final = (Claim, Complete, Lookup)
+PREPARE_AFTER: Final = 5
+"""How often a statement comes before it is prepared: psycopg's own default."""
 HARMLESS: Final = (Lookup, Steps, Abandoned)
 
 
@@ -101,6 +103,7 @@ class PostgreSQLStore:
         self._timeout = timeout
         self._idle = idle_in_transaction
         self._migrate = migrate
+        self._direct = False
         self._forget()
         call_after_fork(self._forget)
 
@@ -138,6 +141,9 @@ class PostgreSQLStore:
             raise StoreSetupError(
                 f"PostgreSQL {connection.info.server_version // 10000} is too old; 12 or newer"
             )
+        # A pooler between gives out process numbers of its own; it may know no prepared statements.
+        row = connection.execute("select pg_backend_pid()").fetchone()
+        self._direct = row == (connection.info.backend_pid,)
         settings: dict[str, str] = dict(
             connection.execute(
                 "select name, setting from pg_settings where name in"
@@ -193,7 +199,7 @@ class PostgreSQLStore:
                     raise StoreUnavailable("the store has been stopped")
                 if self._sync is None:
                     self._sync = _SyncPools(
-                        self._url, self._pool_size, self._command_connections, self._timeout
+                        self._url, self._pool_size, self._command_connections, self._configuration
                     )
                 pools = self._sync
         return pools
@@ -208,12 +214,13 @@ class PostgreSQLStore:
                 for gone in [other for other in self._loops if other.is_closed()]:
                     del self._loops[gone]
                 pools = self._loops[loop] = _AsyncPools(
-                    self._url,
-                    self._pool_size,
-                    self._command_connections,
-                    self._timeout,
+                    self._url, self._pool_size, self._command_connections, self._configuration
                 )
         return pools
+
+    @property
+    def _configuration(self) -> _Configuration:
+        return _Configuration(self._timeout, self._direct)
 
     # --- commands --------------------------------------------------------------------------
 
@@ -283,10 +290,10 @@ class PostgreSQLStore:
     def open(self, command: Open) -> PostgreSQLTransaction | Found | None:
         """Begin a transaction that is the claim."""
         pools = self._pools()
-        message = open_message(command, self._idle)
         for last in (False, True):
             connection = pools.transactions.get()
             try:
+                message = open_message(connection, command, self._idle)
                 told = token_of(connection, connection.talk(message))
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
                 pools.discard(connection)
@@ -303,10 +310,10 @@ class PostgreSQLStore:
     async def aopen(self, command: Open) -> PostgreSQLTransaction | Found | None:
         """As `open`, without blocking the event loop."""
         pools = self._loop_pools()
-        message = open_message(command, self._idle)
         for last in (False, True):
             connection = await pools.transactions.get()
             try:
+                message = open_message(connection, command, self._idle)
                 told = token_of(connection, await connection.talk(message))
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
                 pools.discard(connection)
@@ -341,22 +348,31 @@ def _pause(attempt: int) -> float:
     return random.uniform(0.002, 0.02) * (1 << attempt)  # apart, not secret
 
 
-def _configuration(timeout: float) -> dict[str, Any]:
-    return {
-        "autocommit": True,
-        "prepare_threshold": None,  # pgbouncer in transaction mode knows no sessions
-        "connect_timeout": max(1, int(timeout)),
-        **KEEPALIVE,
-    }
+class _Configuration(NamedTuple):
+    """How connections are made."""
+
+    timeout: float
+    direct: bool
+    """To the server itself: a statement that comes again and again is prepared there."""
+
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "autocommit": True,
+            "prepare_threshold": PREPARE_AFTER if self.direct else None,
+            "connect_timeout": max(1, int(self.timeout)),
+            **KEEPALIVE,
+        }
 
 
 class _SyncPools:
     """The connections of this process's threads."""
 
-    def __init__(self, url: str, size: int, for_commands: int, timeout: float) -> None:
-        connect = functools.partial(Connection.connect, url, **_configuration(timeout))
-        self.transactions = Pool(connect, size, timeout)
-        self.commands = Pool(connect, for_commands, timeout)
+    def __init__(
+        self, url: str, size: int, for_commands: int, configuration: _Configuration
+    ) -> None:
+        connect = functools.partial(Connection.connect, url, **configuration.parameters())
+        self.transactions = Pool(connect, size, configuration.timeout)
+        self.commands = Pool(connect, for_commands, configuration.timeout)
 
     def give_back(self, connection: Connection) -> None:
         """Take a transaction's connection back, clean."""
@@ -385,12 +401,14 @@ class _SyncPools:
 class _AsyncPools:
     """The connections of one event loop, and its lanes."""
 
-    def __init__(self, url: str, size: int, for_commands: int, timeout: float) -> None:
-        connect = functools.partial(AsyncConnection.connect, url, **_configuration(timeout))
+    def __init__(
+        self, url: str, size: int, for_commands: int, configuration: _Configuration
+    ) -> None:
+        connect = functools.partial(AsyncConnection.connect, url, **configuration.parameters())
         self._loop = asyncio.get_running_loop()
         self._ending: set[asyncio.Task[None]] = set()
-        self.transactions = AsyncPool(connect, size, timeout)
-        self.commands = AsyncPool(connect, for_commands, timeout)
+        self.transactions = AsyncPool(connect, size, configuration.timeout)
+        self.commands = AsyncPool(connect, for_commands, configuration.timeout)
         self.lanes: dict[type, Lane] = {kind: Lane(self._loop, self._send) for kind in LANES}
 
     async def _send(self, batch: Sequence[Any]) -> list[Any]:

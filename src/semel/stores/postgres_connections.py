@@ -54,6 +54,8 @@ class Connection(psycopg.Connection[Any]):
     """Seconds that the server has for an answer; None leaves it to the handler."""
     born = 0.0
     """When it was made, by the monotonic clock."""
+    prepared = False
+    """Whether the statements of operations are prepared on it."""
 
     def wait(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
         """Carry a conversation out, within the limit."""
@@ -79,6 +81,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
     limit: float | None = None
     born = 0.0
+    prepared = False
 
     async def wait(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
         """Carry a conversation out, within the limit."""

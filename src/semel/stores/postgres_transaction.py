@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -28,14 +28,24 @@ log = logging.getLogger("semel")
 GiveBack = Callable[[Any], None]
 
 
-def open_message(command: Open, idle: float) -> bytes:
+PREPARE: Final = (
+    b"prepare semel_open(bigint, bytea, text) as select semel_open($1, $2, $3);"
+    b"prepare semel_finish(bytea, bigint, bytea, bytea, bytea, double precision, double precision)"
+    b" as select semel_finish($1, $2, $3, $4, $5, $6, $7);"
+)
+"""Sent with a connection's first operation, where the server itself is at the other end."""
+
+
+def open_message(connection: Connection | AsyncConnection, command: Open, idle: float) -> bytes:
     """Begin, lock the key, look it up: one message. See `semel_open`."""
     lock = int.from_bytes(command.key[:8], "big", signed=True)
-    return b"begin;select semel_open(%d, '\\x%s', '%d')" % (
-        lock,
-        command.key.hex().encode(),
-        idle * 1000,
-    )
+    first, call = b"", b"select"
+    if connection.prepare_threshold is not None:
+        first = b"" if connection.prepared else PREPARE
+        call = b"execute"
+        connection.prepared = True  # where it fails, the connection goes
+    key = command.key.hex().encode()
+    return b"%sbegin;%s semel_open(%d, '\\x%s', '%d')" % (first, call, lock, key, idle * 1000)
 
 
 def token_of(connection: Connection | AsyncConnection, results: list[Any]) -> int | None:
@@ -43,7 +53,7 @@ def token_of(connection: Connection | AsyncConnection, results: list[Any]) -> in
     error = failure(connection, results)
     if error is not None:
         raise error
-    value = results[1].get_value(0, 0)
+    value = results[-1].get_value(0, 0)
     return int(value) if value is not None else None
 
 
@@ -90,6 +100,7 @@ class PostgreSQLTransaction:
         answer = encode_response(command.response).hex().encode()
         times = b"%r, %r" % (command.expires, command.tombstone)
         key = command.key.hex().encode()
+        how = b"execute " if self._connection.prepared else b"select "
         if self._opened is not None and self.token == command.token:
             owner = self._opened.owner.hex().encode()
             fingerprint = self._opened.fingerprint.hex().encode()
@@ -98,7 +109,8 @@ class PostgreSQLTransaction:
         else:
             call = b"semel_complete_or_fail('\\x%s', %d, '\\x%s', %s)"
             row = (key, command.token, answer, times)  # type: ignore[assignment]
-        return b"select " + call % row + b";commit"
+            how = b"select "
+        return how + call % row + b";commit"
 
     def _begun(self) -> Any:
         connection = self._had()
