@@ -19,8 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semel.checker import CannotRun, Limits, Report, Target, examine
-from semel.checker.target import Effects
+from semel.checker import CannotRun, Effects, Limits, Report, Target, examine
 from semel.testing.servers import Valkey, free_port
 
 HERE = Path(__file__).parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -141,3 +142,35 @@ def test_a_variable_can_stand_within_a_value_and_is_remembered_as_a_secret() -> 
 def test_the_limit_of_requests_holds(words: list[str]) -> None:
     done = check(*words, "--max-requests", "30", "--yes")
     assert "--max-requests" in done.stdout
+
+
+def test_a_count_that_fails_midway_leaves_its_case_out_and_not_the_report(serve: object) -> None:
+    port = serve()  # type: ignore[operator]
+    done = check(
+        f"http://127.0.0.1:{port}/charges", "--body", '{"amount": 5}', *AUTHORIZATION,
+        "--effects", "GET /charges/count charges", "--max-requests", "8", "--yes",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "not run" in done.stdout
+
+
+@pytest.mark.parametrize(("answer", "status"), [("n\n", 2), ("y\n", 0)])
+def test_on_a_terminal_it_asks(words: list[str], answer: str, status: int) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, answer.encode())
+        asked = subprocess.run(
+            [sys.executable, "-m", "semel.cli", "check", *words],
+            stdin=theirs,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "TOKEN": "Bearer alice"},
+            check=False,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "Go on?" in asked.stderr
+    assert asked.returncode == status, asked.stderr
+    assert ("nothing was sent" in asked.stderr) == (status == 2)

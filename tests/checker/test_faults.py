@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import socket
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from semel.checker import Report, Target, examine
+from semel.checker import CannotRun, Effects, Report, Target, examine
 from semel.checker.case import Case
 from semel.checker.cases import CASES
-from semel.checker.target import Effects
+from semel.checker.report import Result
+from semel.checker.runner import plan
 from semel.checker.verdict import Outcome
 from semel.testing.servers import free_port
 from tests.checker.broken import FAULTS, LIFETIME, Server
@@ -66,11 +71,22 @@ def told(report: Report) -> str:
     return "\n".join(f"{one.case.name}: {one.verdict}" for one in report.results)
 
 
-def test_an_api_without_faults_passes_every_case(serve: Callable[..., int]) -> None:
+def test_an_api_without_faults_passes_every_case_with_the_effects_that_were_announced(
+    serve: Callable[..., int],
+) -> None:
+    port = serve()
+    counted = [0]
+
+    def progress(result: Result) -> None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/charges/count") as answer:
+            counted.append(json.load(answer)["charges"])
+        assert counted[-1] - counted[-2] <= result.case.effects, result.case.name
+
     cases = [case for case in CASES if case.name not in NEED_A_KILL]
-    report = examine(target(serve()), cases=cases)
+    report = examine(target(port), cases=cases, progress=progress)
     assert set(found(report).values()) == {Outcome.PASSED}, told(report)
     assert report.score == 100
+    assert counted[-1] <= plan(target(port), cases)
 
 
 @pytest.mark.parametrize("fault", [f for f, case in FAULTS.items() if case not in NEED_A_KILL])
@@ -95,6 +111,24 @@ def test_a_fault_that_only_a_kill_shows_is_found(tmp_path: Path, fault: str) -> 
 def test_an_api_without_faults_survives_the_kills(tmp_path: Path) -> None:
     report = killed(tmp_path, [BY_NAME[name] for name in NEED_A_KILL], kills=4)
     assert set(found(report).values()) == {Outcome.PASSED}, told(report)
+
+
+def test_the_server_that_was_started_is_stopped_and_no_other_is_touched(tmp_path: Path) -> None:
+    report = killed(tmp_path, [BY_NAME["replay-status"]])
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", urlsplit(report.target.url).port or 0), 1)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("python -c 'print(\"no such table\")'", "no such table"),
+        ("there-is-no-such-program", "there-is-no-such-program"),
+    ],
+)
+def test_a_server_that_does_not_start_says_why(command: str, said: str) -> None:
+    with pytest.raises(CannotRun, match=said):
+        examine(target(free_port()), command=command)
 
 
 def test_every_case_has_a_fault_that_it_finds() -> None:

@@ -7,6 +7,6 @@ the simulator is something else: `semel.testing.checker`.
 
 from semel.checker.report import Report
 from semel.checker.runner import CannotRun, Limits, examine
-from semel.checker.target import BadTarget, Target
+from semel.checker.target import BadTarget, Effects, Target
 
-__all__ = ["BadTarget", "CannotRun", "Limits", "Report", "Target", "examine"]
+__all__ = ["BadTarget", "CannotRun", "Effects", "Limits", "Report", "Target", "examine"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,8 +101,12 @@ def check(
         def progress(result: Result) -> None:
             status.update(f"{result.verdict.outcome.value}: {result.case.title}")
 
+        # `kill` too takes the server that was started along
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             report = examine(target, command=command, limits=limits, progress=progress)
+        except KeyboardInterrupt:
+            sys.exit(130)
         except (CannotRun, BadTarget) as error:
             _stop(target.masked(str(error)))
     terminal.show(report, console)

@@ -75,7 +75,7 @@ class Runner:
         except StopIteration as stop:
             verdict: Verdict = stop.value
             return verdict
-        except NotRun as why:
+        except (NotRun, BadTarget) as why:
             return Verdict(Outcome.NOT_RUN, str(why))
         except ServerFailed as error:
             return fault(f"killed, the server does not come back: {error}")
@@ -120,7 +120,7 @@ class Runner:
         self._spend(1)
         answer = self.wire.send(Request("GET", effects.path, self.target.headers, b""))
         if answer.status != 200:
-            raise CannotRun(f"--effects: GET {effects.path} was answered {answer}")
+            raise NotRun(f"--effects: GET {effects.path} was answered {answer}")
         number = effects.read(answer.body)
         self.exchanges.append(Exchange(None, None, f"effects counted: {number}"))
         return number
@@ -199,9 +199,7 @@ def examine(
                 raise CannotRun(_why(result))
             results.append(result)
             progress(result)
-    except ServerFailed as error:
-        raise CannotRun(str(error)) from None
-    except BadTarget as error:
+    except (ServerFailed, BadTarget) as error:
         raise CannotRun(str(error)) from None
     finally:
         if server is not None:
@@ -211,6 +209,8 @@ def examine(
 
 def _why(result: Result) -> str:
     answers = [one.answer for one in result.exchanges if one.answer is not None]
-    body = answers[0].body[:300].decode(errors="replace") if answers else ""
-    hint = " (if it takes keys in quotes only, say --quoted)" if "ey" in body else ""
+    if not answers or answers[0].done:
+        return result.verdict.said
+    body = answers[0].body[:300].decode(errors="replace")
+    hint = " (where keys have to be in quotes: --quoted)" if "key" in body.lower() else ""
     return f"{result.verdict.said}{hint} {body}".strip()

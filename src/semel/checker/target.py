@@ -183,14 +183,12 @@ def _changed(body: bytes) -> bytes | None:
         return None
     if not isinstance(members, dict):
         return None
-    for kind, change in (
-        (int, lambda v: v + 1),
-        (float, lambda v: v + 1),
-        (str, lambda v: v + "x"),
-    ):
-        for name, value in members.items():
-            if type(value) is kind:
-                return json.dumps({**members, name: change(value)}).encode()
+    for name, value in members.items():
+        if type(value) in (int, float):
+            return json.dumps({**members, name: value + 1}).encode()
+    for name, value in members.items():
+        if type(value) is str:
+            return json.dumps({**members, name: value + "x"}).encode()
     return None
 
 

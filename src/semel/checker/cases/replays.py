@@ -85,7 +85,8 @@ def replay_headers(scene: Scene) -> Steps[Verdict]:
     first, again = yield from twice(scene)
     for name in KEPT:
         if again.all(name) != first.all(name):
-            return fault(f"{name} was {first.all(name)}, and is {again.all(name)} in the repeat")
+            was, now = (", ".join(one.all(name)) or "missing" for one in (first, again))
+            return fault(f"{name} was {was}, and is {now} in the repeat")
     own = {n.lower() for n, _ in first.headers if n.lower().startswith("x-")}
     lost = sorted(name for name in own if not again.all(name))
     if lost:
