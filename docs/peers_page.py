@@ -31,9 +31,9 @@ def page() -> str:
         "# Other libraries, examined",
         "",
         f"[`semel check`](guides/check.md) over Semel and over other libraries, {dates[-1]}. Each"
-        " is set up as its README says, with a scope where it offers one, its lease at 3 s where that"
-        " can be set, behind the same authentication, around the same handler: 10 ms of work, a"
-        " charge committed to a SQLite file, 30 ms of work. Semel's handler does the same and"
+        " is set up as its README says, with a scope where it offers one, its lease at 3 s where"
+        " that can be set, behind the same authentication, around the same handler: 10 ms of work,"
+        " a charge committed to a SQLite file, 30 ms of work. Semel's handler does the same and"
         " commits through `op.connection()`.",
         "",
         "We wrote the checker and one of the libraries: weigh that. The applications are in"

@@ -11,6 +11,7 @@ from semel.checker.verdict import Outcome
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.chaos
 @pytest.mark.parametrize(
     "subject", [s for s in peers.SUBJECTS if not s.needs], ids=lambda subject: subject.app
