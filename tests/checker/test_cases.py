@@ -5,11 +5,14 @@ Above all, what the draft or Stripe allow is no fault.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count, repeat
+from itertools import count, cycle, repeat
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from semel.checker.case import Case
 from semel.checker.cases import (
@@ -160,7 +163,7 @@ def test_where_effects_are_not_counted_differing_answers_tell_of_two_runs() -> N
 
 
 def test_a_retry_that_is_refused_for_ever_is_a_fault() -> None:
-    verdict = decide(network.lost_answer, Answer(0), says(409), effects=iter((0, 1)))
+    verdict = decide(network.lost_answer, CREATED, Answer(0), says(409), effects=iter((0, 1)))
     assert verdict.outcome is Outcome.FAULT
     assert "it never ends" in verdict.said
 
@@ -168,6 +171,39 @@ def test_a_retry_that_is_refused_for_ever_is_a_fault() -> None:
 def test_a_case_whose_first_request_fails_says_nothing() -> None:
     with pytest.raises(NotRun, match="429"):
         decide(replays.replay_status, says(429))
+
+
+STRANGE = st.builds(
+    Answer,
+    st.sampled_from([0, 200, 201, 204, 304, 400, 401, 409, 422, 423, 500, 503, 599]),
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                ["Retry-After", "Content-Type", "Location", "Cache-Control", "Link", "X-A"]
+            ),
+            st.one_of(
+                st.text(max_size=8), st.sampled_from(["application/problem+json", "1", "\u00b2"])
+            ),
+        ),
+        max_size=4,
+    ).map(tuple),
+    st.one_of(
+        st.binary(max_size=12),
+        st.sampled_from([b'{"type": []}', b'{"type": 1, "status": "x"}', b'{"keys": [{}]}', b"[]"]),
+    ),
+    seconds=st.just(0.3),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@settings(max_examples=20, deadline=None)
+@given(st.lists(STRANGE, min_size=1, max_size=8), st.lists(st.integers(0, 3), min_size=1))
+def test_whatever_a_server_says_there_is_a_verdict(
+    case: Case, answers: list[Answer], effects: list[int]
+) -> None:
+    needing = replace(TARGET, keys_path="/keys", other_method="PATCH", no_auth=True, kills=2)
+    with contextlib.suppress(NotRun):
+        decide(case, *answers, effects=cycle(effects), target=needing)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -109,6 +110,9 @@ def check(
             sys.exit(130)
         except (CannotRun, BadTarget) as error:
             _stop(target.masked(str(error)))
+        except Exception:  # noqa: BLE001 - status 1 would say that the API has faults
+            traceback.print_exc()
+            _stop("that is a mistake of the checker's own: please report it")
     terminal.show(report, console)
     for path, text in (
         (json, report.to_json),

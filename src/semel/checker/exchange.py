@@ -36,6 +36,8 @@ class Request:
     manner: Manner = Manner.WHOLE
     after: float = 0.0
     """Seconds after the others of a `Together` at which it is sent."""
+    hold: float = 0.0
+    """Seconds for which a connection that will be cut is kept after the last byte."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Scene:
         headers: tuple[tuple[str, bytes], ...] | None = None,
         manner: Manner = Manner.WHOLE,
         after: float = 0.0,
+        hold: float = 0.0,
     ) -> Request:
         """Return the target's request, changed where told. `keys`: the key headers' values."""
         own = self.target.headers if headers is None else headers
@@ -47,4 +48,5 @@ class Scene:
             self.body if body is None else body,
             manner,
             after,
+            hold,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from semel.checker.exchange import (
     Answer,
     Count,
@@ -80,7 +82,8 @@ def persist(scene: Scene, request: Request | None = None) -> Steps[Answer]:
         if answer.status not in COME_BACK or waited >= scene.target.patience:
             return answer
         asked = answer.header("Retry-After") or ""
-        wait = min(max(delay, float(asked) if asked.isdigit() else 0), scene.target.patience / 4)
+        seconds = int(asked) if re.fullmatch("[0-9]{1,6}", asked) else 0
+        wait = min(max(delay, seconds), scene.target.patience / 4)
         yield Pause(wait)
         waited += wait
         delay = min(delay * 2, 2.0)

@@ -19,9 +19,7 @@ STYLES = {
 
 def show(report: Report, console: Console) -> None:
     """Print the table, and the grounds of every fault."""
-    table = Table(
-        title=f"{report.target.method} {report.target.url}", title_style="bold", expand=False
-    )
+    table = Table(title=Text(f"{report.target.method} {report.target.url}", style="bold"))
     table.add_column("")
     table.add_column("case", ratio=2)
     table.add_column("what was found", ratio=3)

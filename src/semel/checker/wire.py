@@ -76,6 +76,7 @@ class Wire:
                 started = time.monotonic()
                 self._write(connection, request)
                 if request.manner in (Manner.CUT, Manner.HALF):
+                    time.sleep(request.hold)
                     return Answer(0, failure="we cut the connection")
                 answer = _read(connection, request.method, end)
         except TimeoutError:

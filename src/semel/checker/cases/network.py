@@ -6,7 +6,7 @@ from semel.checker.case import case
 from semel.checker.cases.needs import a_body
 from semel.checker.exchange import Answer, Manner, Steps
 from semel.checker.scene import Scene
-from semel.checker.steps import persist, send, watched
+from semel.checker.steps import begin, persist, send, watched
 from semel.checker.verdict import (
     INCOMPLETE,
     NOT_IDEMPOTENT,
@@ -17,8 +17,8 @@ from semel.checker.verdict import (
 )
 
 
-def _broken(scene: Scene, manner: Manner) -> Steps[tuple[Answer, Answer]]:
-    yield from send(scene.request(manner=manner))
+def _broken(scene: Scene, manner: Manner, hold: float = 0.0) -> Steps[tuple[Answer, Answer]]:
+    yield from send(scene.request(manner=manner, hold=hold))
     answer = yield from persist(scene)
     again = yield from persist(scene)
     return answer, again
@@ -36,14 +36,17 @@ def _judged(answer: Answer, again: Answer, effects: int | None, patience: float)
     return None
 
 
-@case("A lost answer can be fetched by a retry", RETRY, NOT_IDEMPOTENT, effects=2)
+@case("A lost answer can be fetched by a retry", RETRY, NOT_IDEMPOTENT, effects=3)
 def lost_answer(scene: Scene) -> Steps[Verdict]:
-    """The connection is cut once the request is sent: what idempotency keys are for. Twice."""
-    for one in (scene, scene.another()):
-        (answer, last), effects = yield from watched(_broken(one, Manner.CUT))
+    """What keys are for. Cut as soon as the request is sent, and again while it is worked on."""
+    usual = yield from begin(scene)
+    for hold in (0.0, usual.seconds / 2):
+        one = scene.another()
+        (answer, last), effects = yield from watched(_broken(one, Manner.CUT, hold))
         said = _judged(answer, last, effects, scene.target.patience)
         if said is not None:
-            return said
+            when = f"cut {hold * 1000:.0f} ms after the last byte"
+            return said._replace(said=f"{when}: {said.said}")
     return passed("one effect each, and the answer")
 
 

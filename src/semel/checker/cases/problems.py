@@ -82,12 +82,12 @@ def problem_documents(scene: Scene) -> Steps[Verdict]:
 @case("Each kind of refusal has a type of its own", PROBLEM_TYPE, effects=3)
 def problem_types(scene: Scene) -> Steps[Verdict]:
     """A 422 can be the key's or the form's: only the type tells clients which."""
-    types: dict[object, str] = {}
+    types: dict[str, str] = {}
     for name, answer in (yield from _refusals(scene)):
         document = _document(answer) if _is_problem(answer) else None
         if document is None:
             raise NotRun(f"{name} is refused without a problem document")
-        kind = document.get("type", "about:blank")
+        kind = str(document.get("type", "about:blank"))
         if {name, types.get(kind)} >= {"key reused"} and kind in types:
             return warning(f"{name} and {types[kind]} have the same type, {kind!r}")
         types[kind] = name
