@@ -3,8 +3,9 @@
     python -m bench.peers [NAME …]
 
 Each library is installed into a virtual environment of its own under `bench/.venvs`, is set up as
-its README says (`bench/peers/apps`), and is put to every case, kills included. To add one: an app,
-and a line in `SUBJECTS`.
+its README says (`bench/peers/apps`), and is put to every case, kills included. To add one (Semel on
+Django, say): an app, and a line in `SUBJECTS`; what needs nothing installed is one of ours, and
+`tests/checker/test_own_adapters.py` asks of it that it has no fault.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -162,6 +164,7 @@ def told(subject: Subject, report: Report) -> dict[str, Any]:
 def main(names: list[str]) -> None:
     """Run those that are named, or all; the results of the others stay."""
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` too takes the servers along
     redis = Valkey()
     redis.start()
     try:

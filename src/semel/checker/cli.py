@@ -36,7 +36,9 @@ def check(
         list[str] | None, Option(help="'Name: value'; $NAME is taken from the environment.")
     ] = None,
     other_auth: Annotated[list[str] | None, Option(help="The same for another caller.")] = None,
-    no_auth: Annotated[bool, Option("--no-auth", help="Without --header's secrets: 401.")] = False,
+    no_auth: Annotated[
+        bool, Option("--no-auth", help="Without the secrets of --header it answers 401.")
+    ] = False,
     other_body: Annotated[str | None, Option(help="Another body that works.")] = None,
     other_path: Annotated[str | None, Option(help="Another operation that takes the body.")] = None,
     other_method: Annotated[str | None, Option(help="Another method that takes it.")] = None,
@@ -152,6 +154,8 @@ def _ask(target: Target, limits: Limits, command: str | None, yes: bool) -> None
     ]
     if any(elsewhere):
         said.append(f"One request each goes to {', '.join(filter(None, elsewhere))}.")
+    if target.effects:
+        said.append(f"Effects are counted with GET {target.effects.path}.")
     said.append(
         f"An API without faults has at most {plan(target)} effects from them, each of which is real"
         " (a charge, an order, an e-mail); one with faults may have as many as there are requests."

@@ -38,10 +38,10 @@ def concurrent_duplicates(scene: Scene) -> Steps[Verdict]:
     done = [answer for answer in answers if answer.done]
     if effects is not None and effects > 1:
         return fault(f"{len(answers)} duplicates at once had {effects} effects")
-    if any(not answer.same(last) for answer in done):
-        return fault(f"duplicates were answered differently ({_told(answers)}; then {last})")
     if not last.done:
         return fault(f"no result is to be had after {_told(answers)}: a retry is answered {last}")
+    if any(not answer.same(last) for answer in done):
+        return fault(f"duplicates were answered differently ({_told(answers)}; then {last})")
     if effects == 0:
         return fault("a request that was answered as done had no effect")
     return passed(_told(answers))

@@ -9,7 +9,7 @@ from semel.checker.case import case
 from semel.checker.cases.needs import COUNTED, ISSUED
 from semel.checker.exchange import Answer, Request, Steps
 from semel.checker.scene import Scene
-from semel.checker.steps import begin, persist, send, twice, watched
+from semel.checker.steps import begin, persist, ran, send, twice, watched
 from semel.checker.verdict import (
     CLIENT_ERROR,
     MISSING,
@@ -44,8 +44,10 @@ def _unusable(what: str, first: Answer, again: Answer, effects: int | None) -> V
         if effects:
             return fault(f"{what} was refused ({first}), and had an effect all the same")
         return passed(f"{first}: refused")
-    if (effects is not None and effects > 1) or (again.done and not again.same(first)):
+    if ran(effects, first, again):
         return fault(f"{what} was taken, and gave no protection: its repeat was run again")
+    if not again.done:
+        return fault(f"{what} was taken ({first}), and its repeat was answered {again}")
     return None
 
 
