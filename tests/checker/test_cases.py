@@ -168,6 +168,13 @@ def test_a_retry_that_is_refused_for_ever_is_a_fault() -> None:
     assert "it never ends" in verdict.said
 
 
+def test_an_api_that_lets_retries_wait_for_long_is_asked_again() -> None:
+    slow = replace(says(423), seconds=10.0)
+    answers = [CREATED, Answer(0), slow, slow, CREATED]
+    verdict = decide(network.lost_answer, *answers, effects=cycle((0, 1)))
+    assert verdict.outcome is Outcome.PASSED, verdict
+
+
 def test_a_case_whose_first_request_fails_says_nothing() -> None:
     with pytest.raises(NotRun, match="429"):
         decide(replays.replay_status, says(429))

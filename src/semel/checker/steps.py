@@ -74,12 +74,16 @@ def twice(scene: Scene, request: Request | None = None) -> Steps[tuple[Answer, A
 
 
 def persist(scene: Scene, request: Request | None = None) -> Steps[Answer]:
-    """Send a request until it has an answer that is no "come back", for `patience` seconds."""
-    waited, delay = 0.0, 0.1
+    """Send a request until it has an answer that is no "come back", for `patience` seconds.
+
+    Three times at least: an API that makes retries wait may use up all patience with the first.
+    """
+    waited, delay, tries = 0.0, 0.1, 0
     while True:
         answer = yield from send(request or scene.request())
+        tries += 1
         waited += answer.seconds
-        if answer.status not in COME_BACK or waited >= scene.target.patience:
+        if answer.status not in COME_BACK or (waited >= scene.target.patience and tries >= 3):
             return answer
         asked = answer.header("Retry-After") or ""
         seconds = int(asked) if re.fullmatch("[0-9]{1,6}", asked) else 0
