@@ -38,8 +38,14 @@ def page() -> str:
         "",
         "We wrote the checker and one of the libraries: weigh that. The applications are in"
         " `bench/peers/apps`, and `make peers` runs it all again, on your machine. One run each; a"
-        " fault that needs an unlucky moment (kills, duplicates) may be missed in one run and found"
-        " in the next.",
+        " fault that needs an unlucky moment (kills, duplicates, cut connections) may be missed in"
+        " one run and found in the next.",
+        "",
+        "The last case is about design, not care: whoever keeps the record apart from the business's"
+        " own database leaves a gap between two commits, and a kill in that gap runs the work twice"
+        " or leaves the key stuck. fastapi-idempotency's README says so itself. Semel has the same"
+        " gap wherever a handler does not take `op.connection()`, and on Redis"
+        " ([Guarantees](guarantees.md)).",
         "",
         "| library | version | set up with | score | faults | warnings |",
         "|---|---|---|---|---|---|",
@@ -60,7 +66,7 @@ def page() -> str:
     for name, result in RESULTS.items():
         lines += [f"### {name}", ""]
         found = [
-            f"- {CELLS[outcome] if outcome != 'not run' else 'not run'}, {titles[case].lower()}:"
+            f"- {CELLS[outcome] if outcome != 'not run' else 'not run'}, {titles[case][0].lower()}{titles[case][1:]}:"
             f" {_safe(said)}"
             for case, (outcome, said) in result["cases"].items()
             if outcome != "passed"
