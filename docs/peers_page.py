@@ -18,6 +18,8 @@ CELLS = {
     Outcome.NOT_RUN.value: "-",
 }
 
+NAMES = {Outcome.FAULT.value: "**fault**"}
+
 
 def _safe(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
@@ -42,8 +44,8 @@ def page() -> str:
         " one run and found in the next.",
         "",
         "The last case is about design, not care: whoever keeps the record apart from the"
-        " business's database leaves a gap between two commits, and a kill in it runs the work twice"
-        " or leaves the key stuck. fastapi-idempotency's README says so itself. Semel has the same"
+        " business's database leaves a gap between two commits, and a kill in it runs the work"
+        " twice or leaves the key stuck. fastapi-idempotency's README says so itself. Semel has the same"
         " gap wherever a handler does not take `op.connection()`, and on Redis"
         " ([Guarantees](guarantees.md)).",
         "",
@@ -63,8 +65,8 @@ def page() -> str:
         lines.append(f"| {case.title} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "A `-` was not run: the applications have no second method and no key that expires soon, and"
-        " only Semel issues keys; other reasons stand below.",
+        "A `-` was not run: the applications have no second method and no key that expires soon,"
+        " and only Semel issues keys; other reasons stand below.",
         "",
         "## What was found",
         "",
@@ -72,7 +74,7 @@ def page() -> str:
     titles = {case.name: case.title for case in CASES}
     for name, result in RESULTS.items():
         found = [
-            f"- {CELLS[outcome] if outcome != 'not run' else outcome}: *{titles[case]}.* {_safe(said)}"
+            f"- {NAMES.get(outcome, outcome)}: *{titles[case]}.* {_safe(said)}"
             for case, (outcome, said) in result["cases"].items()
             if outcome != "passed" and not said.startswith("give --")
         ]
