@@ -45,8 +45,8 @@ def page() -> str:
         "",
         "The last case is about design, not care: whoever keeps the record apart from the"
         " business's database leaves a gap between two commits, and a kill in it runs the work"
-        " twice or leaves the key stuck. fastapi-idempotency's README says so itself. Semel has the same"
-        " gap wherever a handler does not take `op.connection()`, and on Redis"
+        " twice or leaves the key stuck. fastapi-idempotency's README says so itself. Semel has the"
+        " same gap wherever a handler does not take `op.connection()`, and on Redis"
         " ([Guarantees](guarantees.md)).",
         "",
         "| library | version | set up with | score | faults | warnings |",
