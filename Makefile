@@ -92,6 +92,11 @@ coverage: setup ## Which lines the tests reach
 bench: setup ## Ratios, side by side in one run
 	@$(BIN)/python -m bench $(ARGS)
 
+.PHONY: peers
+peers: setup ## semel check over other libraries, each in a virtual environment of its own
+	@$(BIN)/python -m bench.peers $(ARGS)
+	@$(BIN)/python docs/generate.py
+
 .PHONY: docs
 docs: setup ## Build the documentation into site/
 	@$(BIN)/mkdocs build --strict --quiet

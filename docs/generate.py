@@ -1,7 +1,8 @@
 """Writes the pages that follow from the code: `python docs/generate.py`. A test checks them.
 
 Problem pages from `semel.core.problems`, the policy page from `Policy`'s own docstrings, the
-picture of the states from `semel.core.record.TRANSITIONS`, the README's table of probes.
+picture of the states from `semel.core.record.TRANSITIONS`, the README's table of probes, the
+comparison with other libraries from `bench/peers/results.json`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from docs.probes_table import table  # noqa: E402
 
-from docs import uploads_advice  # noqa: E402
+from docs import (
+    peers_page,
+    uploads_advice,
+)
 from semel.core import policy, problems, record  # noqa: E402
 from semel.web.uploads import problems as uploads  # noqa: E402
 
@@ -293,6 +297,7 @@ def pages() -> dict[Path, str]:
     made = {DOCS / "problems" / f"{p.slug}.md": problem_page(p) for p in CATALOGUE}
     made[DOCS / "problems" / "index.md"] = problem_index()
     made[DOCS / "policies.md"] = policy_page()
+    made[DOCS / "peers.md"] = peers_page.page()
     made[DOCS / "states.svg"] = states_picture()
     made[ROOT / "README.md"] = readme()
     return made

@@ -1,4 +1,4 @@
-"""The command line: `semel demo`, `semel migrate`."""
+"""The command line: `semel demo`, `semel migrate`, `semel check`."""
 
 from __future__ import annotations
 
@@ -35,9 +35,12 @@ def main() -> None:
         import typer
     except ImportError:
         sys.exit("the semel command needs its extra: pip install 'semel[demo]'")
+    from semel.checker.cli import check
+
     app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
     app.command()(demo)
     app.command()(migrate)
+    app.command()(check)
     app()
 
 

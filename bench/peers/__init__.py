@@ -1,0 +1,1 @@
+"""`semel check` over Semel and over other libraries: `python -m bench.peers`, `make peers`."""

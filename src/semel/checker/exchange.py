@@ -1,0 +1,112 @@
+"""What passes between a case and the wire, as data. No I/O.
+
+A case is a generator. It yields actions, is handed what came of each, and returns a verdict:
+
+    Send      -> Answer             Count -> int | None (None: effects are not counted)
+    Together  -> list[Answer]       Pause -> None
+    Crash     -> Answer             (the server is killed around this request, and started again)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+
+class Manner(Enum):
+    """How a request is put on the wire."""
+
+    WHOLE = "whole"
+    CUT = "whole; the connection is cut before the answer"
+    HALF = "half of the body; the connection is cut"
+    SLOW = "the body in ten pieces, over a second"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request, to the byte."""
+
+    method: str
+    path: str
+    """With the query."""
+    headers: tuple[tuple[str, bytes], ...]
+    body: bytes
+    manner: Manner = Manner.WHOLE
+    after: float = 0.0
+    """Seconds after the others of a `Together` at which it is sent."""
+    hold: float = 0.0
+    """Seconds for which a connection that will be cut is kept after the last byte."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back. `status` 0: nothing did, and `failure` says why."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+    failure: str = ""
+    seconds: float = 0.0
+    """From the first byte sent to the last one received."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it says that the operation is done: 2xx or 3xx."""
+        return 200 <= self.status < 400
+
+    @property
+    def refused(self) -> bool:
+        """Whether the server found fault with the request: 4xx."""
+        return 400 <= self.status < 500
+
+    def all(self, name: str) -> list[str]:
+        """Every value of a header."""
+        return [value for field, value in self.headers if field.lower() == name.lower()]
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header."""
+        return next(iter(self.all(name)), None)
+
+    def same(self, other: Answer) -> bool:
+        """Whether both tell the same result. That the status is kept too is a case of its own."""
+        return self.done and other.done and self.body == other.body
+
+    def __str__(self) -> str:
+        return str(self.status) if self.status else f"no answer ({self.failure})"
+
+
+class Send(NamedTuple):
+    """Send one request and read its answer."""
+
+    request: Request
+
+
+class Together(NamedTuple):
+    """Send all at the same moment, each on a connection of its own."""
+
+    requests: tuple[Request, ...]
+
+
+class Count(NamedTuple):
+    """Ask how many effects there are."""
+
+
+class Pause(NamedTuple):
+    """Wait."""
+
+    seconds: float
+
+
+class Crash(NamedTuple):
+    """Send a request, `kill -9` the server, start it again."""
+
+    request: Request
+    after: float | None
+    """Seconds from the first byte to the kill; None: as soon as the answer is there."""
+
+
+Action: TypeAlias = Send | Together | Count | Pause | Crash
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Action, Any, T]
