@@ -20,10 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from docs.probes_table import table  # noqa: E402
 
-from docs import (
-    peers_page,
-    uploads_advice,
-)
+from docs import peers_page, uploads_advice  # noqa: E402
 from semel.core import policy, problems, record  # noqa: E402
 from semel.web.uploads import problems as uploads  # noqa: E402
 
