@@ -47,6 +47,7 @@ class Subject(NamedTuple):
 SUBJECTS = (
     Subject("Semel (FastAPI)", "semel_asgi", "SQLite, atomic, scope", keys="/idempotency-keys"),
     Subject("Semel (Flask)", "semel_wsgi", "SQLite, atomic, scope", keys="/idempotency-keys"),
+    Subject("Semel (Django)", "semel_django", "SQLite, atomic, scope", keys="/idempotency-keys"),
     Subject("idemkit", "idemkit_asgi", "Redis, scope", ("idemkit==1.0.2", "redis==8.1.0", *ASGI)),
     Subject(
         "fastapi-idempotency",

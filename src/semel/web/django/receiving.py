@@ -59,6 +59,8 @@ def read(policy: Policy, request: HttpRequest, write: Callable[[bytes], object])
                 write(chunk)
     except UnreadablePostError:  # the client has gone, or the server gave up on it
         return problems.BODY_TIMEOUT
+    if intake.received < declared(request):  # the same, and the server has not said so
+        return problems.BODY_TIMEOUT
     return refusal
 
 
