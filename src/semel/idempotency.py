@@ -19,7 +19,7 @@ from semel.core.commands import Found, Lookup, Settle, StoreError, Sweep
 from semel.core.policy import Policy, RequestView, Routes
 from semel.core.record import Response, State
 from semel.drivers import Runtime
-from semel.issuer import Issuer
+from semel.issuer import GRACE, Issuer
 from semel.stores import Store, StoreSetupError, open_store
 
 log = logging.getLogger("semel")
@@ -170,7 +170,11 @@ class Idempotency:
         if not isinstance(found, Found) or found.record.state is not State.PARKED:
             return False
         seconds = (policy or self.routes.default).seconds
-        command = Settle(key_hash, found.record.token, response, seconds.expires, seconds.tombstone)
+        expires, tombstone = seconds.expires, seconds.tombstone
+        if self.issuer is not None:  # it may be the record of an issued key, and has to outlast it
+            expires = max(expires, self.issuer.lifetime.total_seconds())
+            tombstone = max(tombstone, GRACE.total_seconds())
+        command = Settle(key_hash, found.record.token, response, expires, tombstone)
         return self.store.execute(command) is True
 
     def look_up(self, key: bytes) -> Found | None:
@@ -288,5 +292,7 @@ def _promise(policy: Policy | None, store: Store) -> str:
             " before the record",
             "at-most-once": "at most once: never repeats, a crash parks the key",
         }[policy.guarantee]
+    if policy.fingerprint == "key":
+        key += "; an answer is given to whoever names the same natural key"
     opened = "; FAILS OPEN while the store is down" if policy.on_store_error == "run" else ""
     return f"{'/'.join(policy.methods)}: {guarantee}; {key}{opened} ({store.name})"

@@ -76,7 +76,10 @@ def test_a_key_in_the_header_goes_before_a_natural_one(start: Any, store_url: st
     assert recorder.runs == 2
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"mail": 1}', b"null", b"\xff"])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'{"mail": 1}', b"null", b"\xff", b'{"email": ""}', b'{"email": "\\ud800"}'],
+)
 def test_a_request_that_is_not_as_it_should_be_is_left_to_the_handler(
     start: Any, body: bytes
 ) -> None:
@@ -99,7 +102,7 @@ def test_a_request_without_its_natural_key_is_refused_where_one_is_required(star
     assert recorder.runs == 0
 
 
-@pytest.mark.parametrize("given", ["", 5])
+@pytest.mark.parametrize("given", [5, b"key"])
 def test_a_key_function_that_gives_no_string_is_a_mistake_that_is_shown(
     start: Any, given: Any
 ) -> None:
@@ -174,6 +177,80 @@ def test_the_field_is_found_in_a_multipart_form_whatever_its_boundary(start: Any
         answer = server.send(key=None, body=body, headers=[("Content-Type", kind)])
         assert (answer.status, answer.replayed) == (201, bool(number))
     assert recorder.runs == 1
+
+
+def multipart(*parts: tuple[str, bytes], end: bytes = b"--\r\n") -> tuple[Any, bytes]:
+    body = b"".join(
+        b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name.encode(), value)
+        for name, value in parts
+    )
+    return [("Content-Type", "multipart/form-data; boundary=b")], body + b"--b" + end
+
+
+def test_a_key_after_a_large_file_is_found(start: Any) -> None:
+    recorder = Recorder(created)
+    server = start(recorder, policy=Policy(form_field="key"))
+    headers, body = multipart(('file"; filename="f', bytes(2**21)), ("key", b"k-1"))
+    for replayed in (False, True):
+        answer = server.send(key=None, body=body, headers=headers)
+        assert (answer.status, answer.replayed) == (201, replayed)
+    assert recorder.runs == 1
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        multipart(("key", b"k"), end=b""),  # cut
+        multipart(*((f"f{n}", b"x") for n in range(1001)), ("key", b"k")),
+        multipart(("much", bytes(2**20)), ("key", b"k")),
+        multipart(("x" * 9000, b"x"), ("key", b"k")),
+        (FORM, b"&".join(b"f=1" for _ in range(1001)) + b"&key=k"),
+        (FORM, b"f=" + b"x" * 2**20 + b"&key=k"),
+        ([("Content-Type", "multipart/form-data")], b"--b\r\n"),
+    ],
+    ids=["cut", "fields", "text", "head", "urlencoded fields", "urlencoded text", "no boundary"],
+)
+def test_a_form_whose_key_cannot_be_found_for_certain_is_refused(start: Any, form: Any) -> None:
+    """It might have one, and to run it without would be a second effect."""
+    headers, body = form
+    recorder = Recorder(created)
+    server = start(recorder, policy=Policy(form_field="key"))
+    answer = server.send(key=None, body=body, headers=headers)
+    if b'name="key"' in body and not body.endswith(b"--\r\n"):
+        assert answer.status == 400 or recorder.runs == 1  # it was seen before the cut
+    else:
+        assert (answer.status, answer.problem) == (400, "key-invalid")
+        assert recorder.runs == 0
+
+
+def test_forms_are_read_in_time_linear_in_their_size() -> None:
+    """Bodies of twice the size, as ratios: nested, of many parts, with long headers, of marks."""
+    from time import process_time
+
+    from semel.web import forms
+
+    def attack(kind: str, size: int) -> bytes:
+        return {
+            "nested": b"--b\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n" * (size // 50),
+            "parts": b'--b\r\nContent-Disposition: form-data; name=""\r\n\r\n\r\n' * (size // 50),
+            "head": b"--b\r\nContent-Disposition: form-data" + b"; name*0=a" * (size // 10),
+            "marks": b"\r\n--" * (size // 4),
+            "lines": b"--b\r\n" + b"a:b\r\n" * (size // 5),
+        }[kind]
+
+    def spent(kind: str, size: int) -> float:
+        body = attack(kind, size)
+        chunks = [body[at : at + 65536] for at in range(0, len(body), 65536)]
+        times = []
+        for _ in range(5):
+            began = process_time()
+            forms.read("multipart/form-data; boundary=b", chunks)
+            times.append(process_time() - began)
+        return min(times)
+
+    for kind in ("nested", "parts", "head", "marks", "lines"):
+        once, twice = spent(kind, 2**19), spent(kind, 2**20)
+        assert twice < max(4 * once, 0.05), kind
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
-from semel import Idempotency, Issuer, Policy, StoreSetupError
+from semel import Idempotency, Issuer, Policy, StoreSetupError, current_sync_operation
+from semel.core.record import Response
+from semel.core.remembered import RememberedRequest
 from semel.stores.memory import MemoryStore
-from tests.http.harness import Answer, Recorder, Server
+from semel.web import completer
+from semel.web.body import Body
+from tests.http.harness import Answer, Recorder, Request, Server
 from tests.http.test_answers import created
 
 SECRET = bytes(range(32))
@@ -240,3 +244,47 @@ def test_a_route_can_reuse_keys_but_not_issued_ones(
     clock.now += DAY
     assert server.send(key=key, headers=ALICE).problem == "key-expired"
     assert recorder.runs == 1
+
+
+def test_a_parked_operation_that_is_settled_outlasts_its_key(start: Any, clock: Clock) -> None:
+    """Or the key, still good, would run again once its answer had gone."""
+
+    def parks(number: int, request: Request) -> Any:
+        if number == 1:
+            current_sync_operation().park("nobody knows")
+        return 201, [], [b"ran again"]
+
+    recorder = Recorder(parks)
+    short = Policy(expires=timedelta(seconds=1), tombstone=timedelta(seconds=1))
+    server = start(
+        recorder,
+        MemoryStore(clock=clock),
+        policy=short,
+        issuer=Issuer(SECRET, clock=clock, lifetime=timedelta(days=90)),
+        sweep_every=None,
+    )
+    (key,) = keys(server)
+    assert server.send(key=key, headers=ALICE).problem == "outcome-unknown"
+    (name,) = server.idempotency.store._table.records
+    assert server.idempotency.settle(name, Response(201, (), b"settled"))
+    for _ in range(3):
+        clock.now += 29 * DAY
+        server.idempotency.sweep()
+        answer = server.send(key=key, headers=ALICE)
+        assert (answer.body, answer.replayed) == (b"settled", True)
+    assert recorder.runs == 1
+
+
+def test_a_completer_that_lacks_a_secret_keeps_the_record_as_long_as_any_key() -> None:
+    (key,) = Issuer({2: SECRET}, lifetime=timedelta(days=90)).issue("alice").keys
+    behind = Idempotency("memory://", issuer=Issuer({1: SECRET}, lifetime=timedelta(days=90)))
+    asked = RememberedRequest(
+        "POST", "/run", b"/run", "", b"", ((b"idempotency-key", key.encode()),), "alice", "", b""
+    )
+    rules = completer._rules(behind, Policy(), asked, Body(1, "POST", b"/run", b"", b"", b""))
+    assert rules.seconds.expires == 90 * DAY
+
+
+def test_a_key_for_a_route_with_other_letters_is_good_there(server: Server) -> None:
+    (key,) = keys(server, route="/caf\u00e9")
+    assert server.send("/caf%C3%A9", key=key, headers=ALICE).status == 201

@@ -24,7 +24,9 @@ KEY: Final = 4
 MAX_JSON_BODY = 1024 * 1024
 """Largest body, in bytes, that the JSON algorithm reads; a larger one counts as raw bytes."""
 
-_BOUNDARY = re.compile(rb';[ \t]*boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))', re.IGNORECASE)
+BOUNDARY: Final = re.compile(
+    rb';[ \t]*boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))', re.IGNORECASE
+)
 
 
 class Hasher(Protocol):
@@ -57,7 +59,7 @@ def hasher(
         query = content_type = content_encoding = b""
     boundary = None
     if content_type[:10].lower() == b"multipart/" and not content_encoding:
-        found = _BOUNDARY.search(content_type)
+        found = BOUNDARY.search(content_type)
         if found is not None:
             boundary = found.group(1) or found.group(2)
             content_type = content_type[: found.start()] + content_type[found.end() :]

@@ -104,7 +104,9 @@ class Policy:
     fingerprint: Literal["raw", "json", "key"] = "raw"
     """`"json"` takes a JSON body by RFC 8785, for clients that serialise anew for each attempt.
     `"key"`, for a `key` function: the same key is the same request, whatever else it says, and gets
-    the first answer instead of 422. Keys from a header are compared as `"raw"` does."""
+    the first answer instead of 422. Callers that nothing tells apart (scope `anonymous`) are one
+    caller: whoever can guess the key gets that answer, so let it say nothing that is secret. Keys
+    from a header are compared as `"raw"` does."""
     max_request_body: int = 64 * MEBIBYTE
     """Largest request body in bytes (413 before any claim). Above 1 MiB it waits in a file."""
     max_response_body: int = 4 * MEBIBYTE

@@ -100,8 +100,10 @@ def _rules(
     keys = [value for name, value in request.headers if name == b"idempotency-key"]
     try:
         named = naming.name(idempotency, policy, keys, request.scope, _View(request), body)
-    except InvalidKey:  # an issued key that was good when it came
-        return policy.with_header.until(0.0, GRACE)
+    except InvalidKey:  # an issued key that was good when it came; its secret is not known here
+        issuer = idempotency.issuer
+        left = issuer.lifetime.total_seconds() if issuer is not None else 0.0
+        return policy.with_header.until(left, GRACE)
     return named.policy if named is not None else policy
 
 

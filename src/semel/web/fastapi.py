@@ -204,7 +204,7 @@ def _describe_key(described: dict[str, Any], policy: Policy) -> None:
         parameter = {"name": keys.HEADER, "in": "header"}
         parameters.append(parameter)
     takes_operation = "schema" in parameter
-    parameter["required"] = policy.required or takes_operation
+    parameter["required"] = bool(policy.required) or takes_operation
     parameter["schema"] = {"type": "string", "minLength": 1, "maxLength": keys.MAX_KEY_LENGTH}
     hours = policy.expires.total_seconds() / 3600
     parameter["description"] = (

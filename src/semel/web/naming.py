@@ -75,7 +75,23 @@ class ReadRequest:
 
     def form(self) -> dict[str, str]:
         """Return the fields of an HTML form (urlencoded or multipart), files left out."""
-        return forms.fields(self.header("content-type") or "", self.body)
+        return self._form().fields
+
+    def _form(self) -> forms.Form:
+        return forms.read(self.header("content-type") or "", self._body.chunks())
+
+    def key_in(self, field: str) -> bytes | None:
+        """Return the value of a form's field, or None where the form has none.
+
+        Raises `InvalidKey` where it may have one that cannot be read: it must not run unprotected.
+        """
+        fields, whole = self._form()
+        if not fields.get(field) and not whole:
+            raise InvalidKey(
+                f"the form is cut short, or too large to find its field {field} in; put that field"
+                " before the others"
+            )
+        return fields[field].encode() if fields.get(field) else None
 
 
 def may_be_in_content(policy: Policy) -> bool:
@@ -97,8 +113,8 @@ def name(
     `InvalidKey`.
     """
     if not fields and policy.form_field is not None:
-        value = ReadRequest(view, body).form().get(policy.form_field)
-        fields = (value.encode(),) if value else ()
+        value = ReadRequest(view, body).key_in(policy.form_field)
+        fields = (value,) if value is not None else ()
     key = parse_key(fields)
     if key is not None:
         return _by_client(idempotency, policy, key, scope, view)
@@ -109,13 +125,15 @@ def name(
         return None
     try:
         natural = policy.key(ReadRequest(view, body))
+        if isinstance(natural, str):
+            natural.encode()  # a lone surrogate of JSON names nothing
     except _MALFORMED as error:
         log.debug("%s %s has no natural key: %r", view.method, view.path, error)
         return None
-    if natural is None:
+    if natural is None or natural == "":
         return None
-    if not isinstance(natural, str) or not natural:
-        raise TypeError(f"key= has to return a non-empty string or None, not {natural!r}")
+    if not isinstance(natural, str):
+        raise TypeError(f"key= has to return a string or None, not {natural!r}")
     return Named(f"{view.method} {view.path} {natural}", policy.without_header)
 
 

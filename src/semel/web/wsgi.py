@@ -574,7 +574,8 @@ class View:
 
     def __init__(self, environ: Environ) -> None:
         self.method: str = environ["REQUEST_METHOD"]
-        self.path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        self.path = path.encode("latin-1").decode("utf-8", "replace")  # PEP 3333 has it as bytes
         self.native = environ
 
     def header(self, name: str) -> str | None:
