@@ -36,8 +36,20 @@ NAMES = (
     "in_sweep",
     "in_migration",
     "before_checkpoint",
+    "client_before_journal",
+    "client_in_journal",
+    "client_journaled",
+    "client_in_compaction",
+    "client_compacted",
+    "client_before_send",
+    "client_sent",
+    "client_answered",
+    "client_before_retry",
+    "client_before_done",
+    "client_in_done",
+    "client_done",
 )
-"""Every point there is, in the order a request meets them."""
+"""Every point there is, in the order a request meets them; those of the client last."""
 
 
 class Failpoint(Exception):
