@@ -35,8 +35,8 @@ class RetryAdapter(BaseAdapter):
     """Retries what is safe to retry: `session.mount("https://", RetryAdapter())`.
 
     `adapter` is what sends (default `HTTPAdapter()`, without retries of its own); the rest, and
-    what is raised, is as `RetryTransport` says. Where the caller gives no timeout, an attempt may take
-    all that is left of the deadline.
+    what is raised, is as `RetryTransport` says. Where the caller gives no timeout, an attempt may
+    take all that is left of the deadline.
     """
 
     def __init__(
@@ -149,10 +149,8 @@ def resend(session: requests.Session, request: Kept) -> requests.Response | Exce
         prepared = session.prepare_request(
             requests.Request(request.method, request.url, headers=headers, data=request.body)
         )
-        url = prepared.url or ""
-        return session.send(
-            prepared, **session.merge_environment_settings(url, {}, None, None, None)
-        )
+        how = session.merge_environment_settings(prepared.url or "", {}, None, None, None)
+        return session.send(prepared, **how)
     except (Unsettled, JournalError, RequestTooLarge, exceptions.RequestException) as error:
         return error
 

@@ -38,10 +38,10 @@ def _resend(client: httpx.Client | requests.Session, request: Kept) -> Outcome:
     if hasattr(client, "build_request"):  # neither library is imported for the other's sake
         from semel.client.httpx import resend as with_httpx
 
-        return with_httpx(client, request)
+        return with_httpx(client, request)  # type: ignore[arg-type]
     from semel.client.requests import resend as with_requests
 
-    return with_requests(client, request)  # type: ignore[arg-type]
+    return with_requests(client, request)
 
 
 def _due(journal: Journal) -> Iterator[tuple[Unfinished, Kept | Exception]]:
