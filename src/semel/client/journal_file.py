@@ -33,6 +33,8 @@ class JournalFile:
     itself, and a lock would stay behind on the old one.
     """
 
+    _descriptor = _locked = -1
+
     def __init__(self, path: Path, encryption_key: bytes | None, max_bytes: int) -> None:
         self.path = path.resolve()
         self._cipher = _cipher(encryption_key)
@@ -48,7 +50,6 @@ class JournalFile:
         self._size = self._durable = 0
         self._generation = 0
         """How often the file was replaced: what was written before is durable in the new one."""
-        self._descriptor = -1
         self._locked = self._take_lock()
         try:
             self._open()
@@ -127,6 +128,9 @@ class JournalFile:
         with self._lock:
             self._broken = f"{self.path} is closed"
             self._close_descriptors()
+
+    def __del__(self) -> None:
+        self._close_descriptors()
 
     # --- opening ----------------------------------------------------------------------------
 
