@@ -175,13 +175,18 @@ def test_a_retry_after_that_comes_too_late_is_not_waited_for() -> None:
 
 
 def test_the_budget_lets_a_tenth_of_the_traffic_be_retries() -> None:
-    budget = Budget(0.1, 10)
+    budget = Budget()
     retries = 0
     for _ in range(1000):
         life = Life([answer(503)] * 9, budget=budget, retry=Retry(attempts=9))
         life.run()
         retries += len(life.slept)
-    assert retries == 10 + 100 - 1 or retries == 10 + 100  # the reserve, and a tenth
+    assert retries == 3 + 99  # the reserve, which cannot grow, and a tenth of the 999 after it
+
+
+def test_waiting_for_what_is_in_flight_costs_nothing() -> None:
+    told = [answer(409, "in-flight", retry_after="1")] * 8 + [CREATED]
+    assert Life(told, budget=Budget(0, 0)).run().kind == "told"
 
 
 def test_a_budget_without_reserve_never_retries_first() -> None:
@@ -217,7 +222,9 @@ def test_retry_after_in_both_forms(headers: dict[str, str], seconds: float | Non
 
 def test_the_server_may_say_not_to_retry() -> None:
     assert judge(answer(503, stripe_should_retry="false"), NOW).again is False
-    assert judge(answer(409, stripe_should_retry="true"), NOW) == Verdict(True, "unknown")
+    assert judge(answer(409, stripe_should_retry="true"), NOW) == Verdict(
+        True, "unknown", free=True
+    )
 
 
 @given(st.integers(100, 599), st.dictionaries(st.text(), st.text()), st.binary())

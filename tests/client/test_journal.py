@@ -1,4 +1,4 @@
-"""The journal: what it keeps through torn files, full disks, forks and compaction; what it refuses."""
+"""The journal: what it keeps through torn files, full disks, forks and kills; what it refuses."""
 
 from __future__ import annotations
 
@@ -460,7 +460,13 @@ TEXT = st.text(st.characters(codec="latin-1"))
 
 @given(
     st.builds(
-        Kept, TEXT, TEXT, TEXT, st.lists(st.tuples(TEXT, TEXT)).map(tuple), st.binary(), st.floats(0)
+        Kept,
+        TEXT,
+        TEXT,
+        TEXT,
+        st.lists(st.tuples(TEXT, TEXT)).map(tuple),
+        st.binary(),
+        st.floats(0),
     )
 )
 def test_a_request_survives_its_binary_form(one: Kept) -> None:

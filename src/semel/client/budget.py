@@ -9,14 +9,16 @@ class Budget:
     """A bucket of retries: each first attempt puts in `ratio`, each retry takes out one.
 
     So when everything fails, retries are `ratio` of the traffic (10 %, the figure of Google's SRE
-    book and of Envoy) instead of several times it. `reserve` is what the bucket holds at most and
-    at the start, so that a client with little traffic can retry at all. One budget may serve
-    several transports. Thread-safe.
+    book) instead of several times it. `reserve` is what the bucket holds at most and at the start,
+    so that a client with little traffic can retry at all. 3: among 1,000 clients and a store that
+    is down for 30 s, goodput is back 2 s after it; with 5 it takes 16 s, without a budget 27 s
+    (tests/client/test_retry_storm.py). To ask again for what is in flight costs nothing. One budget
+    may serve several transports. Thread-safe.
 
     Raises `ValueError` naming the parameter.
     """
 
-    def __init__(self, ratio: float = 0.1, reserve: float = 10.0) -> None:
+    def __init__(self, ratio: float = 0.1, reserve: float = 3.0) -> None:
         if not 0 <= ratio <= 1:
             raise ValueError(f"ratio: give retries for each request, 0 to 1, not {ratio!r}")
         if reserve < 0:

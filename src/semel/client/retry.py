@@ -105,7 +105,7 @@ def live(
     while True:
         told = yield Send(max(0.001, retry.deadline - (clock() - started)))
         assert told is not None
-        after, again = None, True
+        after, again, free = None, True, False
         if isinstance(told, Broke):
             maybe, again = maybe or told.sent, told.again
             tries.append(Try(clock() - started, told.error))
@@ -115,10 +115,11 @@ def live(
             if verdict.effect == "known" and not verdict.again:
                 return Ending("told", tuple(tries))
             maybe = maybe or verdict.effect != "none"
-            after, again = verdict.after, verdict.again
+            after, again, free = verdict.after, verdict.again, verdict.free
         pause = _pause(retry, len(tries), after, random())
         left = retry.deadline - (clock() - started)
-        if not (again and len(tries) < retry.attempts and pause < left and budget.spend()):
+        worth_it = again and len(tries) < retry.attempts and pause < left
+        if not (worth_it and (free or budget.spend())):
             return Ending("unsettled" if keyed and maybe else "told", tuple(tries))
         yield Sleep(pause)
 

@@ -38,6 +38,9 @@ class Verdict(NamedTuple):
     """Seconds that the server asks to be left alone for."""
     slug: str = ""
     """The problem's name, where the answer is a problem document."""
+    free: bool = False
+    """Whether a retry is left out of the budget: this very request is being worked on, so to ask
+    again is to wait, and no overload."""
 
 
 _BY_SLUG: Final[dict[str, tuple[bool, Effect]]] = {
@@ -89,7 +92,7 @@ def judge(answer: Answered, wall: float) -> Verdict:
         effect = "unknown"  # the server expects another answer
     if told in ("true", "false"):
         again = told == "true"
-    return Verdict(again, effect, after, slug)
+    return Verdict(again, effect, after, slug, free=status == 409)
 
 
 def retry_after(headers: Mapping[str, str], wall: float) -> float | None:
