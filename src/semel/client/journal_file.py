@@ -20,7 +20,7 @@ from semel.failpoints import failpoint
 if TYPE_CHECKING:
     from semel.client.cipher import Cipher
 
-ROOM: Final = 64 * 1024
+ROOM = 64 * 1024
 """Bytes of settled entries that are left in the file before it is compacted, at the least."""
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _ID: Final = 16

@@ -1,7 +1,7 @@
 """The journal's file, as bytes: records with a checksum, and what a scan makes of a torn one.
 
-A file is `MAGIC` and records. A record is its length, a checksum of the rest, its kind, the number
-of its entry, how much of the file was durable when it was written, and a payload.
+A file is `MAGIC` and records. A record is a mark, its length, a checksum of the rest, its kind, the
+number of its entry, how much of the file was durable when it was written, and a payload.
 
 That watermark tells two things apart that look alike, a record that cannot be read with good ones
 behind it. Where a later record knew it to be durable, the file was damaged; where none did, a crash
@@ -17,7 +17,9 @@ from typing import Final, NamedTuple
 MAGIC: Final = b"semel journal 1\n"
 HEADER, BEGUN, DONE = 0, 1, 2
 
-_FRAME: Final = struct.Struct(">I8s")
+_MARK: Final = b"\xf5\x1eJR"
+"""Where a record may begin: what a damaged file is searched for."""
+_FRAME: Final = struct.Struct(">4sI8s")
 _HEAD: Final = struct.Struct(">BQQ")
 SMALLEST: Final = _FRAME.size + _HEAD.size
 
@@ -47,7 +49,7 @@ class Scan(NamedTuple):
 def frame(kind: int, number: int, durable: int, payload: bytes) -> bytes:
     """Return a record."""
     rest = _HEAD.pack(kind, number, durable) + payload
-    return _FRAME.pack(len(rest), _check(rest)) + rest
+    return _FRAME.pack(_MARK, len(rest), _check(rest)) + rest
 
 
 def scan(data: bytes) -> Scan:
@@ -70,9 +72,8 @@ def one(data: bytes, start: int) -> Record | None:
 def _behind(data: bytes, at: int) -> list[Record]:
     """Return the good records behind a bad one, wherever they begin."""
     found: list[Record] = []
-    view = memoryview(data)  # a slice of a damaged file would be copied at every offset
-    while at <= len(data) - SMALLEST:
-        record = _read(view, at)
+    while (at := data.find(_MARK, at)) != -1:
+        record = _read(data, at)
         if record is None:
             at += 1
         else:
@@ -81,22 +82,23 @@ def _behind(data: bytes, at: int) -> list[Record]:
     return found
 
 
-def _read(data: bytes | memoryview, at: int, before: int = 0) -> Record | None:
+def _read(data: bytes, at: int, before: int = 0) -> Record | None:
     if at + SMALLEST > len(data):
         return None
-    length, check = _FRAME.unpack_from(data, at)
+    mark, length, check = _FRAME.unpack_from(data, at)
     start = at + _FRAME.size
     end = start + length
-    if length < _HEAD.size or end > len(data) or _check(data[start:end]) != check:
+    if mark != _MARK or length < _HEAD.size or end > len(data):
+        return None
+    if _check(data[start:end]) != check:
         return None
     kind, number, durable = _HEAD.unpack_from(data, start)
     # Nobody can have known more to be durable than there was.
     if durable > before + at:
         return None
-    return Record(
-        before + at, before + end, kind, number, durable, bytes(data[start + _HEAD.size : end])
-    )
+    payload = data[start + _HEAD.size : end]
+    return Record(before + at, before + end, kind, number, durable, payload)
 
 
-def _check(rest: bytes | memoryview) -> bytes:
+def _check(rest: bytes) -> bytes:
     return hashlib.blake2b(rest, digest_size=8, person=b"semel journal").digest()

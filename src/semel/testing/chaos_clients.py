@@ -28,6 +28,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -146,7 +147,7 @@ class Storm:
         """With a shop that stays, resume each journal until nothing is unfinished."""
         shop = fork(lambda: self._serve(""))
         for slot in range(SLOTS):
-            settler = fork(lambda slot=slot: self._resume_all(slot))
+            settler = fork(partial(self._resume_all, slot))
             while ended(settler) is None:
                 time.sleep(0.005)
         self._kill(shop)
