@@ -406,6 +406,44 @@ def test_threads_share_it_and_lose_nothing(path: Path, monkeypatch: pytest.Monke
         )
 
 
+def test_the_file_is_not_replaced_while_another_thread_makes_it_durable(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, leave = threading.Event(), threading.Event()
+    fsync, failed = os.fsync, []
+
+    def slow_once(descriptor: int) -> None:
+        if not reached.is_set():
+            reached.set()
+            assert leave.wait(20)
+        fsync(descriptor)
+
+    with Journal(path) as journal:
+
+        def begin(key: str) -> None:
+            try:
+                journal.begin(request(key))
+            except JournalError as error:
+                failed.append(error)
+
+        for number in range(20):
+            finished(journal, str(number))
+        before = path.stat().st_ino
+        monkeypatch.setattr(os, "fsync", slow_once)
+        slow = threading.Thread(target=begin, args=("slow",))
+        slow.start()
+        assert reached.wait(20)
+        monkeypatch.setattr(journal_file, "ROOM", 0)
+        compacting = threading.Thread(target=journal._file.append, args=(b"",))
+        compacting.start()
+        compacting.join(0.2)
+        leave.set()
+        slow.join(20)
+        compacting.join(20)
+        assert failed == []
+        assert path.stat().st_ino != before
+
+
 def test_a_key_names_one_request(path: Path) -> None:
     with Journal(path) as journal:
         assert journal.begin(request("a")) is False

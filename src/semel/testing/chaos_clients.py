@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -106,58 +107,74 @@ class Storm:
         self._url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/charges"
         self._lives = 0
         self._shops_killed = 0
+        self._running: set[int] = set()
 
     def run(self, kills: int) -> Verdict:
         """Kill that many clients, then let what is unfinished be resumed, and judge."""
+        try:
+            killed = self._rage(kills)
+            self._settle()
+        finally:
+            for child in list(self._running):
+                self._kill(child)
+            self._listener.close()
+        return self._judge(killed)
+
+    def _rage(self, kills: int) -> Counter[str]:
         killed: Counter[str] = Counter()
         shop, shop_dies = self._open_shop()
         slots = [self._start_client(slot) for slot in range(SLOTS)]
         while sum(killed.values()) < kills:
-            now = time.monotonic()
-            if self._kill_if_due(shop, shop_dies, now) or ended(shop):
+            if self._over(shop, shop_dies) is not None:
                 self._shops_killed += 1
                 shop, shop_dies = self._open_shop()
             for slot, (client, point, dies) in enumerate(slots):
-                if self._kill_if_due(client, dies, now):
-                    killed["random"] += 1
-                elif (death := ended(client)) is None:
+                how = self._over(client, dies)
+                if how is None:
                     continue
-                elif death:
-                    killed[point] += 1
+                if how != "by itself":
+                    killed[point if how == "killed itself" else "random"] += 1
                 slots[slot] = self._start_client(slot)
             time.sleep(0.002)
-        for client, _, _ in slots:
-            self._kill(client)
-        self._kill(shop)
-        self._settle()
-        return self._judge(killed)
+        for child in list(self._running):
+            self._kill(child)
+        return killed
 
-    def _kill_if_due(self, child: int, dies: float, now: float) -> bool:
-        if now < dies:
-            return False
-        return self._kill(child)
+    def _fork(self, work: Callable[[], None]) -> int:
+        child = fork(work)
+        self._running.add(child)
+        return child
 
-    def _kill(self, child: int) -> bool:
-        """Kill a process; True: it was still running."""
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        return os.WIFSIGNALED(status)
+    def _over(self, child: int, dies: float) -> str | None:
+        """Say how a process ended, or end it if it is time to; None: it runs on."""
+        death = ended(child)
+        if death is not None:
+            self._running.discard(child)
+            return "killed itself" if death else "by itself"
+        if time.monotonic() < dies:
+            return None
+        self._kill(child)
+        return "killed"
+
+    def _kill(self, child: int) -> None:
+        self._running.discard(child)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
     def _settle(self) -> None:
         """With a shop that stays, resume each journal until nothing is unfinished."""
-        shop = fork(lambda: self._serve(""))
+        self._fork(lambda: self._serve(""))
         for slot in range(SLOTS):
-            settler = fork(partial(self._resume_all, slot))
-            while ended(settler) is None:
+            settler = self._fork(partial(self._resume_all, slot))
+            while self._over(settler, math.inf) is None:
                 time.sleep(0.005)
-        self._kill(shop)
-        self._listener.close()
 
     # --- the shop ---------------------------------------------------------------------------
 
     def _open_shop(self) -> tuple[int, float]:
         arm = f"{self._rng.choice(SHOP_POINTS)}:{self._rng.choice([3, 7, 20])}=kill"
-        shop = fork(lambda: self._serve(arm))
+        shop = self._fork(lambda: self._serve(arm))
         return shop, time.monotonic() + self._rng.uniform(0.3, 3.0)
 
     def _serve(self, arm: str) -> None:
@@ -200,7 +217,7 @@ class Storm:
         point, seed = self._rng.choice(self._points), self._rng.random()
         kind = self._rng.choice(KINDS[:2] if point == "client_sent" else KINDS)
         arm = "" if point == "random" else f"{point}:{self._rng.choice([1, 2, 3])}=kill"
-        child = fork(lambda: self._live(slot, life, kind, arm, seed))
+        child = self._fork(lambda: self._live(slot, life, kind, arm, seed))
         wait = self._rng.uniform(0.01, 0.3) if point == "random" else 20.0
         return child, point, time.monotonic() + wait
 
