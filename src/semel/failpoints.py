@@ -46,8 +46,20 @@ NAMES = (
     "upload_placed",
     "upload_done",
     "upload_in_sweep",
+    "client_before_journal",
+    "client_in_journal",
+    "client_journaled",
+    "client_in_compaction",
+    "client_compacted",
+    "client_before_send",
+    "client_sent",
+    "client_answered",
+    "client_before_retry",
+    "client_before_done",
+    "client_in_done",
+    "client_done",
 )
-"""Every point there is, in the order a request meets them."""
+"""Every point there is, in the order a request meets them; those of the client last."""
 
 
 class Failpoint(Exception):

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
@@ -37,6 +37,7 @@ from semel.testing.chaos import FINGERPRINT, SCOPE, Rig, append
 from semel.testing.chaos_beds import Bed, PostgreSQLBed, SQLiteBed
 from semel.testing.checker import check
 from semel.testing.findings import Report, summary
+from semel.testing.forks import fork
 from semel.testing.history import KIND_OF_PROBLEM, Answered, Kind, Sent, load
 from semel.testing.servers import PostgreSQL, running
 from semel.web.asgi import ASGIMiddleware
@@ -74,7 +75,7 @@ class Servers(Rig):
     def run(self, kills: int, rng: random.Random, points: Sequence[str]) -> Counter[str]:
         """Kill that many servers under traffic, then let the clients finish."""
         killed: Counter[str] = Counter()
-        clients = self._fork(self._ask_on)
+        clients = fork(self._ask_on)
         while os.waitpid(clients, os.WNOHANG) == (0, 0):
             if sum(killed.values()) >= kills:
                 self._enough.touch()
@@ -90,7 +91,7 @@ class Servers(Rig):
         """Run one server until it is killed, or the clients are done. True: killed."""
         named = point not in ("", "random")
         arm = f"{point}:{rng.choice([1, 2, 3, 7])}=kill" if named else ""
-        server = self._fork(lambda: self._listen(arm))
+        server = fork(lambda: self._listen(arm))
         deadline = time.monotonic() + (rng.uniform(0.02, 0.3) if point == "random" else 1.5)
         while time.monotonic() < deadline or point == "":
             if os.waitid(os.P_PID, server, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
@@ -101,17 +102,6 @@ class Servers(Rig):
         os.kill(server, signal.SIGKILL)
         self.join(server)
         return point == "random"
-
-    def _fork(self, work: Callable[[], None]) -> int:
-        child = os.fork()
-        if child:
-            return child
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
 
     # --- the server -------------------------------------------------------------------------
 
