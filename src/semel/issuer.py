@@ -42,6 +42,7 @@ class Issuer:
     - `secrets`: one signing key of 32 bytes or more (`secrets.token_bytes(32)`, or text), or
       several under numbers 0 to 255 to change them one by one: the highest number signs, all are
       accepted. Take an old one away once `lifetime` has passed. Use them for nothing else.
+    - `signs_with`: another number than the highest, while not every server knows that one yet.
     - `lifetime`: how long a key may be used after it was issued. Its record is kept that long.
     - `path`: where the middleware answers `POST {"count": 50}` with that many keys; None: nowhere.
     - `prefix`: what every issued key begins with. `readable`: base58 instead of base64url, for keys
@@ -59,6 +60,7 @@ class Issuer:
         path: str | None = "/idempotency-keys",
         prefix: str = "ik.",
         readable: bool = False,
+        signs_with: int | None = None,
         clock: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
@@ -77,7 +79,9 @@ class Issuer:
         self._form = Form(prefix, readable)
         self._clock = clock
         self._random = random
-        self._current = max(self._secrets)
+        self._current = max(self._secrets) if signs_with is None else signs_with
+        if self._current not in self._secrets:
+            raise ValueError(f"signs_with: there is no secret {signs_with!r}")
 
     def issue(self, scope: str, count: int = 1, *, route: str = "") -> Issued:
         """Return fresh keys for the caller named `scope`, as `Idempotency.scope` names it.

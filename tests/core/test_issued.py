@@ -97,6 +97,8 @@ def test_a_secret_that_is_gone_or_another_opens_nothing() -> None:
 def test_secrets_are_changed_one_by_one() -> None:
     old, new = os.urandom(32), os.urandom(32)
     (key,) = Issuer({1: old}).issue("alice").keys
+    first_deploy = Issuer({1: old, 2: new}, signs_with=1)
+    assert Issuer({1: old}).check(first_deploy.issue("alice").keys[0], "alice", "POST", "/")
     both = Issuer({1: old, 2: new})
     (newer,) = both.issue("alice").keys
     assert both.check(key, "alice", "POST", "/")
@@ -125,6 +127,7 @@ def test_keys_are_all_different_and_expire_together() -> None:
         ({"secrets": {300: SECRET}}, "secrets: number them 0 to 255"),
         ({"lifetime": timedelta()}, "lifetime: give a timedelta longer than 0"),
         ({"prefix": "a b"}, "prefix: give 1 to 32"),
+        ({"signs_with": 3}, "signs_with: there is no secret 3"),
         ({"prefix": ""}, "prefix: give 1 to 32"),
         ({"path": "keys"}, "path: give a path"),
     ],
