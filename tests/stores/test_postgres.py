@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import threading
@@ -26,6 +27,7 @@ from semel.core.commands import (
     Lookup,
     Open,
     RecordStep,
+    StoreUnavailable,
     StoreUnknown,
     Sweep,
 )
@@ -630,3 +632,66 @@ def test_a_deadlock_is_run_again(store: PostgreSQLStore) -> None:
     crossing.join()
     other.rollback()
     assert store.execute(complete(names[0], tokens[0])) is True
+
+
+# --- what is prepared ----------------------------------------------------------------------------
+
+
+async def test_an_undone_savepoint_leaves_what_is_prepared(
+    store: PostgreSQLStore, sql: Any
+) -> None:
+    """psycopg forgets all prepared statements there, ours among them, if it has prepared any."""
+    sql.execute("create unique index on orders (key)")
+    for number in range(20):
+        transaction = await store.aopen(opening(name := key()))
+        connection = transaction.async_connection
+        insert = "insert into orders values (%s, 1)"
+        await connection.execute(insert, (f"once {number // 2}",)) if number % 2 == 0 else None
+        with contextlib.suppress(psycopg.errors.UniqueViolation):
+            async with connection.transaction():
+                await connection.execute(insert, (f"once {number // 2}",))
+        assert await transaction.acomplete(complete(name, transaction.token))
+    assert sql.execute("select count(*) from orders").fetchone() == (10,)
+
+
+async def test_a_table_that_is_altered_meanwhile_is_read_as_it_is(
+    store: PostgreSQLStore, sql: Any
+) -> None:
+    for number in range(16):
+        if number == 8:
+            sql.execute("alter table orders add column note text")
+        transaction = await store.aopen(opening(name := key()))
+        cursor = await transaction.async_connection.execute(
+            "select * from orders where attempt = %s", (1,)
+        )
+        assert len(cursor.description or ()) == (2 if number < 8 else 3)
+        assert await transaction.acomplete(complete(name, transaction.token))
+
+
+async def test_a_handler_that_discards_all_harms_no_other(store: PostgreSQLStore) -> None:
+    for number in range(4):
+        transaction = await store.aopen(opening(name := key()))
+        if number == 1:
+            await transaction.async_connection.execute("deallocate all")
+            with pytest.raises(StoreUnavailable):
+                await transaction.acomplete(complete(name, transaction.token))
+        else:
+            assert await transaction.acomplete(complete(name, transaction.token))
+
+
+async def test_a_plain_handler_may_say_the_same_thing_often(
+    store: PostgreSQLStore, sql: Any
+) -> None:
+    app, _ = serve(store)
+
+    @app.post("/lines", status_code=201)
+    def lines(op: SyncOp) -> str:
+        for number in range(8):
+            op.connection().execute("insert into orders values (%s, %s)", ("line", number))
+        return "done"
+
+    async with client(app) as http:
+        for number in range(4):
+            answer = await http.post("/lines", headers={"Idempotency-Key": f"k{number}"})
+            assert answer.status_code == 201, answer.text
+    assert sql.execute("select count(*) from orders").fetchone() == (32,)

@@ -6,11 +6,14 @@ import asyncio
 import itertools
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import httpx
 import pytest
+from fastapi import Depends, FastAPI
 from sqlalchemy import (
     Engine,
     ForeignKey,
@@ -30,7 +33,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.ext.asyncio import create_async_engine as create_async
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from semel import failpoints
+from semel import ASGIMiddleware, Idempotency, SyncOperation, failpoints
 from semel.core.commands import (
     Claim,
     Claimed,
@@ -50,6 +53,7 @@ from semel.failpoints import Failpoint
 from semel.stores import StoreSetupError, open_store
 from semel.stores.sqlalchemy import SQLAlchemyStore, metadata
 from semel.testing.proxy import Proxy
+from semel.web.fastapi import sync_operation
 from tests import servers
 
 PRINT = b"\x01" + b"f" * 32
@@ -765,3 +769,38 @@ def test_what_cannot_be_used_is_refused_with_the_fix(make: Any, says: str) -> No
 def test_a_store_that_was_not_started_says_so(place: Place) -> None:
     with pytest.raises(StoreUnavailable, match="not started"):
         SQLAlchemyStore(place.engine).execute(Lookup(KEY))
+
+
+async def test_completions_do_not_queue_behind_claims_that_wait_for_them(tmp_path: Path) -> None:
+    """SQLite has one writer: claims wait for the operation whose end needs a thread too."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
+    with engine.begin() as connection:
+        connection.execute(text("create table charge (number integer)"))
+    idempotency = Idempotency(SQLAlchemyStore(engine), sweep_every=None)
+    app = FastAPI()
+    app.add_middleware(ASGIMiddleware, idempotency=idempotency)
+
+    @app.post("/charges", status_code=201)
+    def charge(op: Annotated[SyncOperation, Depends(sync_operation)]) -> str:
+        op.session().execute(text("insert into charge values (1)"))
+        time.sleep(0.05)  # holds the writer
+        return "charged"
+
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop", timeout=60) as http:
+        answers = await asyncio.gather(
+            *(http.post("/charges", headers={"Idempotency-Key": f"k{n}"}) for n in range(14))
+        )
+    assert [answer.status_code for answer in answers] == [201] * 14
+    idempotency.stop()
+
+
+def test_a_snapshot_that_outlives_a_renewal_is_warned_of(caplog: Any) -> None:
+    url = servers.postgresql().database(f"snapshots_{os.getpid()}")
+    url = url.replace("postgresql", "postgresql+psycopg")
+    for level, warned in (("READ COMMITTED", False), ("REPEATABLE READ", True)):
+        caplog.clear()
+        store = SQLAlchemyStore(create_engine(url, isolation_level=level))
+        store.start()
+        store.stop()
+        assert ("can never commit" in caplog.text) is warned

@@ -10,7 +10,6 @@ stand between, in transaction mode.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import random
 import threading
@@ -62,8 +61,6 @@ OLDEST: Final = 120000
 RETRIES: Final = 3
 """How often a command that the server has undone (deadlock, serialization) is given again."""
 LANES: Final = (Claim, Complete, Lookup)
-PREPARE_AFTER: Final = 5
-"""How often a statement comes before it is prepared: psycopg's own default."""
 HARMLESS: Final = (Lookup, Steps, Abandoned)
 
 
@@ -198,9 +195,7 @@ class PostgreSQLStore:
                 if self._stopped:
                     raise StoreUnavailable("the store has been stopped")
                 if self._sync is None:
-                    self._sync = _SyncPools(
-                        self._url, self._pool_size, self._command_connections, self._configuration
-                    )
+                    self._sync = _SyncPools(self._configuration)
                 pools = self._sync
         return pools
 
@@ -213,14 +208,14 @@ class PostgreSQLStore:
                     raise StoreUnavailable("the store has been stopped")
                 for gone in [other for other in self._loops if other.is_closed()]:
                     del self._loops[gone]
-                pools = self._loops[loop] = _AsyncPools(
-                    self._url, self._pool_size, self._command_connections, self._configuration
-                )
+                pools = self._loops[loop] = _AsyncPools(self._configuration)
         return pools
 
     @property
     def _configuration(self) -> _Configuration:
-        return _Configuration(self._timeout, self._direct)
+        return _Configuration(
+            self._url, self._pool_size, self._command_connections, self._timeout, self._direct
+        )
 
     # --- commands --------------------------------------------------------------------------
 
@@ -329,8 +324,12 @@ class PostgreSQLStore:
 
 
 def _raise_unless_stale(error: BaseException, last: bool) -> None:
-    """Beginning changes nothing: a connection that had gone stale in the pool is tried anew."""
-    if isinstance(error, psycopg.OperationalError) and not last:
+    """Beginning changes nothing: a connection that had gone stale in the pool is tried anew.
+
+    As one has whose handler has said DISCARD ALL: what was prepared on it is gone.
+    """
+    gone = (psycopg.OperationalError, psycopg.errors.InvalidSqlStatementName)
+    if isinstance(error, gone) and not last:
         return
     if isinstance(error, psycopg.Error):
         raise translate(error, sent=False) from error
@@ -349,16 +348,32 @@ def _pause(attempt: int) -> float:
 
 
 class _Configuration(NamedTuple):
-    """How connections are made."""
+    """How connections are made, and how many."""
 
+    url: str
+    size: int
+    for_commands: int
     timeout: float
     direct: bool
-    """To the server itself: a statement that comes again and again is prepared there."""
+    """To the server itself, where a pooler might know no prepared statements."""
 
-    def parameters(self) -> dict[str, Any]:
+    def connect(self) -> Connection:
+        connection: Connection = Connection.connect(self.url, **self._parameters)
+        connection.direct = self.direct
+        return connection
+
+    async def aconnect(self) -> AsyncConnection:
+        connection: AsyncConnection = await AsyncConnection.connect(self.url, **self._parameters)
+        connection.direct = self.direct
+        return connection
+
+    @property
+    def _parameters(self) -> dict[str, Any]:
         return {
             "autocommit": True,
-            "prepare_threshold": PREPARE_AFTER if self.direct else None,
+            # psycopg would forget its own and ours together, at a savepoint that is undone; and
+            # what it has prepared would outlive a change of the handler's tables.
+            "prepare_threshold": None,
             "connect_timeout": max(1, int(self.timeout)),
             **KEEPALIVE,
         }
@@ -367,12 +382,9 @@ class _Configuration(NamedTuple):
 class _SyncPools:
     """The connections of this process's threads."""
 
-    def __init__(
-        self, url: str, size: int, for_commands: int, configuration: _Configuration
-    ) -> None:
-        connect = functools.partial(Connection.connect, url, **configuration.parameters())
-        self.transactions = Pool(connect, size, configuration.timeout)
-        self.commands = Pool(connect, for_commands, configuration.timeout)
+    def __init__(self, made: _Configuration) -> None:
+        self.transactions = Pool(made.connect, made.size, made.timeout)
+        self.commands = Pool(made.connect, made.for_commands, made.timeout)
 
     def give_back(self, connection: Connection) -> None:
         """Take a transaction's connection back, clean."""
@@ -401,14 +413,11 @@ class _SyncPools:
 class _AsyncPools:
     """The connections of one event loop, and its lanes."""
 
-    def __init__(
-        self, url: str, size: int, for_commands: int, configuration: _Configuration
-    ) -> None:
-        connect = functools.partial(AsyncConnection.connect, url, **configuration.parameters())
+    def __init__(self, made: _Configuration) -> None:
         self._loop = asyncio.get_running_loop()
         self._ending: set[asyncio.Task[None]] = set()
-        self.transactions = AsyncPool(connect, size, configuration.timeout)
-        self.commands = AsyncPool(connect, for_commands, configuration.timeout)
+        self.transactions = AsyncPool(made.aconnect, made.size, made.timeout)
+        self.commands = AsyncPool(made.aconnect, made.for_commands, made.timeout)
         self.lanes: dict[type, Lane] = {kind: Lane(self._loop, self._send) for kind in LANES}
 
     async def _send(self, batch: Sequence[Any]) -> list[Any]:

@@ -54,8 +54,10 @@ class Connection(psycopg.Connection[Any]):
     """Seconds that the server has for an answer; None leaves it to the handler."""
     born = 0.0
     """When it was made, by the monotonic clock."""
+    direct = False
+    """Whether the server itself is at the other end, and no pooler."""
     prepared = False
-    """Whether the statements of operations are prepared on it."""
+    """Whether Semel's statements are prepared on it."""
 
     def wait(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
         """Carry a conversation out, within the limit."""
@@ -81,6 +83,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
     limit: float | None = None
     born = 0.0
+    direct = False
     prepared = False
 
     async def wait(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
@@ -107,6 +110,8 @@ class Borrowed(Connection):
 
     def __init__(self, lender: AsyncConnection) -> None:
         super().__init__(lender.pgconn)
+        # Each handler's is a new one on the same session, and would count its names from 0 again.
+        self.prepare_threshold = None
 
     def __del__(self, _warn: Any = None) -> None:
         """It is the lender's to close."""

@@ -40,7 +40,7 @@ def open_message(connection: Connection | AsyncConnection, command: Open, idle: 
     """Begin, lock the key, look it up: one message. See `semel_open`."""
     lock = int.from_bytes(command.key[:8], "big", signed=True)
     first, call = b"", b"select"
-    if connection.prepare_threshold is not None:
+    if connection.direct:
         first = b"" if connection.prepared else PREPARE
         call = b"execute"
         connection.prepared = True  # where it fails, the connection goes

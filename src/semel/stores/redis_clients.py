@@ -203,7 +203,7 @@ class Loop:
 
     async def index(self, name: str, member: str, score: float) -> None:
         """Mark a key whose request is remembered. Raises `StoreError`."""
-        async with self._using() as client:
+        async with self._free, self._using() as client:
             await client.zadd(name, {member: score})
 
     def close(self) -> None:

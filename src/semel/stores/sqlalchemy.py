@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import threading
 import time
@@ -62,7 +63,11 @@ __all__ = ["SQLAlchemyStore", "metadata"]
 
 RETRIES: Final = 3
 """How often a transaction that the database has undone (deadlock, serialization) is given again."""
+COMMANDS_AT_ONCE: Final = 16
+"""Threads that carry out commands for event loops, where the engine is a sync one."""
 READS: Final = (Lookup, Steps, Abandoned)
+
+log = logging.getLogger("semel")
 
 T = TypeVar("T")
 
@@ -135,6 +140,9 @@ class SQLAlchemyStore:
 
     def _open_pools(self) -> None:
         self._lock = threading.Lock()
+        self._beside = ThreadPoolExecutor(COMMANDS_AT_ONCE, thread_name_prefix="semel-commands")
+        """For async handlers on a sync engine. Of its own: what ends an operation must not queue
+        behind claims that wait for just that end."""
         self._threads: Engine | None = None
         self._loops: dict[asyncio.AbstractEventLoop, AsyncEngine] = {}
 
@@ -174,8 +182,9 @@ class SQLAlchemyStore:
 
     def _set_up(self, connection: Connection) -> None:
         _check_server(connection)
+        self._warn_of_snapshots(connection)
         if self._sqlite:
-            self._steps = self._beside(connection)
+            self._steps = self._steps_beside(connection)
         for last in (False, False, True):
             lacking = sqlalchemy_tables.missing(connection)
             connection.rollback()
@@ -199,7 +208,25 @@ class SQLAlchemyStore:
                     raise
                 time.sleep(_pause(3))
 
-    def _beside(self, connection: Connection) -> SQLiteSteps:
+    def _warn_of_snapshots(self, connection: Connection) -> None:
+        dialect = self._sync_engine.dialect
+        chosen = self._sync_engine.get_execution_options().get("isolation_level")
+        level = chosen or getattr(dialect, "_on_connect_isolation_level", None)
+        level = level or connection.dialect.default_isolation_level
+        snapshots = dialect.name == "postgresql" and level in ("REPEATABLE READ", "SERIALIZABLE")
+        if dialect.name in MYSQL and getattr(dialect, "is_mariadb", False):
+            row = connection.exec_driver_sql("show variables like 'innodb_snapshot_isolation'")
+            snapshots = level != "READ COMMITTED" and any(on == "ON" for _, on in row)
+            connection.rollback()
+        if snapshots:
+            log.warning(
+                "operations run at %s: one that takes longer than a third of its lease can never"
+                " commit, for its renewal comes after its snapshot; raise Policy(lease=…), or use"
+                " READ COMMITTED",
+                level,
+            )
+
+    def _steps_beside(self, connection: Connection) -> SQLiteSteps:
         files = connection.exec_driver_sql("pragma database_list").all()
         path = next((file for _, name, file in files if name == "main"), None)
         connection.rollback()
@@ -217,8 +244,9 @@ class SQLAlchemyStore:
         """
         self._started = False
         with self._lock:
-            threads, self._threads = self._threads, None
-            loops, self._loops = self._loops, {}
+            threads, loops, beside = self._threads, self._loops, self._beside
+        self._open_pools()
+        beside.shutdown(wait=False)
         if self._steps is not None:
             self._steps.close()
         if threads is not None:
@@ -317,7 +345,8 @@ class SQLAlchemyStore:
     async def aexecute(self, command: StoreCommand) -> Reply:
         """Carry out one command without blocking the event loop; with a sync engine on a thread."""
         if isinstance(self._engine, Engine) or (self._steps and self._steps.concerns(command)):
-            return await asyncio.to_thread(self.execute, command)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._beside, self.execute, command)
         return await self._arun(command)
 
     def _look_up(self, key: bytes) -> Found | None:
