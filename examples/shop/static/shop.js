@@ -14,7 +14,6 @@ function draw() {
   const body = {
     charges: () => ({ order_id: "order-" + random(3), amount: Math.round(field("euros") * 100) }),
     orders: () => ({ item: field("item"), quantity: Number(field("quantity")) }),
-    accounts: () => ({ email: field("email") }),
   }[what]();
   return { path: "/" + what, key: random(12), body: JSON.stringify(body) };
 }
