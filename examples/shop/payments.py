@@ -20,11 +20,13 @@ from shop.protection import SEE_OTHER, Op, idempotency
 
 router = APIRouter()
 KEY_FIELD = "idempotency_key"
+EUROS = r"^0{0,9}(?:0\.0[1-9]|0\.[1-9][0-9]?|[1-9][0-9]{0,5}(?:\.[0-9]{1,2})?)$"
+"""0.01 to 999999.99; a number in JSON would not be exact."""
 
 
 class Payment(BaseModel):
     purpose: str = Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")
-    euros: Decimal = Field(gt=0, lt=10**6, max_digits=8, decimal_places=2)
+    euros: str = Field(pattern=EUROS, examples=["19.90"])
 
 
 @router.post("/payments", status_code=303, response_class=RedirectResponse, responses=SEE_OTHER)
@@ -35,6 +37,6 @@ async def pay(wanted: Annotated[Payment, Form()], op: Op, customer: Customer) ->
     [(number,)] = await DATABASE.run(
         db,
         "insert into payments (customer, purpose, amount) values (?, ?, ?) returning id",
-        (customer, wanted.purpose, int(wanted.euros * 100)),
+        (customer, wanted.purpose, int(Decimal(wanted.euros) * 100)),
     )
     return RedirectResponse(f"/try/payments?made={number}", 303)

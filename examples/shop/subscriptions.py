@@ -55,6 +55,7 @@ END = f"""
 @idempotency.route(
     required=False,  # the request says itself which one it is; the scope adds the customer
     key=lambda request: "{plan} {follows}".format(**request.form()),
+    fingerprint="key",
 )
 async def subscribe(
     wanted: Annotated[Subscription, Form()], op: Op, customer: Customer
@@ -85,7 +86,9 @@ async def subscribe(
     response_class=RedirectResponse,
     responses={**SEE_OTHER, 404: refusal("You have no such subscription")},
 )
-@idempotency.route(required=False, key=lambda request: request.form()["subscription"])
+@idempotency.route(
+    required=False, key=lambda request: request.form()["subscription"], fingerprint="key"
+)
 async def cancel(
     wanted: Annotated[Cancellation, Form()], op: Op, customer: Customer
 ) -> RedirectResponse:

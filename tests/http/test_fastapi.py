@@ -298,7 +298,7 @@ def test_the_document_says_where_keys_are_issued_and_where_one_comes_from() -> N
     init_app(app, idempotency)
     paths = app.openapi()["paths"]
     (of_payments,) = paths["/payments"]["post"]["parameters"]
-    assert (of_payments["required"], "issued" in of_payments["description"]) == (False, True)
+    assert (of_payments["required"], "issued" in of_payments["description"]) == (True, True)
     (of_accounts,) = paths["/accounts"]["post"]["parameters"]
     assert of_accounts["required"] is False
     issuing = paths["/idempotency-keys"]["post"]

@@ -32,7 +32,7 @@ def document(schema: dict[str, Any], idempotency: Idempotency) -> None:
                 answers = _ANSWERS
                 _describe_key(described, policy)
                 _describe_replays(described)
-            if any(p.get("name") == "If-Match" for p in described.get("parameters", ())):
+            if _describe_preconditions(described):
                 answers = _with_preconditions(answers)
                 if verb in READS:
                     described.setdefault("responses", {}).setdefault("304", _NOT_MODIFIED)
@@ -44,6 +44,8 @@ def document(schema: dict[str, Any], idempotency: Idempotency) -> None:
                 )
                 kinds = answer.setdefault("content", {})
                 kinds.setdefault("application/problem+json", {"schema": _REFERENCE})
+                if status == "400" and "requestBody" in described:
+                    kinds.setdefault("application/json", {"schema": _UNREADABLE})
                 if any(problem.retry_after for problem in types):
                     answer.setdefault("headers", {}).setdefault("Retry-After", _RETRY_AFTER)
     if issuer is not None and issuer.path is not None:
@@ -61,8 +63,8 @@ def _describe_key(described: dict[str, Any], policy: Policy) -> None:
         parameter = {"name": keys.HEADER, "in": "header"}
         parameters.append(parameter)
     takes_operation = "schema" in parameter
-    elsewhere = policy.key is not None or policy.form_field is not None
-    parameter["required"] = not elsewhere and (bool(policy.required) or takes_operation)
+    # A form's field may stand in for it in a browser; a program sends the header.
+    parameter["required"] = policy.key is None and (bool(policy.required) or takes_operation)
     parameter["schema"] = _KEY
     hours = policy.expires.total_seconds() / 3600
     parameter["description"] = (
@@ -75,6 +77,14 @@ def _describe_key(described: dict[str, Any], policy: Policy) -> None:
         parameter["description"] += f" A form's field {policy.form_field} counts as the header."
     if policy.key is not None:
         parameter["description"] += " Without it the request's content is its key."
+
+
+def _describe_preconditions(described: dict[str, Any]) -> bool:
+    """Say what a precondition looks like, where the handler takes any."""
+    taken = [p for p in described.get("parameters", ()) if p["name"] in _PRECONDITIONS]
+    for parameter in taken:
+        parameter["schema"] = {"type": "string", "pattern": _TAGS}
+    return bool(taken)
 
 
 def _describe_replays(described: dict[str, Any]) -> None:
@@ -135,6 +145,14 @@ _KEY = {
     "maxLength": keys.MAX_KEY_LENGTH,
     # Bare or quoted, as `parse_key` reads it, without the parameters that hardly anybody sends.
     "pattern": r'^(?:[!#-+\--~][!-+\--~]*|"(?:[!#-\[\]-~]|\\["\\])+")$',
+}
+_PRECONDITIONS = ("If-Match", "If-None-Match")
+_TAGS = r'^(?:\*|(?:W/)?"[!#-~]*"(?:, ?(?:W/)?"[!#-~]*")*)$'
+_UNREADABLE = {
+    "description": "FastAPI's own answer to a body that it cannot read",
+    "type": "object",
+    "required": ["detail"],
+    "properties": {"detail": {"type": "string"}},
 }
 _REPLAYED = {
     "description": "The answer to the first request under this key, given again",
