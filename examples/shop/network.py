@@ -12,10 +12,12 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 from shop.books import Books
 from shop.customers import NOBODY, cookies, customer_of
 from shop.database import DATABASE
+from shop.payments import KEY_FIELD
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -63,18 +65,18 @@ class Network:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         headers = dict(scope.get("headers", ()))
-        if scope["type"] != "http" or b"cookie" not in headers:
+        said = headers.get(b"cookie", b"").decode("latin-1")
+        customer = customer_of(said)
+        if customer == NOBODY:
             await self._app(scope, receive, send)
             return
-        said = headers[b"cookie"].decode("latin-1")
-        bad = cookies(said).get(COOKIE) == BAD
-        customer = customer_of(said)
-        shown = scope["method"] in WRITES and scope["path"] not in BEHIND_THE_SCENES
-        if customer == NOBODY or not shown:
-            await self._app(scope, receive, _closing(send) if bad else send)
+        closing = _closing(send)
+        if scope["method"] not in WRITES or scope["path"] in BEHIND_THE_SCENES:
+            await self._app(scope, receive, closing)
             return
         exchange = _Exchange(customer, scope["method"], scope["path"], headers)
         await self._app(scope, exchange.hear(receive), exchange.hold)
+        bad = cookies(said).get(COOKIE) == BAD
         try:
             lost = await asyncio.to_thread(exchange.write_down, bad)
         except DATABASE.Error:
@@ -83,14 +85,14 @@ class Network:
         if lost:
             await _cut(receive, send)
             return
-        out = _closing(send) if bad else send
         for message in exchange.answer:
-            await out(message)
+            await closing(message)
 
 
 def _closing(send: Send) -> Send:
-    """Close the connection after the answer: browsers send a request that was cut on a connection
-    they had used before a second time, on their own, which would hide what happens."""
+    """Close the connection after the answer. A request that is cut on a connection that was used
+    before is sent a second time by browsers on their own, a POST too, which would hide what
+    happens here."""
 
     async def closing(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -137,6 +139,7 @@ class _Exchange:
         is_form = self.headers.get(b"content-type") == FORM and len(self.body) <= LONGEST
         form = self.body.decode("utf-8", "replace") if is_form else ""
         key = self.headers.get(b"idempotency-key", b"").decode("latin-1")
+        key = key or dict(parse_qsl(form)).get(KEY_FIELD, "")
         with DATABASE.opened() as connection:
             query = "select lost from wire where customer = ? order by id desc limit 1"
             last = DATABASE.query(connection, query, (self.customer,))

@@ -4,14 +4,13 @@
 
 const form = document.getElementById("order");
 const url = "/orders/" + form.dataset.number;
-const item = () => form.elements.item.value;
-const quantity = () => Number(form.elements.quantity.value);
+const field = (name) => form.elements.namedItem(name).value; // `elements.item` is a method
 
 async function send(what, method, condition) {
   const init = { method, headers: { ...condition } };
   if (method === "PUT") {
     init.headers["content-type"] = "application/json";
-    init.body = JSON.stringify({ item: item(), quantity: quantity() });
+    init.body = JSON.stringify({ item: field("item"), quantity: Number(field("quantity")) });
   }
   try {
     const answer = await semel.fetch(url, init);
