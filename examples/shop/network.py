@@ -92,7 +92,8 @@ class Network:
 def _closing(send: Send) -> Send:
     """Close the connection after the answer. A request that is cut on a connection that was used
     before is sent a second time by browsers on their own, a POST too, which would hide what
-    happens here."""
+    `semel.js` does here. (Chromium does so with plain forms all the same: it connects while the
+    button is still down, and takes that for a connection in use.)"""
 
     async def closing(message: Message) -> None:
         if message["type"] == "http.response.start":

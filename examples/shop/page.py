@@ -149,13 +149,13 @@ def _line(line: dict[str, Any]) -> str:
         marks += badge("bad", "answer lost")
     key = f"<br><code>key {escape(_short(line['key']))}</code>" if line["key"] else ""
     return (
-        f'<tr><td class="id">{line["status"]}</td><td>{line["method"]} {escape(line["path"])}'
+        f'<tr><td class="id">{line["status"]}</td><td>{line["method"]} {escape(_short(line["path"]))}'
         f'{key}</td><td class="marks">{marks}</td><td class="time">{time(line)}</td></tr>'
     )
 
 
-def _short(key: str) -> str:
-    return key if len(key) <= 24 else f"{key[:8]}…{key[-12:]}"
+def _short(text: str) -> str:
+    return text if len(text) <= 24 else f"{text[:9]}…{text[-12:]}"
 
 
 def _resend(line: dict[str, Any], edited: str, edit: str) -> str:

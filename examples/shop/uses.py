@@ -17,6 +17,10 @@ from shop.page import ROWS, table
 from shop.protection import PROTECTED, issuer
 
 router = APIRouter(include_in_schema=False)
+LOST_ON_A_PLAIN_FORM = (
+    "Make the network bad: the answer is lost. Chromium sends a plain form again by itself, look at"
+    " the wire; where the browser shows an error, go back and press again."
+)
 KEYS = 5
 """That a page brings along; `semel.js` fetches more."""
 ALL = 1000
@@ -105,7 +109,7 @@ def subscriptions(request: Request, books: Read, made: int | None = None) -> HTM
         ideas=(
             "Subscribe twice, or in two tabs: one subscription, and one letter of welcome.",
             "Cancel and subscribe again: a new one. Cancel twice: cancelled once.",
-            "Make the network bad: the browser shows an error. Go back and press again.",
+            LOST_ON_A_PLAIN_FORM,
         ),
         note=f"You have subscription {made}." if made else "",
         happened=("Letters of welcome", books.count_of(customer, "mails")),
@@ -150,7 +154,7 @@ def sign_up(request: Request, books: Read, made: int | None = None) -> HTMLRespo
         ideas=(
             "Sign up twice, the second time with another name: the first answer, replayed.",
             "Sign up from a private window with the same e-mail: 409, it is taken.",
-            "Make the network bad: the browser shows an error. Go back and press again.",
+            LOST_ON_A_PLAIN_FORM,
         ),
         note=f"You have account {made}." if made else "",
         happened=("Accounts made", books.count_of(customer, "accounts")),

@@ -53,7 +53,7 @@ document.addEventListener("semel:answer", ({ detail }) => {
   try {
     said = JSON.parse(detail.text);
   } catch {}
-  tell(`${detail.answer.status}: ${said.title ?? "refused"}`);
+  tell(`${detail.answer.status}: ${said.title ?? said.detail ?? "refused"}`);
   refresh();
 });
 document.addEventListener("semel:unknown", refresh);
