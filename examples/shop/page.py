@@ -148,9 +148,10 @@ def _line(line: dict[str, Any]) -> str:
     if line["lost"]:
         marks += badge("bad", "answer lost")
     key = f"<br><code>key {escape(_short(line['key']))}</code>" if line["key"] else ""
+    what = f"{line['method']} {escape(_short(line['path']))}{key}"
     return (
-        f'<tr><td class="id">{line["status"]}</td><td>{line["method"]} {escape(_short(line["path"]))}'
-        f'{key}</td><td class="marks">{marks}</td><td class="time">{time(line)}</td></tr>'
+        f'<tr><td class="id">{line["status"]}</td><td>{what}</td>'
+        f'<td class="marks">{marks}</td><td class="time">{time(line)}</td></tr>'
     )
 
 
