@@ -162,7 +162,7 @@ def sign_up(request: Request, books: Read, made: int | None = None) -> HTMLRespo
             (row["id"], escape(row["email"]), "", page.time(row))
             for row in books.of(customer, "accounts", ROWS)
         ),
-        wire=_wire(books, customer, "/accounts"),
+        wire=_wire(books, customer, "/sign-up"),
     )
     return page.framed(request, customer, main)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,11 @@ def test_the_document_shows_the_conditions_and_their_answers() -> None:
         names = {p["name"]: p for p in methods[method]["parameters"]}
         assert not names["If-Match"]["required"]
         assert not names["If-None-Match"]["required"]
+        tags = re.compile(names["If-Match"]["schema"]["pattern"])
+        for given in ("*", '"a"', 'W/"a"', '"a", "b"', '"a","b"', '""'):
+            assert tags.search(given)
+        for given in ("a", "", "*, *", '"a" "b"', '"a'):
+            assert not tags.search(given)
         answers = methods[method]["responses"]
         reads = method in ("get", "head")
         assert "application/problem+json" in answers["412"]["content"]

@@ -57,6 +57,7 @@ OPERATIONS = (
     ("POST", "/subscriptions"),
     ("POST", "/subscriptions/cancel"),
     ("POST", "/accounts"),
+    ("POST", "/sign-up"),
     ("POST", "/files"),
     ("GET", "/health"),
     ("POST", "/idempotency-keys"),

@@ -208,21 +208,34 @@ def test_a_subscription_whose_answer_is_lost_is_there_once(visitor: Visitor) -> 
 
 def test_an_account_is_the_same_by_its_e_mail(visitor: Visitor, another: Visitor) -> None:
     email = f"{visitor.cookies['customer'].lower()}@example.org"
-    first = visitor.form("/accounts", email=email, name="Ada")
-    again = visitor.form("/accounts", email=email.upper(), name="Ada L.")
+    first = visitor.form("/sign-up", email=email, name="Ada")
+    again = visitor.form("/sign-up", email=email.upper(), name="Ada L.")
     assert (number_of(again), again.replayed) == (number_of(first), True)
-    later = visitor.form("/accounts", "another-key", email=email)
+    later = visitor.form("/sign-up", "another-key", email=email)
     assert (number_of(later), later.replayed) == (number_of(first), False)
-    assert another.form("/accounts", email=email).status == 409
+    assert another.form("/sign-up", email=email).status == 409
     assert (visitor.happened("sign-up"), another.happened("sign-up")) == (1, 0)
+
+
+def test_an_account_of_a_program_is_the_same_by_its_e_mail_too(visitor: Visitor) -> None:
+    def create(email: str) -> Answer:
+        return visitor.send("/accounts", None, json.dumps({"email": email}).encode())
+
+    email = f"{visitor.cookies['customer'].lower()}@example.org"
+    first, again = create(email), create(email.upper())
+    assert (first.status, again.body, again.replayed) == (201, first.body, True)
+    assert number_of(visitor.form("/sign-up", email=email)) == json.loads(first.body)["account"]
+    stranger = Visitor(visitor.port)
+    for _ in range(2):
+        assert stranger.send("/accounts", None, json.dumps({"email": email}).encode()).status == 409
 
 
 def test_a_sign_up_whose_answer_is_lost_is_there_once(visitor: Visitor) -> None:
     email = f"{visitor.cookies['customer'].lower()}@example.org"
     visitor.network("bad")
     with pytest.raises(LOST):
-        visitor.form("/accounts", email=email)
-    assert visitor.form("/accounts", email=email).replayed
+        visitor.form("/sign-up", email=email)
+    assert visitor.form("/sign-up", email=email).replayed
     visitor.network("good")
     assert visitor.happened("sign-up") == 1
 
