@@ -22,7 +22,7 @@ router = APIRouter()
 
 
 class Account(BaseModel):
-    email: str = Field(pattern=r"^[^@\s\x00]+@[^@\s\x00]+$", max_length=254)
+    email: str = Field(pattern=r"^[^@\x00-\x20\x7f]+@[^@\x00-\x20\x7f]+$", max_length=254)
     name: str = Field(default="", max_length=100, pattern=r"^[^\x00]*$")
 
 
