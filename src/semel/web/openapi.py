@@ -101,7 +101,7 @@ def _issuing(issuer: Issuer) -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {
             "count": {"type": "integer", "minimum": 1, "maximum": MOST, "default": 1},
-            "route": {"type": "string", "pattern": r"^(?:[A-Z]+ )?/[!-~]*$"},
+            "route": {"type": "string", "pattern": r"^(?:(?:[A-Z]+ )?/[^\x00-\x20\x7f]*)?$"},
         },
     }
     given = {
@@ -147,7 +147,9 @@ _KEY = {
     "pattern": r'^(?:[!#-+\--~][!-+\--~]*|"(?:[!#-\[\]-~]|\\["\\])+")$',
 }
 _PRECONDITIONS = ("If-Match", "If-None-Match")
-_TAGS = r'^(?:\*|(?:W/)?"[!#-~]*"(?:, ?(?:W/)?"[!#-~]*")*)$'
+_TAG = r'(?:W/)?"[!#-~\x80-\xff]*"'
+# `*`, or a list as `parse_tags` reads it, which may be empty and have empty elements.
+_TAGS = rf"^(?:[ \t]*\*[ \t]*|[ \t,]*(?:{_TAG}(?:[ \t]*,[ \t,]*{_TAG})*[ \t,]*)?)$"
 _UNREADABLE = {
     "description": "FastAPI's own answer to a body that it cannot read",
     "type": "object",
