@@ -16,7 +16,7 @@ class PostgreSQL:
 
     identity = "bigint generated always as identity primary key"
     now = """to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
-    Duplicate = psycopg.errors.UniqueViolation
+    Error = psycopg.Error
 
     def __init__(self, name: str) -> None:
         self.url = name
@@ -42,8 +42,8 @@ class PostgreSQL:
         return await cursor.fetchall() if cursor.description else []
 
     @contextmanager
-    def reading(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:
-        """A connection for one page."""
+    def opened(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+        """A connection for one page. Each statement commits by itself."""
         with psycopg.connect(self.url, autocommit=True, row_factory=dict_row) as connection:
             yield connection
 

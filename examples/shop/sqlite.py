@@ -15,7 +15,7 @@ class SQLite:
 
     identity = "integer primary key"
     now = "strftime('%Y-%m-%dT%H:%M:%fZ')"
-    Duplicate = sqlite3.IntegrityError
+    Error = sqlite3.Error
 
     def __init__(self, name: str) -> None:
         self._path = Path(name).absolute()
@@ -23,7 +23,7 @@ class SQLite:
 
     def create(self, schema: Mapping[str, str]) -> None:
         """Create what is not there, by its name."""
-        with self.reading() as connection:
+        with self.opened() as connection:
             connection.execute("begin immediate")
             there = {name for (name,) in connection.execute("select name from sqlite_schema")}
             for name, statement in schema.items():
@@ -38,8 +38,10 @@ class SQLite:
         return (await db.execute(statement, parameters)).fetchall()
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one page, which may be made by several threads in turn."""
+    def opened(self) -> Iterator[sqlite3.Connection]:
+        """A connection for one page, which may be made by several threads in turn. Each statement
+        commits by itself.
+        """
         connection = self._connect()
         try:
             yield connection

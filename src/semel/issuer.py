@@ -18,7 +18,7 @@ GRACE: Final = timedelta(days=1)
 stand still between checking a key and claiming it."""
 
 
-_ROUTE = re.compile(r"(?:[A-Z]+ )?/\S*")
+_ROUTE = re.compile(r"(?:[A-Z]+ )?/[^\x00-\x20\x7f]*")
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 
 

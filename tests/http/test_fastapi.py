@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 import threading
 import time
@@ -14,7 +15,8 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, UploadFile
 from pydantic import BaseModel
 
-from semel import ASGIMiddleware, Idempotency, Operation, Policy, SyncOperation
+from semel import ASGIMiddleware, Idempotency, Issuer, Operation, Policy, SyncOperation
+from semel.core.keys import parse_key
 from semel.web.fastapi import init_app, operation, sync_operation
 from tests.http.harness import Client, asgi_server
 
@@ -256,8 +258,17 @@ def test_the_document_shows_the_header_and_what_can_be_answered(shop: Path) -> N
     described = paths["/charges"]["post"]
     (header,) = [p for p in described["parameters"] if p["in"] == "header"]
     assert (header["name"], header["required"]) == ("Idempotency-Key", True)
-    assert header["schema"] == {"type": "string", "minLength": 1, "maxLength": 255}
-    assert {"400", "409", "410", "413", "422", "503"} <= described["responses"].keys()
+    assert (header["schema"]["minLength"], header["schema"]["maxLength"]) == (1, 255)
+    pattern = re.compile(header["schema"]["pattern"])
+    for key in ("k", "8e03978e-40d5-43dd-bc93-6894a57f9324", '"k"', '"a,b"', 'a"b', r'"a\"b"'):
+        assert pattern.search(key)
+        assert parse_key([key.encode()])
+    for key in ("", "a b", "a,b", '"k', '"', "ü", '"a b"', '"k"x'):
+        assert not pattern.search(key)
+    replayed = described["responses"]["201"]["headers"]["Idempotent-Replayed"]
+    assert replayed["schema"]["enum"] == ["true"]
+    assert "Retry-After" in described["responses"]["503"]["headers"]
+    assert {"400", "408", "409", "410", "413", "422", "503"} <= described["responses"].keys()
     for status in ("409", "422"):  # 422 is FastAPI's too
         assert "application/problem+json" in described["responses"][status]["content"]
     assert "application/json" in described["responses"]["422"]["content"]
@@ -268,6 +279,30 @@ def test_the_document_shows_the_header_and_what_can_be_answered(shop: Path) -> N
     assert optional["required"] is False
     assert "parameters" not in paths["/charges"]["get"]
     assert paths["/settings/{name}"]["put"]["parameters"][-1]["required"] is True
+
+
+def test_the_document_says_where_keys_are_issued_and_where_one_comes_from() -> None:
+    app = FastAPI()
+    idempotency = Idempotency("memory://", issuer=Issuer("0" * 32))
+
+    @app.post("/payments")
+    @idempotency.route(required="issued", form_field="key")
+    async def pay() -> None:
+        return
+
+    @app.post("/accounts")
+    @idempotency.route(key=lambda request: request.json()["email"])
+    async def sign_up() -> None:
+        return
+
+    init_app(app, idempotency)
+    paths = app.openapi()["paths"]
+    (of_payments,) = paths["/payments"]["post"]["parameters"]
+    assert (of_payments["required"], "issued" in of_payments["description"]) == (True, True)
+    (of_accounts,) = paths["/accounts"]["post"]["parameters"]
+    assert of_accounts["required"] is False
+    issuing = paths["/idempotency-keys"]["post"]
+    assert issuing["responses"].keys() == {"201", "400", "408", "413"}
 
 
 def test_a_model_of_ones_own_called_problem_keeps_its_name(shop: Path) -> None:

@@ -65,8 +65,8 @@ def keys(server: Server, count: int = 1, **wanted: Any) -> list[str]:
     return issued
 
 
-@pytest.mark.parametrize("count", [1, 50, 1000])
-def test_keys_are_handed_out_by_the_dozen(server: Server, count: int) -> None:
+@pytest.mark.parametrize("count", [1, 50, 1000, 3.0])
+def test_keys_are_handed_out_by_the_dozen(server: Server, count: float) -> None:
     answer = ask(server, {"count": count})
     assert (answer.status, answer.header("Cache-Control")) == (201, "no-store")
     told = json.loads(answer.body)
@@ -84,6 +84,8 @@ def test_an_empty_request_gets_one(server: Server) -> None:
         ({"count": 0}, "count has to be a whole number from 1 to 1000"),
         ({"count": 1001}, "count has to be"),
         ({"count": True}, "count has to be"),
+        ({"count": 1.5}, "count has to be"),
+        ({"count": float("inf")}, "count has to be"),
         ({"count": "5"}, "count has to be"),
         ({"route": "charges"}, "route has to be"),
         ({"route": 5}, "route has to be"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from semel.core import problems
 from semel.web import fastapi as for_fastapi
 from semel.web import flask as for_flask
 from semel.web.conditional import NotMet, Preconditions
+from semel.web.conditional.etags import parse_tags
 from tests.http.documents import TABLES, database, make_fastapi, make_flask
 from tests.http.harness import Answer, Client, asgi_server, wsgi_server
 
@@ -261,6 +263,14 @@ def test_the_document_shows_the_conditions_and_their_answers() -> None:
         names = {p["name"]: p for p in methods[method]["parameters"]}
         assert not names["If-Match"]["required"]
         assert not names["If-None-Match"]["required"]
+        tags = re.compile(names["If-Match"]["schema"]["pattern"])
+        for given in ("", "*", '"a"', 'W/"a"', '"a", "b"', '"a",,"b" ,', '""'):
+            assert tags.search(given)
+            parse_tags(given)
+        for given in ("a", "*, *", '"a" "b"', '"a'):
+            assert not tags.search(given)
+            with pytest.raises(ValueError, match="entity tags"):
+                parse_tags(given)
         answers = methods[method]["responses"]
         reads = method in ("get", "head")
         assert "application/problem+json" in answers["412"]["content"]

@@ -9,12 +9,11 @@ const random = (bytes) =>
   Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (b) => b.toString(16).padStart(2, "0")).join("");
 
 function draw() {
-  const field = (name) => form.elements[name].value;
+  const field = (name) => form.elements.namedItem(name).value; // `elements.item` is a method
   const what = field("what");
   const body = {
     charges: () => ({ order_id: "order-" + random(3), amount: Math.round(field("euros") * 100) }),
     orders: () => ({ item: field("item"), quantity: Number(field("quantity")) }),
-    accounts: () => ({ email: field("email") }),
   }[what]();
   return { path: "/" + what, key: random(12), body: JSON.stringify(body) };
 }

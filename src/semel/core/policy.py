@@ -74,8 +74,8 @@ class Policy:
     key: Literal["payload"] | NaturalKey | None = None
     """Where a request without the header gets its key from. A function gives the key that the
     business has, such as an e-mail address or an order number, `lambda request:
-    request.json()["email"]`; None from it means that there is none. `"payload"`: the whole request
-    is its own key, for `window`. What it gives never meets a key from a header."""
+    request.json()["email"]`; None or "" from it means that there is none. `"payload"`: the whole
+    request is its own key, for `window`. What it gives never meets a key from a header."""
     window: timedelta | None = None
     """For `key="payload"`: how long the same request is a repeat. Afterwards it is a new one."""
     form_field: str | None = None

@@ -111,14 +111,15 @@ async def supervised(
     `shared`: they listen already, and outlive the servers that take connections from them; else
     each server listens on that port by itself, and nobody does while it is dead.
     """
-    environment = {
-        **os.environ,
-        "SHOP_DB": database,
-        "SHOP_SEMEL": "on" if protected else "off",
-        "PYTHONPATH": os.pathsep.join([str(shop_folder()), *sys.path]),
-    }
     numbers = [one.fileno() if shared else one.getsockname()[1] for one in sockets]
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as said, throwaway() as files:
+        environment = {
+            **os.environ,
+            "SHOP_DB": database,
+            "SHOP_FILES": files,
+            "SHOP_SEMEL": "on" if protected else "off",
+            "PYTHONPATH": os.pathsep.join([str(shop_folder()), *sys.path]),
+        }
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "semel.demo.server", "sockets" if shared else "ports"),
             *map(str, numbers),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
@@ -16,9 +15,8 @@ try:
 except ImportError as error:  # pragma: no cover
     raise ImportError("semel.web.fastapi needs FastAPI: pip install 'semel[fastapi]'") from error
 
-from semel.core import keys, problems
+from semel.core import keys
 from semel.core.policy import Policy
-from semel.core.problems import Problem
 from semel.core.record import Response as Answer
 from semel.idempotency import POLICY_ATTRIBUTE, Idempotency
 from semel.operation import (
@@ -29,9 +27,7 @@ from semel.operation import (
 )
 from semel.web.asgi import ASGIMiddleware
 from semel.web.conditional import NotMet, Preconditions
-from semel.web.conditional.preconditions import READS
-
-_CONVERTER = re.compile(r":\w+(?=\})")
+from semel.web.openapi import document
 
 _KeyHeader = Annotated[
     str | None,
@@ -162,90 +158,3 @@ def _register(idempotency: Idempotency, method: str, path: str, policy: Policy) 
     if method not in policy.methods:
         policy = dataclasses.replace(policy, methods=(*policy.methods, method))
     idempotency.routes.add(f"{method} {path}", policy)
-
-
-def document(schema: dict[str, Any], idempotency: Idempotency) -> None:
-    """Write the key header and the problem answers into an OpenAPI document, in place."""
-    covered = False
-    rules = idempotency.routes.described
-    own = {_CONVERTER.sub("", pattern): policy for pattern, policy in rules.items()}
-    for path, item in schema.get("paths", {}).items():
-        for method, described in item.items():
-            verb = method.upper()
-            if not isinstance(described, dict):
-                continue
-            answers: Answers = {}
-            policy = own.get(f"{verb} {path}") or idempotency.routes.find(verb, path)
-            if policy is not None:
-                answers = _ANSWERS
-                _describe_key(described, policy)
-            if any(p.get("name") == "If-Match" for p in described.get("parameters", ())):
-                answers = _with_preconditions(answers)
-                if verb in READS:
-                    described.setdefault("responses", {}).setdefault("304", _NOT_MODIFIED)
-                    del answers["428"]
-            covered = covered or bool(answers)
-            for status, types in answers.items():
-                answer = described.setdefault("responses", {}).setdefault(
-                    status, {"description": "; ".join(problem.title for problem in types)}
-                )
-                kinds = answer.setdefault("content", {})
-                kinds.setdefault("application/problem+json", {"schema": _REFERENCE})
-    if covered:
-        schema.setdefault("components", {}).setdefault("schemas", {})[_NAME] = _PROBLEM
-
-
-def _describe_key(described: dict[str, Any], policy: Policy) -> None:
-    parameters = described.setdefault("parameters", [])
-    for parameter in parameters:
-        if parameter.get("in") == "header" and parameter["name"].lower() == keys.HEADER.lower():
-            break
-    else:
-        parameter = {"name": keys.HEADER, "in": "header"}
-        parameters.append(parameter)
-    takes_operation = "schema" in parameter
-    parameter["required"] = bool(policy.required) or takes_operation
-    parameter["schema"] = {"type": "string", "minLength": 1, "maxLength": keys.MAX_KEY_LENGTH}
-    hours = policy.expires.total_seconds() / 3600
-    parameter["description"] = (
-        "Names this operation: draw a new key for a new operation, send the same with every"
-        f" retry. The answer is kept for {hours:g} hours."
-    )
-
-
-_NAME = "IdempotencyProblem"  # "Problem" may well be the application's own
-_REFERENCE = {"$ref": f"#/components/schemas/{_NAME}"}
-_PROBLEM = {
-    "title": _NAME,
-    "description": "RFC 9457 problem details",
-    "type": "object",
-    "required": ["type", "title", "status", "detail"],
-    "properties": {
-        "type": {"type": "string", "format": "uri"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "retry_after": {"type": "integer"},
-        "reference": {"type": "string"},
-    },
-}
-Answers = dict[str, tuple[Problem, ...]]
-_ANSWERS: Answers = {
-    "400": (problems.KEY_MISSING, problems.KEY_INVALID),
-    "409": (problems.IN_FLIGHT, problems.OUTCOME_UNKNOWN, problems.RESPONSE_NOT_KEPT),
-    "410": (problems.KEY_EXPIRED,),
-    "413": (problems.REQUEST_TOO_LARGE,),
-    "422": (problems.KEY_REUSED,),
-    "503": (problems.STORE_UNAVAILABLE, problems.OUTCOME_UNRECORDED),
-}
-_CONDITIONAL = {
-    "400": (problems.PRECONDITION_INVALID,),
-    "412": (problems.PRECONDITION_FAILED,),
-    "428": (problems.PRECONDITION_REQUIRED,),
-}
-_NOT_MODIFIED = {"description": "Not modified"}
-
-
-def _with_preconditions(answers: Answers) -> Answers:
-    both = answers | _CONDITIONAL
-    return {status: answers.get(status, ()) + _CONDITIONAL.get(status, ()) for status in both}

@@ -31,6 +31,8 @@ def issue(idempotency: Idempotency, scope: str, method: str, body: bytes) -> Res
     if not isinstance(wanted, dict) or set(wanted) - {"count", "route"}:
         return _refused(idempotency, 'send {"count": 50}, and "route" where it is for one')
     count, route = wanted.get("count", 1), wanted.get("route", "")
+    if isinstance(count, float) and count.is_integer():  # 50.0 is the same number in JSON
+        count = int(count)
     if type(count) is not int or not 1 <= count <= MOST:
         return _refused(idempotency, f"count has to be a whole number from 1 to {MOST}")
     try:

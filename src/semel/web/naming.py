@@ -130,7 +130,7 @@ def name(
     except _MALFORMED as error:
         log.debug("%s %s has no natural key: %r", view.method, view.path, error)
         return None
-    if natural is None or natural == "":
+    if natural is None or natural == "":  # an empty field names nothing
         return None
     if not isinstance(natural, str):
         raise TypeError(f"key= has to return a string or None, not {natural!r}")
