@@ -130,7 +130,8 @@ ADVICE = {
         "No. No connection could be had, so not a byte of the request was sent.",
         "Wait as long as `Retry-After` says and send the same request with the same key.",
         "The service behind the gateway is down, its name cannot be resolved, its certificate is"
-        " not accepted, or all of `[upstream] connections` are in use; the gateway's log says which.",
+        " not accepted, or all of `[upstream] connections` are in use; the gateway's log says"
+        " which.",
     ),
     "upstream-failed": (
         "Perhaps: the request was sent, and no whole answer came back.",

@@ -84,6 +84,7 @@ def gateway(
     try:
         from semel.gateway import serving, settings
         from semel.gateway.app import Gateway
+        from semel.gateway.values import SettingsError
     except ImportError as error:
         sys.exit(str(error))
     from semel.stores import StoreSetupError
@@ -96,7 +97,7 @@ def gateway(
         if check:
             return
         listening = serving.listen(made)
-    except (settings.SettingsError, StoreSetupError) as error:
+    except (SettingsError, StoreSetupError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     host, port = listening.getsockname()[:2]

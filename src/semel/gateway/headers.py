@@ -1,4 +1,4 @@
-"""Which headers pass, in which form: RFC 9110 sections 7.6 and 6.6.1, and the forwarding headers."""
+"""Which headers pass, and in which form: RFC 9110 section 7.6, and the forwarding headers."""
 
 from __future__ import annotations
 

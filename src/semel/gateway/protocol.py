@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import http
-from typing import Any, Final
+import re
+from typing import Any, Final, NoReturn
 
 from semel.gateway.settings import Limits
 
@@ -20,8 +21,9 @@ except ImportError as missing:  # pragma: no cover
         f"the gateway needs its extra: pip install 'semel[gateway]' ({missing})"
     ) from missing
 
-_HEADER_COST: Final = 4
+_LINE: Final = 4
 """Bytes of a header line beside its name and value."""
+_HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\-\[\]]+")
 
 
 class Refused(Exception):
@@ -41,7 +43,6 @@ class GatewayProtocol(HttpToolsProtocol):
         self._patience = self._limits.client_timeout.total_seconds()
         self._in_head = True
         self._unparsed = 0  # bytes of a head that is not complete
-        self._size = 0  # bytes of the headers that are
         self._refused: Refused | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -64,26 +65,16 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._unparsed > self._limits.head + len(data):
             self._refused = Refused(431, "The request's head is too large.")
             self.send_400_response("")
-        elif self._timer is None and self._size + len(self.url):
+        elif self._timer is None:
             self._timer = self.loop.call_later(self._patience, self._too_slow)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        self._size = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            return  # a trailer: uvicorn would add it to the headers, past whoever has checked those
-        self._size += len(name) + len(value) + _HEADER_COST
-        if self._size > self._limits.head or len(self.headers) >= self._limits.headers:
-            self._refuse(431, "The request's head is too large.")
-        if not value.isascii():
-            try:
-                value.decode()
-            except UnicodeDecodeError:
-                self._refuse(400, "A header's value is not UTF-8.")
-        super().on_header(name, value)
+        if self._in_head:  # else a trailer: uvicorn would add it to headers that have been checked
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -94,20 +85,27 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _check_target(self) -> None:
-        if len(self.url) > self._limits.head:
+        url = self.url
+        if len(url) > self._limits.head:
             self._refuse(414, "The request's target is too long.")
-        if not self.url.startswith(b"/") or self.parser.get_method() == b"CONNECT":
+        if not url.startswith(b"/") or self.parser.get_method() == b"CONNECT":
             self._refuse(400, "The request's target has to be a path: this is no open proxy.")
-        if b"#" in self.url or not self.url.isascii():
+        if b"#" in url or not url.isascii():
             self._refuse(400, "The request's target is not valid.")
 
     def _check_headers(self) -> None:
-        hosts = lengths = 0
+        size = hosts = lengths = 0
         codings: list[bytes] = []
         for name, value in self.headers:
+            size += len(name) + len(value) + _LINE
+            if not value.isascii():
+                try:
+                    value.decode()
+                except UnicodeDecodeError:
+                    self._refuse(400, "A header's value is not UTF-8.")
             if name == b"host":
                 hosts += 1
-                if not value.strip() or any(char in value for char in b" ,/@\t"):
+                if _HOST.fullmatch(value) is None:
                     self._refuse(400, "Host is not valid.")
             elif name == b"content-length":
                 lengths += 1
@@ -115,6 +113,8 @@ class GatewayProtocol(HttpToolsProtocol):
                     self._refuse(400, "Content-Length is not a number.")
             elif name == b"transfer-encoding":
                 codings.append(value.strip().lower())
+        if size > self._limits.head or len(self.headers) > self._limits.headers:
+            self._refuse(431, "The request's head is too large.")
         version = self.parser.get_http_version()
         if hosts > 1 or (not hosts and version == "1.1"):
             self._refuse(400, "There has to be one Host.")
@@ -123,7 +123,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if codings and (codings != [b"chunked"] or version != "1.1"):
             self._refuse(400, "Transfer-Encoding has to be chunked, and nothing else.")
 
-    def _refuse(self, status: int, reason: str) -> None:
+    def _refuse(self, status: int, reason: str) -> NoReturn:
         """Raises `Refused` through the parser, which ends in `send_400_response`."""
         self._refused = Refused(status, reason)
         raise self._refused

@@ -51,8 +51,8 @@ class Upstream:
     connections: int = 100
     """Connections to the service at a time, of each worker."""
     keep_alive: timedelta = timedelta(seconds=1)
-    """How long an idle connection is used again. Shorter than the service's own limit (gunicorn 2 s,
-    Node 5 s, uvicorn 5 s): a request sent into a connection that is just being closed has an
+    """How long an idle connection is used again. Shorter than the service's own limit (gunicorn
+    2 s, Node 5 s, uvicorn 5 s): a request sent into a connection that is just being closed has an
     unknown outcome."""
     resend: int = 2
     """With `forward_key`: how often an unknown outcome is sent again before the client is told."""
@@ -247,8 +247,8 @@ def _check(made: Settings) -> None:
         raise SettingsError(f"workers: give a whole number of 1 or more, not {made.workers}")
     if made.workers > 1 and made.store.startswith("memory:"):
         raise SettingsError(
-            "workers: memory:// is one process's own, so a repeat at another worker would run again;"
-            " give a store that they share, such as sqlite:///keys.db"
+            "workers: memory:// is one process's own, so a repeat at another worker would run"
+            " again; give a store that they share, such as sqlite:///keys.db"
         )
     itself = (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
     if made.address[1] and itself == made.address:

@@ -56,7 +56,7 @@ class _Request(ClientRequest):
 
 
 async def _once(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-    """Keep aiohttp from sending a PUT or DELETE twice: it knows what to repeat by the error's class."""
+    """Keep aiohttp from sending anything twice: it knows what to repeat by the error's class."""
     try:
         return await handler(request)
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):

@@ -1,4 +1,4 @@
-"""From TOML's plain values to the fields of frozen data classes, with errors that name the field."""
+"""From TOML's plain values to the fields of data classes, with errors that name the field."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import tomllib
 import typing
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -69,7 +68,6 @@ def replace(base: T, fields: Mapping[str, object], where: str) -> T:
     return dataclasses.replace(base, **_converted(fields, types, where))  # type: ignore[type-var]
 
 
-@cache
 def _types(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
