@@ -129,11 +129,16 @@ class GatewayProtocol(HttpToolsProtocol):
         raise self._refused
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is refused, unless another answer on this connection is under way."""
+        """Answer what is refused, unless that would be taken for the answer to another request."""
         refused = self._refused or Refused(400, msg)
         self._refused = refused
         self._stop_timer()
-        if self.cycle is None or self.cycle.response_complete:
+        cycle = self.cycle
+        if (
+            cycle is None
+            or cycle.response_complete
+            or (cycle.more_body and not cycle.response_started)
+        ):
             told = str(refused).encode()
             phrase = http.HTTPStatus(refused.status).phrase.encode()
             self.transport.write(

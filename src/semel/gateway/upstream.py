@@ -129,7 +129,7 @@ class Client:
         Raises `NotSent` and `Unknown`.
         """
         options: dict[str, Any] = {}
-        if method not in _RETRIED or body is not None:
+        if method not in _RETRIED or body:
             options["middlewares"] = (_once,)
         failpoint("before_upstream")
         try:
