@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import behind_uvicorn, server_stores, sqlite_store
+from bench import behind_uvicorn, gateway, server_stores, sqlite_store
 
 HERE = Path(__file__).parent
 PEERS = {
@@ -36,6 +36,9 @@ BARS = {
     "PostgreSQL atomic 1": ("<=", 1.5, "x"),
     "PostgreSQL atomic 16": ("<=", 1.5, "x"),
     "Redis pairs 32": (">=", 2.5, "x"),
+    "gateway, memory, new keys": (">=", 0.6, "x"),
+    "gateway, memory, without a key": (">=", 0.6, "x"),
+    "gateway, SQLite, new keys": (">=", 0.6, "x"),
 }
 
 
@@ -92,6 +95,11 @@ def verdicts(results: dict[str, Any]) -> list[tuple[str, float, str]]:
             ours_first = BARS[name][0] == "<="  # cost over the plain way, or rate of it
             pairs = zip(row["semel"], row["plain"], strict=True)
             measured[name] = median(s / p if ours_first else p / s for s, p in pairs)
+    if "gateway" in results:
+        ratios = gateway.ratios(results["gateway"])
+        measured["gateway, memory, new keys"] = ratios["memory first"]
+        measured["gateway, memory, without a key"] = ratios["memory none"]
+        measured["gateway, SQLite, new keys"] = ratios["sqlite first"]
     made = []
     for name, value in measured.items():
         sign, bar, _ = BARS[name]
@@ -130,6 +138,14 @@ def report(results: dict[str, Any]) -> str:
         for name, rates in results["behind uvicorn"].items():
             ratio = median(r / b for r, b in zip(rates, base, strict=True))
             lines.append(f"| {name} | {ratio:.2f} |")
+    if "gateway" in results:
+        lines += ["", "## Gateway, 32 connections (of a plain proxy's rate)", ""]
+        lines += [f"| | {' | '.join(gateway.MODES.values())} |", "|---|---|---|---|"]
+        found = gateway.ratios(results["gateway"])
+        for name in ("memory", "sqlite"):
+            cells = " | ".join(f"{found[f'{name} {mode}']:.2f}" for mode in gateway.MODES)
+            lines.append(f"| {name} | {cells} |")
+        lines += ["", "The plain proxy: uvicorn and the aiohttp client, headers copied, no more."]
     lines += ["", "## SQLite store (claim and completion; of a statement per executor hop)", ""]
     lines += [
         "| | plain | commits a pair | atomic | commits an operation |",
@@ -230,6 +246,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seconds = 0.3 if options.quick else 2.0
         results["behind uvicorn"] = behind_uvicorn.measure(Path(folder), rounds, seconds)
+    print("  gateway", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        results["gateway"] = gateway.measure(Path(folder), rounds, seconds)
     (options.out / "results.json").write_text(json.dumps(results, indent=1))
     text = report(results)
     (options.out / "RESULTS.md").write_text(text)

@@ -12,9 +12,11 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.behind_uvicorn import ROOT, rate
@@ -138,12 +140,17 @@ def measure(folder: Path, rounds: int, seconds: float) -> dict[str, list[float]]
     return rates
 
 
-if __name__ == "__main__":
-    import statistics
-    import tempfile
+def ratios(rates: dict[str, list[float]]) -> dict[str, float]:
+    """Return each subject's rate in each mode, of the plain proxy's in the same round."""
+    plain = rates["plain none"]
+    return {
+        name: median(rate / base for rate, base in zip(row, plain, strict=True))
+        for name, row in rates.items()
+    }
 
+
+if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        found = measure(Path(place), 3, 2.0)
-    for subject, row in found.items():
-        ratio = statistics.median(a / b for a, b in zip(row, found["plain none"], strict=True))
-        print(f"{subject:16} {ratio:.2f}  {[round(r) for r in row]}")
+        found = measure(Path(place), 5, 2.0)
+    for subject, ratio in ratios(found).items():
+        print(f"{subject:16} {ratio:.2f}  {[round(each) for each in found[subject]]}")

@@ -18,6 +18,6 @@ def test_the_bench_runs_and_draws(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr[-3000:]
     results = json.loads((tmp_path / "results.json").read_text())
-    assert set(results) == {"in process", "sqlite", "behind uvicorn"}
+    assert set(results) == {"in process", "sqlite", "servers", "behind uvicorn", "gateway"}
     assert (tmp_path / "results.png").stat().st_size > 10_000
     assert "SQLite FULL, 128 at a time" in run.stdout

@@ -267,7 +267,8 @@ def test_an_event_stream_comes_as_it_is_made_and_may_be_silent(service: Service)
 
     def behave(connection: socket.socket, request: Received) -> str:
         connection.sendall(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
         )
         connection.sendall(b"9\r\ndata: 1\n\n\r\n")
         go_on.wait(20)

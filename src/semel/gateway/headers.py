@@ -63,7 +63,7 @@ def request(
     taken: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in _TAKEN or (b"_" in name and name.replace(b"_", b"-") in _TAKEN):
-            # With an underscore it is the same header to a CGI-like service, but not to us: dropped.
+            # With an underscore it is the same header to a CGI-like service, not to us: dropped.
             taken[name] = taken[name] + b", " + value if name in taken else value
         else:
             fields.append((name, value))
