@@ -142,7 +142,7 @@ def report(results: dict[str, Any]) -> str:
         lines += ["", "## Gateway, 32 connections (of a plain proxy's rate)", ""]
         lines += [f"| | {' | '.join(gateway.MODES.values())} |", "|---|---|---|---|"]
         found = gateway.ratios(results["gateway"])
-        for name in ("memory", "sqlite"):
+        for name in list(gateway.SUBJECTS)[1:]:
             cells = " | ".join(f"{found[f'{name} {mode}']:.2f}" for mode in gateway.MODES)
             lines.append(f"| {name} | {cells} |")
         lines += ["", "The plain proxy: uvicorn and the aiohttp client, headers copied, no more."]

@@ -21,7 +21,12 @@ from typing import Any
 
 from bench.behind_uvicorn import ROOT, rate
 
-SUBJECTS = {"plain": "", "memory": "memory://", "sqlite": "sqlite:///{}/gateway.db"}
+SUBJECTS = {
+    "plain": "",
+    "memory": "memory://",
+    "sqlite": "sqlite:///{}/full.db",
+    "sqlite, synchronous=normal": "sqlite:///{}/normal.db?synchronous=normal",
+}
 MODES = {"none": "without a key", "first": "new keys", "replay": "replays"}
 _NOT_PASSED = frozenset({b"host", b"connection", b"transfer-encoding", b"keep-alive"})
 
@@ -153,4 +158,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         found = measure(Path(place), 5, 2.0)
     for subject, ratio in ratios(found).items():
-        print(f"{subject:16} {ratio:.2f}  {[round(each) for each in found[subject]]}")
+        print(f"{subject:34} {ratio:.2f}  {[round(each) for each in found[subject]]}")

@@ -55,7 +55,8 @@ BAD = {
     "a chunk size in hexadecimal notation": POST
     + b"Transfer-Encoding: chunked\r\n\r\n0x1\r\na\r\n0\r\n\r\n",
     "a chunk without its end": POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nab0\r\n\r\n",
-    "chunks in HTTP/1.0": b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunks in HTTP/1.0": b"POST / HTTP/1.0\r\nHost: a\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "no host": b"GET / HTTP/1.1\r\n\r\n",
     "two hosts": b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
     "a list of hosts": b"GET / HTTP/1.1\r\nHost: a, b\r\n\r\n",
@@ -85,7 +86,7 @@ def test_it_is_refused_and_the_connection_closed(
     smuggled = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
     before = len(service.requests)
     answer = front.raw(BAD[name] + smuggled)  # ends only when the connection is closed
-    assert answer.startswith(b"HTTP/1.1 400 "), answer[:200]
+    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 505 ")), answer[:200]
     assert answer.count(b"HTTP/1.1 ") == 1
     assert all("smuggled" not in request.line for request in service.requests)
     assert not any(request.body for request in service.requests[before:])

@@ -7,7 +7,7 @@ service did. Nothing in between, and in doubt the second.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
 from semel.failpoints import failpoint
@@ -28,7 +28,7 @@ except ImportError as missing:  # pragma: no cover
 
 _RETRIED: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """What aiohttp may send again by itself, over a kept connection that turned out to be closed."""
-_NO_AUTOMATIC: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+_NOTHING_ADDED: Final[CIMultiDict[None]] = CIMultiDict({"Content-Type": None})
 _READ_AHEAD: Final = 64 * 1024
 WS_MESSAGE: Final = 16 * 1024 * 1024
 """Bytes of the longest WebSocket message, uvicorn's default."""
@@ -48,6 +48,10 @@ class Unknown(Exception):
 
 
 class _Request(ClientRequest):
+    def update_auto_headers(self, skip_auto_headers: Iterable[str] | None) -> None:
+        """Add no header of the library's own."""
+        self._skip_auto_headers = _NOTHING_ADDED
+
     async def write_bytes(
         self, writer: AbstractStreamWriter, conn: Connection, content_length: int | None = None
     ) -> None:
@@ -94,7 +98,6 @@ class Client:
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            skip_auto_headers=_NO_AUTOMATIC,
             request_class=_Request,
             read_bufsize=_READ_AHEAD,
             max_line_size=self._limits.head,
