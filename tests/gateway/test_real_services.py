@@ -320,6 +320,51 @@ def test_with_the_forwarded_key_a_kill_is_retried_to_its_answer(tmp_path: Path, 
         assert len(service.requests) == 2
 
 
+def test_an_abandoned_request_is_finished_without_its_client(tmp_path: Path) -> None:
+    with Service().running() as service:
+        stage = Stage(_standing(service), tmp_path / "none", tmp_path, "")
+        with (tmp_path / "gateway.toml").open("a") as settings:
+            settings.write("forward_key = true\nremember_request = true\n")
+        try:
+            stage.gateway.start(SEMEL_FAILPOINT="upstream_read=kill")
+            assert stage.charge("a") is None
+            stage.gateway.ended()
+            stage.gateway.start()
+            until(lambda: len(service.requests) == 2, "nobody finished it")
+            until(lambda: (stage.charge("a") or NONE).replayed)
+        finally:
+            stage.gateway.kill()
+    assert [request.header("Idempotency-Key") for request in service.requests] == ["key-a"] * 2
+    assert service.requests[0].body == service.requests[1].body
+
+
+@pytest.mark.parametrize("point", ["before_park", "after_park", "before_release", "after_release"])
+def test_a_kill_at_the_end_of_a_failure_never_sends_again(tmp_path: Path, point: str) -> None:
+    """Before a release was written nobody can say any more that nothing was sent: parked too."""
+    service = Service(lambda connection, request: "close")
+    sent = point.endswith("park")
+    with service.running() if sent else contextlib.nullcontext():
+        service.port = service.port or free_port()
+        stage = Stage(_standing(service), tmp_path / "none", tmp_path, "")
+        try:
+            stage.gateway.start(SEMEL_FAILPOINT=f"{point}=kill")
+            assert stage.charge("a") is None
+            stage.gateway.ended()
+            stage.gateway.start()
+            if point != "after_release":
+                assert stage.until_settled("a").problem == "outcome-unknown"
+            with contextlib.nullcontext() if sent else service.running():
+                service.behave = lambda connection, request: connection.sendall(OK)
+                settled = stage.until_settled("a")
+        finally:
+            stage.gateway.kill()
+    assert (settled.status == 201) == (point == "after_release")
+    assert len(service.requests) == (1 if sent or point == "after_release" else 0)
+
+
+NONE = Answer(0, [], b"")
+
+
 def _standing(service: Service) -> Process:
     process = Process(list, Path())
     process.port = service.port

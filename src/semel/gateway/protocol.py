@@ -117,7 +117,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._refuse(431, "The request's head is too large.")
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
-            self._refuse(505, "HTTP/1.1 is spoken here.")
+            self._refuse(505, "This version of HTTP is not spoken here.")
         if hosts > 1 or (not hosts and version == "1.1"):
             self._refuse(400, "There has to be one Host.")
         if lengths > 1 or (lengths and codings):
