@@ -113,6 +113,15 @@ def test_behind_a_proxy_they_are_extended(service: Service) -> None:
     assert request.all("Host") == [f"127.0.0.1:{service.port}"]
 
 
+def test_the_callers_name_cannot_be_written_in_another_spelling(service: Service) -> None:
+    with gateway(service.port, callers={"header": "X-User"}) as front:
+        front.get(headers=[("X-User", "bob"), ("X_User", "alice"), ("X_Other", "1")])
+    (request,) = service.requests
+    assert request.all("X-User") == ["bob"]
+    assert not request.all("X_User")
+    assert request.all("X_Other") == ["1"]
+
+
 def test_an_answer_arrives_as_it_was_sent(front: Gateway, service: Service) -> None:
     packed = gzip.compress(b"hello")
     answering(
@@ -355,7 +364,7 @@ async def _echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def test_a_websocket_passes_through() -> None:
-    with asgi_server(_echo) as port, gateway(port) as front:
+    with asgi_server(_echo) as port, gateway(port, upstream={"timeout": "200ms"}) as front:
         async with aiohttp.ClientSession() as session:
             url = f"http://127.0.0.1:{front.port}/chat?a=1"
             async with session.ws_connect(url, protocols=["v1"], headers={"Cookie": "a=1"}) as ws:
@@ -363,6 +372,7 @@ async def test_a_websocket_passes_through() -> None:
                 assert await ws.receive_json() == ["a=1", "/chat"]
                 await ws.send_str("hello")
                 assert await ws.receive_str() == "hello"
+                await asyncio.sleep(0.5)  # silent for longer than an answer may be
                 await ws.send_bytes(bytes(100_000))
                 assert await ws.receive_bytes() == bytes(100_000)
                 await ws.send_str("bye")

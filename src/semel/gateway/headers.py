@@ -44,6 +44,8 @@ class Rules(NamedTuple):
 
     preserve_host: bool = True
     behind_proxy: bool = False
+    caller: bytes = b""
+    """The header that names the caller."""
 
 
 def request(
@@ -62,9 +64,10 @@ def request(
     fields: Fields = []
     taken: dict[bytes, bytes] = {}
     for name, value in headers:
-        if name in _TAKEN or (b"_" in name and name.replace(b"_", b"-") in _TAKEN):
-            # With an underscore it is the same header to a CGI-like service, not to us: dropped.
+        if name in _TAKEN:
             taken[name] = taken[name] + b", " + value if name in taken else value
+        elif b"_" in name and name.replace(b"_", b"-") in (rules.caller, *_TAKEN):
+            continue  # to a CGI-like service it is the same header, to whoever has checked it not
         else:
             fields.append((name, value))
     if b"connection" in taken:

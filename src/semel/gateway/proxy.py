@@ -41,7 +41,11 @@ class Proxy:
         self._settings = settings
         self._idempotency = idempotency
         self._client = client
-        self._rules = headers.Rules(settings.upstream.preserve_host, settings.callers.behind_proxy)
+        self._rules = headers.Rules(
+            settings.upstream.preserve_host,
+            settings.callers.behind_proxy,
+            (settings.callers.header or "").lower().encode(),
+        )
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Serve one request or WebSocket."""
