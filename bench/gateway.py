@@ -128,8 +128,8 @@ def servers(folder: Path) -> Any:
             _answers(port)
         yield ports
     finally:
-        for process in running:
-            process.terminate()
+        for process in running:  # the plain proxy would wait for ever for a client that has gone
+            process.kill()
         for process in running:
             process.wait()
 
