@@ -127,7 +127,7 @@ ADVICE = {
         "Nothing is written under a condition that cannot be read.",
     ),
     "upstream-unavailable": (
-        "No. No connection could be had, so not a byte of the request was sent.",
+        "Not by this request. No connection could be had, so not a byte of it was sent.",
         "Wait as long as `Retry-After` says and send the same request with the same key.",
         "The service behind the gateway is down, its name cannot be resolved, its certificate is"
         " not accepted, or all of `[upstream] connections` are in use; the gateway's log says"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 import struct
@@ -118,6 +119,30 @@ def test_it_is_sent_again_only_so_often_and_a_retry_once_more(service: Service) 
         service.behave = lambda connection, request: connection.sendall(OK)
         assert front.send().status == 201
     assert len(service.requests) == 3
+
+
+def test_a_service_that_goes_down_after_it_was_sent_the_request_may_have_done_it() -> None:
+    service = Service()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(service.running())
+
+        def die(connection: socket.socket, request: Received) -> str:
+            stack.close()  # nothing listens any more when it is sent again
+            return "close"
+
+        service.behave = die
+        with gateway(service.port, upstream={"resend": 1}, policy={"forward_key": True}) as front:
+            assert front.send().problem == "upstream-failed"  # and not: nothing was done
+    assert len(service.requests) == 1
+
+
+def test_at_most_once_goes_before_the_forwarded_key(service: Service) -> None:
+    service.behave = cut
+    policy = {"forward_key": True, "guarantee": "at-most-once"}
+    with gateway(service.port, policy=policy) as front:
+        for _ in range(2):
+            assert front.send(key="k").problem == "outcome-unknown"
+    assert [request.header("Idempotency-Key") for request in service.requests] == ["k"]
 
 
 def test_a_key_from_the_payload_is_forwarded_as_a_derived_one(service: Service) -> None:

@@ -68,6 +68,11 @@ class Process:
         )
         until(self._answers, "it did not start")
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, "it ended at its start"
@@ -406,3 +411,31 @@ def test_workers_share_the_port_and_the_keys(tmp_path: Path) -> None:
             stage.gateway.kill()
     assert {answer.status for answer in answers} == {201}
     assert len(service.requests) == 1
+
+
+def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
+    with Service().running() as service:
+        stage = Stage(_standing(service), tmp_path / "none", tmp_path, "workers = 2\n")
+        stage.gateway.start()
+        try:
+            assert stage.until_settled("a").status == 201
+            until(lambda: len(_workers(stage.gateway)) == 2)
+            before = _workers(stage.gateway)
+            for worker in before:
+                os.kill(worker, signal.SIGKILL)
+            assert stage.until_settled("a").replayed
+            until(lambda: len(_workers(stage.gateway)) == 2)
+            assert not before & _workers(stage.gateway)
+        finally:
+            stage.gateway.kill()
+
+
+def _workers(gateway: Process) -> set[int]:
+    """The processes that uvicorn has spawned for the gateway."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if parent == gateway.pid and b"spawn_main" in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+    return found

@@ -161,8 +161,8 @@ UPSTREAM_UNAVAILABLE = Problem(
     "upstream-unavailable",
     503,
     "The service cannot be reached",
-    "Nothing was done: no connection to the service behind this gateway could be had, so the"
-    " request was not sent to it. Send it again, with the same key if it had one, after the time"
+    "Nothing was done by this request: no connection to the service behind this gateway could be"
+    " had, so it was not sent. Send it again, with the same key if it had one, after the time"
     " given.",
     retry_after=1,
 )

@@ -68,23 +68,29 @@ class Proxy:
                 policy = self._idempotency.routes.find(scope["method"], scope["path"])
                 if isinstance(policy, GatewayPolicy) and policy.forward_key:
                     key = key or operation.derive("gateway").encode()
-                    resend = self._settings.upstream.resend
+                    if policy.guarantee != "at-most-once":
+                        resend = self._settings.upstream.resend
                 else:
                     key = None
             fields = self._fields(scope, key)
             data = await body.read()
             url = self._client.url(scope["raw_path"], scope["query_string"])
+            before: Unknown | None = None
             for left in range(resend, -1, -1):
                 try:
                     response = await self._client.send(scope["method"], url, fields, data)
                     with contextlib.closing(response):
                         await self._answer(response, body, operation, receive, send)
                     return
-                except Unknown as error:
-                    if not left or body.streams or body.sending_on:
+                except NotSent:
+                    if before is None:
                         raise
-                    log.warning("sending again under the same key: %s", error)
-                    await asyncio.sleep(_RESEND_PAUSE * 2 ** (resend - left))
+                except Unknown as error:
+                    before = error
+                if not left or body.streams or body.sending_on:
+                    raise before
+                log.warning("sending again under the same key: %s", before)
+                await asyncio.sleep(_RESEND_PAUSE * 2 ** (resend - left))
         except _Refused as refused:
             await self._refuse(refused.problem, operation, send)
         except _Gone:
