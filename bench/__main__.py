@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import behind_uvicorn, server_stores, sqlite_store, sweeping
+from bench import behind_uvicorn, gateway, server_stores, sqlite_store, sweeping
 from semel.testing.servers import PostgreSQL, running
 
 HERE = Path(__file__).parent
@@ -41,6 +41,9 @@ BARS = {
     "PostgreSQL atomic 16, 0.5 ms away": ("<=", 1.1, "x"),
     "Redis pairs 32": (">=", 2.5, "x"),
     "PostgreSQL sweeper, of the records that traffic leaves": (">=", 1.0, "x"),
+    "gateway, memory, new keys": (">=", 0.6, "x"),
+    "gateway, memory, without a key": (">=", 0.6, "x"),
+    "gateway, SQLite, new keys": (">=", 0.6, "x"),
 }
 
 
@@ -96,6 +99,11 @@ def uvicorn(rounds: int, seconds: float) -> dict[str, list[float]]:
         return behind_uvicorn.measure(Path(folder), rounds, seconds)
 
 
+def behind_gateway(rounds: int, seconds: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return gateway.measure(Path(folder), rounds, seconds)
+
+
 def verdicts(results: dict[str, Any]) -> list[tuple[str, float, str]]:
     """Return each bar: its name, what was measured, and whether it is met."""
     ours = results["in process"]["semel-memory"]
@@ -126,6 +134,11 @@ def verdicts(results: dict[str, Any]) -> list[tuple[str, float, str]]:
         measured["PostgreSQL sweeper, of the records that traffic leaves"] = median(
             s / (2 * p) for s, p in left
         )
+    if "gateway" in results:
+        ratios = gateway.ratios(results["gateway"])
+        measured["gateway, memory, new keys"] = ratios["memory first"]
+        measured["gateway, memory, without a key"] = ratios["memory none"]
+        measured["gateway, SQLite, new keys"] = ratios["sqlite first"]
     made = []
     for name, value in measured.items():
         sign, bar, _ = BARS[name]
@@ -164,6 +177,14 @@ def report(results: dict[str, Any]) -> str:
         for name, rates in results["behind uvicorn"].items():
             ratio = median(r / b for r, b in zip(rates, base, strict=True))
             lines.append(f"| {name} | {ratio:.2f} |")
+    if "gateway" in results:
+        lines += ["", "## Gateway, 32 connections (of a plain proxy's rate)", ""]
+        lines += [f"| | {' | '.join(gateway.MODES.values())} |", "|---|---|---|---|"]
+        found = gateway.ratios(results["gateway"])
+        for name in list(gateway.SUBJECTS)[1:]:
+            cells = " | ".join(f"{found[f'{name} {mode}']:.2f}" for mode in gateway.MODES)
+            lines.append(f"| {name} | {cells} |")
+        lines += ["", "The plain proxy: uvicorn and the aiohttp client, headers copied, no more."]
     lines += ["", "## SQLite store (claim and completion; of a statement per executor hop)", ""]
     lines += [
         "| | plain | commits a pair | atomic | commits an operation |",
@@ -310,6 +331,7 @@ def main() -> None:
         "on postgresql": lambda: on_postgresql(rounds, max(int(500 * few[1]), 20), peers),
         "sweeping": lambda: sweeping.measure(*few),
         "behind uvicorn": lambda: uvicorn(rounds, 0.3 if options.quick else 2.0),
+        "gateway": lambda: behind_gateway(rounds, 0.3 if options.quick else 2.0),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     kept = options.out / "results.json"

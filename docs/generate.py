@@ -131,6 +131,27 @@ ADVICE = {
         " `ETag`. The detail says which of the two could not be read.",
         "Nothing is written under a condition that cannot be read.",
     ),
+    "upstream-unavailable": (
+        "Not by this request. No connection could be had, so not a byte of it was sent.",
+        "Wait as long as `Retry-After` says and send the same request with the same key.",
+        "The service behind the gateway is down, its name cannot be resolved, its certificate is"
+        " not accepted, or all of `[upstream] connections` are in use; the gateway's log says"
+        " which.",
+    ),
+    "upstream-failed": (
+        "Perhaps: the request was sent, and no whole answer came back.",
+        "With a key, send the same request with the same key. Without one, look up what became of"
+        " it before you send it again.",
+        "The service behind the gateway died or closed the connection. A request with a key gets"
+        " this only where the route does not promise at most once; there it is parked.",
+    ),
+    "upstream-timeout": (
+        "Perhaps: the request was sent, and no answer came in time.",
+        "With a key, send the same request with the same key. Without one, look up what became of"
+        " it before you send it again.",
+        "`[upstream] timeout` is how long the service may be silent. A request with a key gets this"
+        " only where the route does not promise at most once; there it is parked.",
+    ),
 }
 
 ADVICE |= uploads_advice.ADVICE

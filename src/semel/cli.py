@@ -1,4 +1,4 @@
-"""The command line: `semel demo`, `semel migrate`, `semel check`."""
+"""The command line: `semel demo`, `semel gateway`, `semel check`, `semel migrate`."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def main() -> None:
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
     app.command()(demo)
+    app.command()(gateway)
     app.command()(migrate)
     app.command()(check)
     app()
@@ -67,6 +68,45 @@ def migrate(
         sys.exit(str(error))
     numbers = ", ".join(str(number) for number in applied)
     print(f"applied: {numbers}" if applied else "up to date")
+
+
+def gateway(
+    config: Annotated[
+        Path | None, _option("A TOML file: upstream, store, routes, policies.")
+    ] = None,
+    upstream: Annotated[str | None, _option("The service: http://127.0.0.1:3000.")] = None,
+    store: Annotated[str | None, _option("The store's URL: sqlite:///keys.db.")] = None,
+    listen: Annotated[str | None, _option("Host and port; 127.0.0.1:8080 if not given.")] = None,
+    workers: Annotated[int | None, _option("Processes that serve; 1 if not given.")] = None,
+    check: Annotated[bool, _option("Say what every route promises, and stop.")] = False,
+) -> None:
+    """Give a service in any language idempotency keys: a reverse proxy in front of it.
+
+    Exit status 2 where the settings make no sense.
+    """
+    try:
+        from semel.gateway import serving, settings
+        from semel.gateway.app import Gateway
+        from semel.gateway.values import SettingsError
+    except ImportError as error:
+        sys.exit(str(error))
+    from semel.stores import StoreSetupError
+
+    given = {"upstream": upstream, "store": store, "listen": listen, "workers": workers}
+    try:
+        made = settings.load(config, **given) if config else settings.settings({}, **given)
+        for line in Gateway(made).idempotency.promises():
+            print(line)
+        if check:
+            return
+        listening = serving.listen(made)
+    except (SettingsError, StoreSetupError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{port} -> {made.upstream.url}", flush=True)
+    serving.serve(made, listening)
 
 
 def demo(

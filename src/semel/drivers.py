@@ -70,6 +70,7 @@ class _Driver:
         "key",
         "outcome",
         "parked",
+        "released",
         "runtime",
         "taken",
         "transaction",
@@ -86,6 +87,8 @@ class _Driver:
         """Whether the handler has asked for it."""
         self.parked: str | None = None
         """Why the handler has given up on knowing what it did."""
+        self.released = False
+        """Whether the handler knows that it did nothing."""
         self.keep = seconds.expires
         """Seconds that recorded steps outlive an operation that ended without a record."""
         self.outcome: Outcome | None = None
@@ -171,8 +174,8 @@ class AsyncDriver(_Driver):
 
     async def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""
-        if self.parked is not None:
-            answer = answer._replace(parked=self.parked)
+        if self.parked is not None or self.released:
+            answer = answer._replace(parked=self.parked, released=self.released)
         try:
             outcome = await self._drive(self._next(answer), frozenset())
         finally:
@@ -231,8 +234,8 @@ class ThreadDriver(_Driver):
 
     def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""
-        if self.parked is not None:
-            answer = answer._replace(parked=self.parked)
+        if self.parked is not None or self.released:
+            answer = answer._replace(parked=self.parked, released=self.released)
         try:
             outcome = self._drive(self._next(answer), frozenset())
         finally:

@@ -69,6 +69,15 @@ class _Operation:
         self._driver.parked = reason
         raise OutcomeUnknown(reason)
 
+    def release(self) -> None:
+        """Say that nothing happened: the answer goes out, the key is free, a retry runs anew.
+
+        Whatever the answer's status, and under at most once too. For a handler that knows, such as
+        one whose call to another system was refused before a byte of it was sent.
+        """
+        self._open()
+        self._driver.released = True
+
     def _step(self, name: str, on_unknown: OnUnknown | Callable[..., Any]) -> Any:
         self._open()
         if isinstance(on_unknown, str) and on_unknown not in ("rerun", "park"):

@@ -267,6 +267,14 @@ def test_at_most_once_keeps_5xx_and_exceptions() -> None:
     assert outcome(life, True) == Deliver(kept=True)
 
 
+@pytest.mark.parametrize("policy", [Policy(), Policy(guarantee="at-most-once")])
+@pytest.mark.parametrize("response", [CREATED, FAILED])
+def test_a_handler_that_did_nothing_gives_the_key_back(policy: Policy, response: Response) -> None:
+    life = running(policy)
+    assert life.send(Answer(response, released=True)) == Release(KEY, 8)
+    assert outcome(life, True) == Deliver(kept=False)
+
+
 def test_keep_statuses_replaces_the_rule() -> None:
     policy = Policy(keep_statuses=frozenset({503}))
     assert isinstance(running(policy).send(Answer(Response(503, (), b""))), Complete)

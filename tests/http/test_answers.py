@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
 from datetime import timedelta
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from semel import Policy
+from semel import Policy, current_sync_operation
 from semel.stores.memory import MemoryStore
 from semel.stores.sqlite import SQLiteStore
 from tests.http.harness import BODY, Recorder, Request, until
@@ -360,6 +361,31 @@ def test_at_most_once_keeps_the_failure_of_a_handler_that_raised(
     )
     assert first.body == repeat.body
     assert recorder.runs == 1
+
+
+@pytest.mark.parametrize("guarantee", ["at-most-once", "at-least-once", "atomic"])
+def test_a_handler_that_says_that_nothing_happened_may_run_again(
+    start: Any, guarantee: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "books.db"
+    with sqlite3.connect(path) as books:
+        books.execute("create table sales (run)")
+
+    def sell(number: int, request: Any) -> Any:
+        operation = current_sync_operation()
+        if guarantee == "atomic":
+            operation.connection().execute("insert into sales values (?)", (number,))
+        if number == 1:
+            operation.release()
+        return (503 if number == 1 else 201), [], [b"run %d" % number]
+
+    recorder = Recorder(sell)
+    server = start(recorder, f"sqlite:///{path}", policy=Policy(guarantee=guarantee))
+    assert (server.send().status, server.send().status) == (503, 201)
+    assert server.send().body == b"run 2"
+    if guarantee == "atomic":
+        with sqlite3.connect(path) as books:
+            assert books.execute("select run from sales").fetchall() == [(2,)]
 
 
 def test_keep_statuses_is_the_exact_list(start: Any) -> None:

@@ -259,6 +259,8 @@ class Answer(NamedTuple):
     """Part of the answer has left already (a stream), so it can no longer be taken back."""
     parked: str | None = None
     """Why nobody can say what it did: park it."""
+    released: bool = False
+    """Nothing happened, it says: give the claim back, whatever the policy keeps."""
 
 
 class StoreError(Exception):

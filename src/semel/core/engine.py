@@ -263,12 +263,13 @@ def _finish(request: Request, policy: Policy, claimed: Claimed, answer: Answer) 
         and response.status < 400
         and response.status not in NOT_AN_OUTCOME  # 307, 308: it went elsewhere
     )
-    if request.resumes and (forgotten or not policy.keeps(response.status)):
+    kept = not answer.released and not forgotten and policy.keeps(response.status)
+    if request.resumes and not kept:
         if response.status in (401, 403):
             reason = f"its caller may no longer do this: {response.status}"
             return (yield from _park(request, policy, claimed, answer._replace(parked=reason)))
         return Refuse(problems.OUTCOME_UNRECORDED)  # and tried again once its lease has ended
-    if forgotten or not policy.keeps(response.status):
+    if not kept:
         yield from _release(key, token)
         return Refuse(problems.CONNECTION_NOT_TAKEN) if forgotten else Deliver(kept=False)
     complete = Complete(key, token, response, policy.seconds.expires, policy.seconds.tombstone)

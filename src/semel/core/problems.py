@@ -157,6 +157,31 @@ PRECONDITION_REQUIRED = Problem(
     " that came with it; to create a resource, with If-None-Match: *.",
 )
 PRECONDITION_INVALID = Problem("precondition-invalid", 400, "A precondition is not valid", "")
+UPSTREAM_UNAVAILABLE = Problem(
+    "upstream-unavailable",
+    503,
+    "The service cannot be reached",
+    "Nothing was done by this request: no connection to the service behind this gateway could be"
+    " had, so it was not sent. Send it again, with the same key if it had one, after the time"
+    " given.",
+    retry_after=1,
+)
+UPSTREAM_FAILED = Problem(
+    "upstream-failed",
+    502,
+    "The service gave no whole answer",
+    "The request was sent to the service behind this gateway, and the connection broke off before"
+    " it had answered, so it is not known whether the request took effect. With an idempotency key"
+    " send it again under the same key.",
+)
+UPSTREAM_TIMEOUT = Problem(
+    "upstream-timeout",
+    504,
+    "The service did not answer in time",
+    "The request was sent to the service behind this gateway, which did not answer in time, so it"
+    " is not known whether the request took effect. With an idempotency key send it again under the"
+    " same key.",
+)
 
 CATALOGUE: tuple[Problem, ...] = (
     KEY_MISSING,
@@ -176,6 +201,9 @@ CATALOGUE: tuple[Problem, ...] = (
     PRECONDITION_FAILED,
     PRECONDITION_REQUIRED,
     PRECONDITION_INVALID,
+    UPSTREAM_UNAVAILABLE,
+    UPSTREAM_FAILED,
+    UPSTREAM_TIMEOUT,
 )
 
 

@@ -1,0 +1,162 @@
+"""What is refused before it is a request: bounds on heads, and whatever two parsers could read in
+two ways (request smuggling).
+
+uvicorn's parser (llhttp, strict) refuses much of it; the rest is refused here. RFC 9112 sections
+3.2, 5 and 6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import re
+from typing import Any, Final, NoReturn
+
+from semel.gateway.settings import Limits
+
+try:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+except ImportError as missing:  # pragma: no cover
+    raise ImportError(
+        f"the gateway needs its extra: pip install 'semel[gateway]' ({missing})"
+    ) from missing
+
+_LINE: Final = 4
+"""Bytes of a header line beside its name and value."""
+_HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\-\[\]]+")
+
+
+class Refused(Exception):
+    """The request is refused with this status; the connection is closed."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class GatewayProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, strict. The bounds are `app.limits` of the application it serves."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._limits: Limits = self.config.loaded_app.limits
+        self._patience = self._limits.client_timeout.total_seconds()
+        self._in_head = True
+        self._unparsed = 0  # bytes of a head that is not complete
+        self._refused: Refused | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(self._patience, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.parser is None or self._refused is not None:
+            return
+        super().data_received(data)
+        if not self._in_head:
+            self._unparsed = 0
+            return
+        self._unparsed += len(data)
+        if self._unparsed > self._limits.head + len(data):
+            self._refused = Refused(431, "The request's head is too large.")
+            self.send_400_response("")
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self._patience, self._too_slow)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # else a trailer: uvicorn would add it to headers that have been checked
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._unparsed = 0
+        self._stop_timer()
+        self._check_target()
+        self._check_headers()
+        super().on_headers_complete()
+
+    def _check_target(self) -> None:
+        url = self.url
+        if len(url) > self._limits.head:
+            self._refuse(414, "The request's target is too long.")
+        if not url.startswith(b"/") or self.parser.get_method() == b"CONNECT":
+            self._refuse(400, "The request's target has to be a path: this is no open proxy.")
+        if b"#" in url or not url.isascii():
+            self._refuse(400, "The request's target is not valid.")
+
+    def _check_headers(self) -> None:
+        size = hosts = lengths = 0
+        codings: list[bytes] = []
+        for name, value in self.headers:
+            size += len(name) + len(value) + _LINE
+            if not value.isascii():
+                try:
+                    value.decode()
+                except UnicodeDecodeError:
+                    self._refuse(400, "A header's value is not UTF-8.")
+            if name == b"host":
+                hosts += 1
+                if _HOST.fullmatch(value) is None:
+                    self._refuse(400, "Host is not valid.")
+            elif name == b"content-length":
+                lengths += 1
+                if not value.isdigit():
+                    self._refuse(400, "Content-Length is not a number.")
+            elif name == b"transfer-encoding":
+                codings.append(value.strip().lower())
+        if size > self._limits.head or len(self.headers) > self._limits.headers:
+            self._refuse(431, "The request's head is too large.")
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            self._refuse(505, "This version of HTTP is not spoken here.")
+        if hosts > 1 or (not hosts and version == "1.1"):
+            self._refuse(400, "There has to be one Host.")
+        if lengths > 1 or (lengths and codings):
+            self._refuse(400, "The body's length is given twice.")
+        if codings and (codings != [b"chunked"] or version != "1.1"):
+            self._refuse(400, "Transfer-Encoding has to be chunked, and nothing else.")
+
+    def _refuse(self, status: int, reason: str) -> NoReturn:
+        """Raises `Refused` through the parser, which ends in `send_400_response`."""
+        self._refused = Refused(status, reason)
+        raise self._refused
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is refused, unless that would be taken for the answer to another request."""
+        refused = self._refused or Refused(400, msg)
+        self._refused = refused
+        self._stop_timer()
+        cycle = self.cycle
+        if (
+            cycle is None
+            or cycle.response_complete
+            or (cycle.more_body and not cycle.response_started)
+        ):
+            told = str(refused).encode()
+            phrase = http.HTTPStatus(refused.status).phrase.encode()
+            self.transport.write(
+                b"HTTP/1.1 %d %b\r\nContent-Type: text/plain; charset=utf-8\r\n"
+                b"Content-Length: %d\r\nConnection: close\r\n\r\n%b"
+                % (refused.status, phrase, len(told), told)
+            )
+        self.transport.close()
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        if self._in_head and not self.transport.is_closing():
+            self._refused = Refused(408, "The request's head did not arrive in time.")
+            self.send_400_response("")
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
