@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import pytest
 
+from semel.checker import Effects, Limits, Target, examine
 from semel.testing.servers import free_port
 from tests.gateway.harness import OK, Received, Service
 from tests.http.harness import Answer, Client, until
@@ -110,7 +112,7 @@ class Stage:
     def __init__(self, service: Process, ledger: Path, folder: Path, document: str) -> None:
         self.service = service
         self._ledger = ledger
-        settings = folder / "gateway.toml"
+        self.settings = settings = folder / "gateway.toml"
         settings.write_text(
             f'store = "sqlite:///{folder}/keys.db?synchronous=normal"\n{document}\n'
             f'[upstream]\nurl = "http://127.0.0.1:{service.port}"\n'
@@ -210,6 +212,28 @@ def test_many_at_once_charge_once(opened: Opening) -> None:
         thread.join()
     assert [answer and answer.status for answer in answers] == [201] * 20
     assert stage.charged() == {"a": 1}
+
+
+def test_the_checker_finds_no_fault(opened: Opening) -> None:
+    """All that can be asked from outside, and a gateway that is killed with requests in flight."""
+    stage = opened()
+    stage.gateway.kill()
+    port = stage.gateway.port
+    words = ["env", "-C", str(ROOT), f"PYTHONPATH={ROOT / 'src'}", sys.executable]
+    words += ["-m", "semel.cli", "gateway", "--config", str(stage.settings)]
+    words += ["--listen", f"127.0.0.1:{port}"]
+    target = Target(
+        f"http://127.0.0.1:{port}/charges",
+        body='{"order": "{{uuid}}", "amount": 5}',
+        headers=(("Authorization", b"Bearer alice"),),
+        other_caller=(("Authorization", b"Bearer bob"),),
+        effects=Effects.parse("GET /charges/count"),
+        failing_body='{"amount": -1}',
+        kills=4,
+    )
+    report = examine(target, command=shlex.join(words), limits=Limits(2000, 300))
+    print(report.summary())
+    assert not report.faults, [(one.case.name, one.verdict) for one in report.faults]
 
 
 POINTS = {
