@@ -114,8 +114,16 @@ class Part:
     def close(self) -> None:
         """Let go of it. A second call does nothing."""
         if self._file >= 0:
-            unlock(self._file)
-            self._file = -1
+            file, self._file = self._file, -1
+            unlock(file)
+
+    def __del__(self) -> None:
+        """Let go of one that nobody can close any more: its event loop ended before its request.
+
+        Not with `unlock`: in a forked child that would be the parent's lock.
+        """
+        if self._file >= 0:
+            os.close(self._file)
 
     def remove(self) -> None:
         """Remove it, and let go."""
@@ -144,7 +152,11 @@ class Spool:
             self._check_quotas(owner, length)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode=0o600)
             part = _own(path, file)
-            found = self.read(owner, name)
+            try:
+                found = self.read(owner, name)
+            except BaseException:
+                part.close()
+                raise
             try:
                 if found is None:
                     part.resize(length)
