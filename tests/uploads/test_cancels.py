@@ -99,7 +99,7 @@ def cancelling(begun: Coroutine[Any, Any, None], at: int, times: int) -> Generat
         try:
             value = yield waited_for
             step = begun.send
-        except BaseException as error:  # noqa: BLE001  # the request's, to do with what it likes
+        except BaseException as error:  # the request's, to do with what it likes
             value, step = error, begun.throw
 
 

@@ -35,6 +35,20 @@ def write_whole(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder, and those above it, durably.
+
+    The name of one that is there is made durable too: whoever made it may have died before that.
+    Raises `OSError`.
+    """
+    if not folder.is_dir():
+        if not folder.parent.is_dir():
+            make_folder(folder.parent)
+        folder.mkdir(mode, exist_ok=True)
+    with contextlib.suppress(PermissionError):  # no folder of a user who may not even read it
+        sync_folder(folder.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -22,7 +22,15 @@ from typing import Literal
 
 from semel.failpoints import failpoint
 from semel.web.uploads import problems
-from semel.web.uploads.durable import UNFINISHED, locked, sync_folder, try_lock, unlock, write_whole
+from semel.web.uploads.durable import (
+    UNFINISHED,
+    locked,
+    make_folder,
+    sync_folder,
+    try_lock,
+    unlock,
+    write_whole,
+)
 from semel.web.uploads.problems import Refused, over_quota
 from semel.web.uploads.state import Upload
 from semel.web.uploads.storage import StorageError
@@ -139,8 +147,9 @@ class Spool:
         self._limits = limits
         self._partial = folder / "partial"
         self._state = folder / "state"
+        make_folder(folder)
         for made in (self._partial, self._state):
-            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(made, mode=0o700)
 
     def reserve(self, owner: str, name: str, length: int) -> Part | Upload:
         """Set room aside for a new upload; or return the one of this name, where there is one.
