@@ -24,8 +24,8 @@ from semel.web.browser import semel_js
 from semel.web.fastapi import init_app, operation
 
 CSP = (
-    "default-src 'none'; img-src data:; script-src 'self' 'nonce-{}'; style-src 'self'; connect-src 'self';"
-    " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; img-src data:; script-src 'self' 'nonce-{}'; style-src 'self';"
+    " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
 PAGE_JS = """

@@ -190,9 +190,6 @@ def test_an_answer_that_was_known_stays_known_when_a_resend_is_refused(
     site.service.refusals.append((status, {}))
     press(page)
     expect(page.locator("#log li").last).to_contain_text(f'"status":{status}')
-    press(page)  # in this visit it is still the same order
-    expect(page.locator("#log li")).to_have_count(6)
-    assert items(site) == ["tea"]
     site.open("answer=json")
     order(page)
     expect(page.locator("#answer")).to_have_text('{"order":2}')
