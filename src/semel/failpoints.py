@@ -42,6 +42,7 @@ NAMES = (
     "before_checkpoint",
     "upload_reserved",
     "upload_created",
+    "upload_copied",
     "upload_written",
     "upload_synced",
     "upload_acknowledged",

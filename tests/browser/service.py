@@ -24,8 +24,8 @@ from semel.web.browser import semel_js
 from semel.web.fastapi import init_app, operation
 
 CSP = (
-    "default-src 'none'; img-src data:; script-src 'self'; style-src 'self'; connect-src 'self';"
-    " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; img-src data:; script-src 'self' 'nonce-{}'; style-src 'self';"
+    " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
 PAGE_JS = """
@@ -82,6 +82,8 @@ class Service:
     """How often the page after an order was asked for."""
     elsewhere: str = ""
     """Another origin."""
+    html_headers: dict[str, str] = field(default_factory=dict)
+    """Headers of the answer to an order on `/orders/html`."""
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -212,7 +214,9 @@ class Service:
             )
             number = row.lastrowid
             if answer == "html":
-                return self.page(f"<h1>Order {number}</h1>")
+                shown = self.page(f"<h1>Order {number}</h1>")
+                shown.headers.update(self.html_headers)
+                return shown
             if answer in ("json", "short"):
                 return JSONResponse({"order": number}, status_code=201)
             away = self.elsewhere if answer == "elsewhere" else ""
@@ -239,14 +243,18 @@ class Service:
 
             async def sending(message: Any) -> None:
                 if message["type"] == "http.response.start":
+                    nonced = CSP.format(secrets.token_hex(8)) + trusted
                     # `close`: Chromium by itself repeats a POST that was cut on a used connection.
+                    has = {name for name, _ in message["headers"]}
+                    usual = (
+                        (b"content-security-policy", nonced.encode()),
+                        (b"cache-control", b"no-cache"),
+                    )
                     message["headers"] = [
                         *message["headers"],
                         (b"connection", b"close"),
-                        (b"content-security-policy", (CSP + trusted).encode()),
+                        *((name, value) for name, value in usual if name not in has),
                     ]
-                    if not any(name == b"cache-control" for name, _ in message["headers"]):
-                        message["headers"].append((b"cache-control", b"no-cache"))
                 await send(message)
 
             if scope["path"].startswith("/orders/"):

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Site
+from tests.browser.service import CSP
 from tests.http.harness import Client
 
 FORM_BODY = "application/x-www-form-urlencoded"
@@ -177,6 +178,35 @@ def test_a_refusal_of_the_caller_says_nothing_of_an_answer_that_was_lost(site: S
     site.open()
     ordered(page, 1)
     assert items(site) == ["tea"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 409])
+def test_an_answer_that_was_known_stays_known_when_a_resend_is_refused(
+    site: Site, status: int
+) -> None:
+    page = site.open("answer=json")
+    order(page)
+    expect(page.locator("#answer")).to_have_text('{"order":1}')
+    site.service.refusals.append((status, {}))
+    press(page)
+    expect(page.locator("#log li").last).to_contain_text(f'"status":{status}')
+    site.open("answer=json")
+    order(page)
+    expect(page.locator("#answer")).to_have_text('{"order":2}')
+    assert items(site) == ["tea", "tea"]
+
+
+def test_an_answer_that_was_known_stays_known_when_its_key_has_expired(site: Site) -> None:
+    page = site.open("answer=short")
+    order(page)
+    expect(page.locator("#answer")).to_have_text('{"order":1}')
+    press(page)
+    state(page, "unknown")
+    assert site.log()[-1]["problem"].endswith("key-expired")
+    site.open("answer=short")
+    order(page)
+    expect(page.locator("#answer")).to_have_text('{"order":2}')
+    assert items(site) == ["tea", "tea"]
 
 
 def test_tries_are_bounded_and_each_waits_as_long_as_the_server_asks(site: Site) -> None:
@@ -503,6 +533,32 @@ def test_an_html_answer_is_shown_and_a_form_in_it_works(site: Site) -> None:
     order(page, "tea")
     thanks_here = page.locator("h1")
     expect(thanks_here).to_have_text("Order 1")
+    assert items(site) == ["tea"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-disposition": 'attachment; filename="order.html"'},
+        {"content-disposition": "Attachment"},
+        {"content-security-policy": "sandbox"},
+        {"content-security-policy": "default-src 'none'"},
+        {"content-security-policy": CSP.format("mine") + ";sandbox"},
+        {"content-security-policy": CSP.format("mine';sandbox;img-src 'self")},
+        {"content-type": "application/xhtml+xml"},
+        {"content-type": "text/plain; was=text/html"},
+    ],
+)
+def test_html_that_a_browser_would_save_or_confine_is_left_to_the_page(
+    site: Site, headers: dict[str, str]
+) -> None:
+    site.service.html_headers = headers
+    page = site.open("answer=html")
+    order(page)
+    state(page, "answer")
+    page.evaluate("fetch(location, {cache: 'force-cache'}).then(() => new Promise(setTimeout))")
+    expect(page.locator("button", has_text="Order")).to_be_enabled()
+    expect(page.locator("h1")).to_have_text("Order")
     assert items(site) == ["tea"]
 
 

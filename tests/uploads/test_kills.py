@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
@@ -87,6 +89,51 @@ def test_a_killed_server_goes_on_from_what_was_acknowledged(
     swept(server, url)
 
 
+@pytest.mark.parametrize("point", ["upload_placing", "upload_placed"])
+def test_other_bytes_after_a_kill_leave_the_stored_object_as_it_is(
+    process: Make, point: str
+) -> None:
+    server = process(UPLOADS_KEEP_EVERY=str(MIB))
+    server.start(f"{point}=kill")
+    url = server.begin(len(DATA))
+    assert asked(lambda: server.patch(url, 0, DATA)) is None
+    offset, other = 0, os.urandom(len(DATA))
+    for point_of_copy in ("upload_copied=kill", ""):  # the way out of it can be killed too
+        server.wait_dead()
+        server.start(point_of_copy)
+        offset = server.offset(url)
+        assert 0 < offset < len(DATA)
+        answer = asked(partial(server.patch, url, offset, other[offset:]))
+        assert (answer is None) == bool(point_of_copy)
+    mixed = DATA[:offset] + other[offset:]
+    expected = [mixed] if point == "upload_placing" else [DATA, mixed]
+    whole = {path.name: path.read_bytes() for path in server.objects() if path.suffix != ".tmp"}
+    assert whole == {hashlib.sha256(content).hexdigest(): content for content in expected}
+    assert server.partial() == []
+
+
+def test_a_new_upload_in_the_place_of_one_that_a_kill_left_leaves_the_stored_object_as_it_is(
+    process: Make,
+) -> None:
+    server = process()
+    server.start("upload_placed=kill")
+    url = server.create(len(DATA), [("Idempotency-Key", "k")]).header("Location") or ""
+    assert asked(lambda: server.patch(url, 0, DATA)) is None
+    server.wait_dead()
+    late = Uploads(DiskStorage(server.folder / "objects"), server.folder / "uploads", now=later)
+    fields = {"tus-resumable": "1.0.0", "upload-length": "10", "idempotency-key": "k"}
+    made = late.begin(Asked("POST", "/", fields), "anonymous", "")
+    assert isinstance(made, Response)
+    assert made.status == 201
+    assert [path.read_bytes() for path in server.objects()] == [DATA]
+    assert [path.read_bytes() for path in server.partial()] == [bytes(10)]
+
+
+def later() -> float:
+    """When everything has expired."""
+    return time.time() + 10**6
+
+
 def asked_again(server: Process, call: Callable[[], Answer]) -> Answer:
     """Start a server that a failpoint has killed, and ask again."""
     server.wait_dead()
@@ -134,6 +181,17 @@ def test_a_sweep_that_is_killed_is_finished_by_the_next(tmp_path: Path) -> None:
     assert len(left) == 1
     assert late.sweep() == 1
     assert list((tmp_path / "u" / "partial").iterdir()) == []
+
+
+def test_a_draft_that_a_kill_left_goes_once_it_is_surely_nobodys(tmp_path: Path) -> None:
+    uploads = Uploads(DiskStorage(tmp_path / "o"), tmp_path / "u")
+    for folder in ("partial", "state"):
+        for name, age in (("young", 0), ("old", 4000)):
+            draft = tmp_path / "u" / folder / f"{name}.tmp"
+            draft.write_bytes(b"half")
+            os.utime(draft, (time.time() - age,) * 2)
+    uploads.sweep()
+    assert sorted(path.name for path in (tmp_path / "u").glob("*/*")) == ["young.tmp"] * 2
 
 
 def abandon(uploads: Uploads) -> None:

@@ -67,36 +67,38 @@ class UploadsASGI:
             await send({"type": "http.response.body", "body": body})
 
     async def _take(self, intake: Intake, receive: Receive) -> Response | None:
-        """Pass a body on; return the answer, or None where nobody waits for it any more."""
-        chunks: list[bytes] = []
-        size = 0
-        more = True
-        while more:
-            try:
-                message = await within(self._uploads.idle, receive())
-            except TimeoutError:
-                await self._cut(intake, chunks)
-                return protocol.refused(_TOO_SLOW, self._uploads.problem_base)
-            except asyncio.CancelledError:
-                await self._cut(intake, chunks)
-                raise
-            if message["type"] == "http.disconnect":
-                await self._cut(intake, chunks)
-                return None
-            chunk = message.get("body", b"")
-            if chunk:
-                chunks.append(chunk)
-                size += len(chunk)
-            more = message.get("more_body", False)
-            if size >= AT_ONCE:
-                refusal = await self._run(intake.write, chunks)
-                if refusal is not None:
-                    return refusal
-                chunks, size = [], 0
-        return await self._run(_write_and, intake, chunks, intake.end)
+        """Pass a body on; return the answer, or None where nobody waits for it any more.
 
-    async def _cut(self, intake: Intake, chunks: list[bytes]) -> None:
-        await self._run(_write_and, intake, chunks, intake.cut)
+        However it ends, the upload is let go of. What came of a body that is cut is kept.
+        """
+        chunks: list[bytes] = []
+        try:
+            size, more = 0, True
+            while more:
+                try:
+                    message = await within(self._uploads.idle, receive())
+                except TimeoutError:
+                    await self._run(intake.cut, chunks)
+                    return protocol.refused(_TOO_SLOW, self._uploads.problem_base)
+                if message["type"] == "http.disconnect":
+                    await self._run(intake.cut, chunks)
+                    return None
+                chunk = message.get("body", b"")
+                if chunk:
+                    chunks.append(chunk)
+                    size += len(chunk)
+                more = message.get("more_body", False)
+                if size >= AT_ONCE:
+                    batch, chunks, size = chunks, [], 0
+                    refusal = await self._run(intake.write, batch)
+                    if refusal is not None:
+                        return refusal
+            return await self._run(_end, intake, chunks)
+        except GeneratorExit:  # its event loop is gone, so nothing can be waited for
+            raise
+        except BaseException:  # a cancel, at any await; or the server's own
+            await self._run(intake.cut, chunks)
+            raise
 
     async def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run on a thread. A cancel waits for it: the thread has the file, and lets go of it."""
@@ -108,9 +110,13 @@ class UploadsASGI:
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            await asyncio.wait([running])
-            if not running.cancelled() and isinstance(outcome := running.result(), Intake):
-                outcome.cut()
+            while not running.done():  # one cancel may follow another
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
+            if not running.cancelled() and running.exception() is None:
+                outcome = running.result()
+                if isinstance(outcome, Intake):  # which nobody will take
+                    await self._run(outcome.cut)
             raise
 
     def _whose(self, scope: ASGIScope, asked: Asked) -> str:
@@ -128,9 +134,9 @@ _TOO_SLOW = common.BODY_TIMEOUT._replace(
 )
 
 
-def _write_and(intake: Intake, chunks: list[bytes], finish: Callable[[], T]) -> T | Response:
+def _end(intake: Intake, chunks: list[bytes]) -> Response:
     refusal = intake.write(chunks) if chunks else None
-    return finish() if refusal is None else refusal
+    return intake.end() if refusal is None else refusal
 
 
 def _asked(scope: ASGIScope) -> Asked:

@@ -14,16 +14,39 @@ UNFINISHED = ".tmp"
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a crash, of the power too, leaves the old content or the new."""
+    """Write a file so that a crash, of the power too, leaves the old content or the new.
+
+    Raises `OSError`, a full disk among them: the old content stands.
+    """
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.write(file, content)
-        os.fsync(file)
-    finally:
-        os.close(file)
-    os.replace(draft, path)
+        try:
+            left = memoryview(content)
+            while left:  # a disk that is nearly full takes a part, and refuses the rest
+                left = left[os.write(file, left) :]
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
+
+
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder, and those above it, durably.
+
+    The name of one that is there is made durable too: whoever made it may have died before that.
+    Raises `OSError`.
+    """
+    if not folder.is_dir():
+        if not folder.parent.is_dir():
+            make_folder(folder.parent)
+        folder.mkdir(mode, exist_ok=True)
+    with contextlib.suppress(PermissionError):  # no folder of a user who may not even read it
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

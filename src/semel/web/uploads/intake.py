@@ -38,7 +38,8 @@ def answer_to(error: Exception, problem_base: str) -> Response:
 
 
 class Intake:
-    """Takes a body. After a `write` that answers, after `end` and after `cut` it is closed.
+    """Takes a body. After a `write` that answers, after `end` and after `cut` it is closed, and a
+    further `cut` does nothing.
 
     Blocking, and used by one thread at a time.
     """
@@ -71,6 +72,7 @@ class Intake:
         self._piece = Hashes(checks)
         self._whole = Hashes(upload.promised, "sha256") if upload.offset == 0 else None
         self._position = upload.offset
+        self._left = False
 
     def write(self, chunks: Sequence[bytes]) -> Response | None:
         """Take the next bytes. An answer ends it: nothing more is wanted."""
@@ -120,11 +122,18 @@ class Intake:
         finally:
             self._leave()
 
-    def cut(self) -> None:
-        """The client has gone: keep what arrived, unless its piece came with a digest."""
+    def cut(self, rest: Sequence[bytes] = ()) -> None:
+        """The client has gone: keep what arrived, unless its piece came with a digest.
+
+        `rest` is what arrived and was not written yet.
+        """
+        if self._left:
+            return
         try:
             if self._plain is not None or self._checks:
                 return
+            if rest:
+                self._write(rest)
             if self._position == self._upload.length:
                 self._store()
             else:
@@ -169,6 +178,7 @@ class Intake:
 
     def _leave(self) -> None:
         """Let go of the bytes; those of a plain upload cannot be gone on with."""
+        self._left = True
         if self._plain is None:
             self._part.close()
         else:

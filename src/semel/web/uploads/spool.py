@@ -1,9 +1,10 @@
 """Uploads under way: their bytes, their states, their locks and quotas, in one folder.
 
 `partial/` has a sparse file for each unfinished upload, as long as the whole will be, so that a
-listing shows what is reserved. `state/` has what is known of each, finished or not. A name begins
-with the owner's hash: another caller cannot even look an upload up. Whoever has the lock of a
-partial file may change it and its state; the kernel takes the lock from a process that dies.
+listing shows what is reserved. One that a storage has linked is an object too, and never changed.
+`state/` has what is known of each, finished or not. A name begins with the owner's hash: another
+caller cannot even look an upload up. Whoever has the lock of a partial file may change it and its
+state; the kernel takes the lock from a process that dies.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,15 @@ from typing import Literal
 
 from semel.failpoints import failpoint
 from semel.web.uploads import problems
-from semel.web.uploads.durable import UNFINISHED, locked, sync_folder, try_lock, unlock, write_whole
+from semel.web.uploads.durable import (
+    UNFINISHED,
+    locked,
+    make_folder,
+    sync_folder,
+    try_lock,
+    unlock,
+    write_whole,
+)
 from semel.web.uploads.problems import Refused, over_quota
 from semel.web.uploads.state import Upload
 from semel.web.uploads.storage import StorageError
@@ -63,14 +73,16 @@ class Limits:
 class Part:
     """The bytes of an unfinished upload, locked."""
 
-    __slots__ = ("_file", "path")
+    __slots__ = ("_file", "_shared", "path")
 
     def __init__(self, path: Path, file: int) -> None:
         self.path = path
         self._file = file
+        self._shared = os.fstat(file).st_nlink > 1
 
     def write(self, chunks: Sequence[bytes], offset: int) -> None:
         """Write at an offset. Raises `OSError`."""
+        self._unshare(keep=True)
         for start in range(0, len(chunks), _MOST_AT_ONCE):
             views = [memoryview(chunk) for chunk in chunks[start : start + _MOST_AT_ONCE] if chunk]
             while views:
@@ -89,8 +101,19 @@ class Part:
             offset += len(chunk)
 
     def resize(self, length: int) -> None:
-        """Set room aside."""
+        """Set room aside for a new upload. Raises `OSError`."""
+        self._unshare(keep=False)
         os.ftruncate(self._file, length)
+
+    def _unshare(self, *, keep: bool) -> None:
+        """Go on in a file of its own where this one is a stored object as well.
+
+        It is where an upload failed, or was killed, between being stored and being complete.
+        """
+        if self._shared:
+            own = _replaced(self.path, keep)
+            unlock(self._file)
+            self._file, self._shared = own, False
 
     def sync(self) -> None:
         """Make what was written durable."""
@@ -99,8 +122,16 @@ class Part:
     def close(self) -> None:
         """Let go of it. A second call does nothing."""
         if self._file >= 0:
-            unlock(self._file)
-            self._file = -1
+            file, self._file = self._file, -1
+            unlock(file)
+
+    def __del__(self) -> None:
+        """Let go of one that nobody can close any more: its event loop ended before its request.
+
+        Not with `unlock`: in a forked child that would be the parent's lock.
+        """
+        if self._file >= 0:
+            os.close(self._file)
 
     def remove(self) -> None:
         """Remove it, and let go."""
@@ -116,8 +147,9 @@ class Spool:
         self._limits = limits
         self._partial = folder / "partial"
         self._state = folder / "state"
+        make_folder(folder)
         for made in (self._partial, self._state):
-            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(made, mode=0o700)
 
     def reserve(self, owner: str, name: str, length: int) -> Part | Upload:
         """Set room aside for a new upload; or return the one of this name, where there is one.
@@ -129,7 +161,11 @@ class Spool:
             self._check_quotas(owner, length)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode=0o600)
             part = _own(path, file)
-            found = self.read(owner, name)
+            try:
+                found = self.read(owner, name)
+            except BaseException:
+                part.close()
+                raise
             try:
                 if found is None:
                     part.resize(length)
@@ -214,13 +250,13 @@ class Spool:
         removed = 0
         for state in list(self._state.iterdir()):
             if state.name.endswith(UNFINISHED):
-                with contextlib.suppress(FileNotFoundError):
-                    if state.stat().st_mtime < time.time() - _DRAFTS_LIVE:
-                        state.unlink()
+                _clear_draft(state)
             elif self._is_due(state.name):
                 removed += self._sweep(state.name)
         for path in list(self._partial.iterdir()):
-            if self._is_left_over(path.name):
+            if path.name.endswith(UNFINISHED):
+                _clear_draft(path)
+            elif self._is_left_over(path.name):
                 removed += self._sweep(path.name)
         return removed
 
@@ -261,6 +297,35 @@ class Spool:
         except StorageError as error:
             log.warning("%s", error)
             return "unreadable"
+
+
+def _clear_draft(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_mtime < time.time() - _DRAFTS_LIVE:
+            path.unlink()
+
+
+def _replaced(path: Path, keep: bool) -> int:
+    """Put a copy, or an empty file, in the place of a file whose lock one has; return it, locked.
+
+    Whoever opened the file before sees from its name that it is another one. Raises `OSError`.
+    """
+    draft = path.with_name(path.name + UNFINISHED)
+    file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode=0o600)
+    try:
+        try_lock(file)  # nobody else asks for it before it has its name
+        os.ftruncate(file, 0)  # a kill may have left it
+        if keep:
+            shutil.copyfile(path, draft)
+        os.fsync(file)
+        failpoint("upload_copied")
+        os.replace(draft, path)
+        sync_folder(path.parent)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        unlock(file)
+        raise
+    return file
 
 
 def _own(path: Path, file: int) -> Part:

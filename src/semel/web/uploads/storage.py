@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from semel.failpoints import failpoint
-from semel.web.uploads.durable import UNFINISHED, locked, sync_file, sync_folder
+from semel.web.uploads.durable import UNFINISHED, locked, make_folder, sync_file, sync_folder
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -67,16 +67,18 @@ class DiskStorage:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._durable: set[Path] = set()
+        """Shelves whose names this process has made durable."""
 
     def put(self, digest: str, file: Path) -> bool:
         """Store a copy of a file: a hard link where that can be, so that nothing is copied."""
         final = self._path(digest)
         shelf = final.parent
         try:
-            if not shelf.is_dir():
-                shelf.mkdir(parents=True, exist_ok=True)
-                sync_folder(self.folder)
-                sync_folder(self.folder.parent)
+            if shelf not in self._durable or not shelf.is_dir():
+                make_folder(self.folder)
+                make_folder(shelf)
+                self._durable.add(shelf)
             with locked(shelf):  # so that one of many copies is written, and the others need not be
                 new = not final.exists() or final.stat().st_size != file.stat().st_size
                 if new:
