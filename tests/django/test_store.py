@@ -116,6 +116,68 @@ def test_a_transaction_is_not_committed_from_within_an_atomic_of_the_view(
     assert orders() == []
 
 
+@pytest.mark.parametrize("vendor", ["mariadb"])
+def test_a_deadlock_that_the_view_has_swallowed_commits_no_record_without_its_effect(
+    store: DjangoStore, database: Any
+) -> None:
+    """InnoDB has undone all of it, and Django does not know: the statement was a plain select."""
+    from django.db import OperationalError
+
+    first, second = Charge.objects.create(order="1"), Charge.objects.create(order="2")
+    token = claimed(store)
+    transaction = store.begin()
+    Charge.objects.create(order="effect")
+    locked = Charge.objects.select_for_update()
+    locked.get(pk=first.pk)
+    has_second = threading.Event()
+    other = threading.Thread(target=_locks, args=(second.pk, first.pk, has_second))
+    other.start()
+    assert has_second.wait(20)
+    with pytest.raises(OperationalError, match="eadlock"):
+        locked.get(pk=second.pk)
+    other.join(20)
+    assert not database.needs_rollback
+    Charge.objects.create(order="after")
+    with pytest.raises(StoreUnavailable, match="nothing was committed"):
+        transaction.complete(complete(token))
+    assert orders() == ["1", "2"]
+    assert store.execute(Lookup(KEY)).record.state is State.IN_FLIGHT
+
+
+def _locks(first: int, second: int, has_first: threading.Event) -> None:
+    """Lock two rows. It has written more than the test has, so the test is InnoDB's victim."""
+    from django.db import connection, transaction
+
+    try:
+        with transaction.atomic():
+            Charge.objects.filter(pk=first).update(amount=2)
+            Charge.objects.bulk_create(Charge(order="x") for _ in range(200))
+            has_first.set()
+            Charge.objects.filter(pk=second).update(amount=2)
+            transaction.set_rollback(True)
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("vendor", ["sqlite"])
+def test_a_transaction_that_sqlite_has_undone_unseen_commits_no_record(
+    store: DjangoStore, database: Any
+) -> None:
+    from django.db import IntegrityError
+
+    token = claimed(store)
+    transaction = store.begin()
+    effect = Charge.objects.create(order="effect")
+    again = "insert or rollback into shop_charge (id, \"order\", amount) values (%s, 'x', 1)"
+    with database.cursor() as cursor, pytest.raises(IntegrityError):
+        cursor.execute(again, [effect.pk])
+    Charge.objects.create(order="after")
+    with pytest.raises(StoreUnavailable, match="nothing was committed"):
+        transaction.complete(complete(token))
+    assert store.execute(Lookup(KEY)).record.state is State.IN_FLIGHT
+    assert "effect" not in orders()
+
+
 @pytest.mark.parametrize("vendor", SERVERS)
 def test_a_deadlock_is_tried_again(store: DjangoStore, database: Any) -> None:
     from django.db import transaction
