@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,11 +13,15 @@ from semel.core.commands import (
     Claim,
     Complete,
     Lookup,
+    Park,
+    Recorded,
     RecordStep,
     Release,
     Renew,
+    Settle,
     Steps,
     StoreUnavailable,
+    Sweep,
     Takeover,
 )
 from semel.core.record import Response, State
@@ -182,21 +187,122 @@ def test_a_transaction_that_sqlite_has_undone_unseen_commits_no_record(
 def test_a_deadlock_is_tried_again(store: DjangoStore, database: Any) -> None:
     from django.db import transaction
 
-    tokens = {key: claimed(store, key) for key in (KEY, OTHER)}
-    renewed: list[Any] = []
-    renew = Renew(tuple(tokens.items()), 99.0)
-    thread = threading.Thread(target=lambda: renewed.append(store.execute(renew)))
-    touch = "update semel_django_record set attempt = attempt where key_hash = %s"
+    token = claimed(store)
+    record = RecordStep(KEY, token, "call", b"first", 60.0)
+    store.execute(record)
+    recorded: list[Any] = []
+    again = record._replace(result=b"second")
+    thread = threading.Thread(target=lambda: recorded.append(store.execute(again)))
     try:
         with transaction.atomic(), database.cursor() as cursor:
-            cursor.execute(touch, [OTHER.hex()])
+            cursor.execute("update semel_django_step set purge_at = purge_at + 1")
             thread.start()
-            thread.join(0.3)  # it has the first and waits for the second
-            cursor.execute(touch, [KEY.hex()])
+            thread.join(0.3)  # it has the record and waits for the step
+            cursor.execute("update semel_django_record set attempt = attempt")
     except Exception as error:
         assert "eadlock" in str(error)  # the database has chosen the test
     thread.join(20)
-    assert renewed == [frozenset()]
+    assert recorded == [Recorded(b"first")]
+
+
+@contextlib.contextmanager
+def locked(database: Any, key: bytes) -> Iterator[None]:
+    """A record that another process has updated and stands still before its commit."""
+    from django.db import transaction
+
+    with transaction.atomic(), database.cursor() as cursor:
+        touch = "update semel_django_record set reason = 'x' where key_hash = %s"
+        cursor.execute(touch, [key.hex()])
+        yield
+        transaction.set_rollback(True)
+
+
+@pytest.mark.parametrize("vendor", SERVERS)
+def test_a_repeat_waits_for_no_commit(store: DjangoStore, database: Any) -> None:
+    """Each would take a connection for commands, and soon there were none for other keys."""
+    token = claimed(store)
+    with locked(database, KEY):
+        repeat = at_once(lambda: store.execute(Claim(KEY, PRINT, 30.0, b"you")))
+        assert repeat.record.token == token
+        assert at_once(lambda: claimed(store, OTHER)) > token
+
+
+def at_once(work: Any) -> Any:
+    """What work gives, which waits for nobody: it has a thread, for the test holds the lock."""
+    told: list[Any] = []
+    thread = threading.Thread(target=lambda: told.append(work()), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert told, "it waits"
+    return told[0]
+
+
+@pytest.mark.parametrize("vendor", SERVERS)
+@pytest.mark.parametrize(
+    "writes",
+    [
+        lambda token: Release(KEY, token),
+        lambda token: Complete(KEY, token, ANSWER, 60.0, 60.0),
+        lambda token: Park(KEY, token, "who knows", False),
+        lambda token: RecordStep(KEY, token, "call", b"done", 60.0),
+    ],
+    ids=["release", "complete", "park", "step"],
+)
+def test_no_command_waits_for_a_lock_for_ever(
+    short: None, store: DjangoStore, database: Any, writes: Any
+) -> None:
+    command = writes(claimed(store))
+    with locked(database, KEY), pytest.raises(StoreUnavailable, match="timeout"):
+        store.execute(command)
+    assert store.execute(command)
+
+
+@pytest.mark.parametrize("vendor", SERVERS)
+def test_neither_a_claim_nor_a_settlement_nor_a_sweep_waits_for_ever(
+    short: None, store: DjangoStore, database: Any
+) -> None:
+    from django.db import transaction
+
+    with transaction.atomic():
+        inserted = store.apply(database, Claim(KEY, PRINT, 30.0, b"other"))
+        with pytest.raises(StoreUnavailable, match="timeout"):
+            claimed(store)  # there is nothing to be read yet
+    assert store.execute(Park(KEY, inserted.token, "who knows", False))
+    settle = Settle(KEY, inserted.token, ANSWER, 0.0, 0.0)
+    with locked(database, KEY), pytest.raises(StoreUnavailable, match="timeout"):
+        store.execute(settle)
+    assert store.execute(settle)
+    with locked(database, KEY), pytest.raises(StoreUnavailable, match="timeout"):
+        store.execute(Sweep(10))
+    assert store.execute(Sweep(10)) == 1
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait of a second, where the store's own is ten."""
+    postgresql, mysql = "set local lock_timeout = '1s'", "set innodb_lock_wait_timeout = 1"
+    monkeypatch.setattr("semel.stores.django_commands._LOCK_TIMEOUT", postgresql)
+    monkeypatch.setattr("semel.stores.django_connections._LOCK_TIMEOUT", mysql)
+
+
+@pytest.mark.parametrize("vendor", SERVERS)
+@pytest.mark.parametrize("skips", [True, False])
+def test_a_record_that_is_locked_holds_up_the_renewal_of_no_other(
+    short: None, store: DjangoStore, database: Any, skips: bool
+) -> None:
+    first, last = claimed(store, KEY), claimed(store, OTHER)
+    before = store.execute(Lookup(OTHER)).record.lease_until
+    claims = ((KEY, first), (OTHER, last), (b"n" * 16, 10**6))
+    with store._opened()[0].take() as connection:
+        connection.features.has_select_for_update_skip_locked = skips
+    with locked(database, KEY):
+        if skips:
+            assert at_once(lambda: store.execute(Renew(claims, 99.0))) == {10**6}
+        else:  # MariaDB before 10.6
+            with pytest.raises(StoreUnavailable, match="timeout"):
+                store.execute(Renew(claims, 99.0))
+        assert store.execute(Lookup(OTHER)).record.lease_until > before + 50
+    assert store.execute(Renew(claims, 99.0)) == {10**6}
 
 
 @pytest.mark.parametrize("vendor", SERVERS)
