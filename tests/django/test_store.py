@@ -21,12 +21,14 @@ from semel.core.commands import (
     Settle,
     Steps,
     StoreUnavailable,
+    StoreUnknown,
     Sweep,
     Takeover,
 )
 from semel.core.record import Response, State
 from semel.stores import StoreSetupError
 from semel.stores.django import DjangoStore
+from semel.stores.django_connections import translate
 from semel.testing.proxy import Proxy
 from tests import servers
 from tests.django import project, views
@@ -311,6 +313,32 @@ def test_a_connection_that_died_idle_is_replaced(store: DjangoStore, database: A
     with store._opened()[0].take() as connection:
         kill(database, connection)
     assert store.execute(Lookup(KEY)).record.owner == b"me"
+
+
+@pytest.mark.parametrize("vendor", SERVERS)
+def test_stop_closes_every_connection_of_the_store(database: Any) -> None:
+    store = DjangoStore(command_connections=3)
+    lanes, _ = store._opened()
+    with lanes.take() as first, lanes.take() as second, lanes.take() as third:
+        made = (first, second, third)
+    assert all(connection.connection is not None for connection in made)
+    store.stop()
+    assert [connection.connection for connection in made] == [None] * 3
+    with pytest.raises(StoreUnavailable, match="has been stopped"), lanes.take():
+        pass
+
+
+@pytest.mark.parametrize("vendor", ["sqlite"])
+@pytest.mark.parametrize("code", [1053, 1180, 1317, 1927, 2013, 3024])
+def test_a_session_that_mysql_has_cut_off_leaves_the_outcome_unknown(
+    database: Any, code: int
+) -> None:
+    from django.db import OperationalError
+
+    error = OperationalError(code, "cut off")
+    assert isinstance(translate(error, sent=True), StoreUnknown)
+    assert isinstance(translate(error, sent=False), StoreUnavailable)
+    assert isinstance(translate(OperationalError(1205, "lock"), sent=True), StoreUnavailable)
 
 
 def kill(database: Any, other: Any) -> None:

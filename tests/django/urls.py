@@ -31,6 +31,8 @@ urlpatterns = [
     path("form", views.upload),
     path("idempotency-keys", issue_keys),
     path("put", csrf_exempt(views.Put.as_view())),
+    path("rethinks", views.Rethinks.as_view()),
+    path("for_both", views.ForBoth.as_view()),
     *(path(name, exempt(getattr(views, name))) for name in PLAIN),
     *router.urls,
 ]

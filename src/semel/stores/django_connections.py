@@ -18,13 +18,13 @@ from django.db import DatabaseError, Error, connections
 from django.db.utils import load_backend
 
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
+from semel.stores.mysql_errors import cut_off
 from semel.stores.sqlite_file import translate as translate_sqlite
 
 _LOCK_TIMEOUT: Final = "set session innodb_lock_wait_timeout = 10"
-_UNDONE: Final = frozenset({"40001", "40P01", 1213})
-"""Serialization failures and deadlocks: PostgreSQL's codes, and MySQL's."""
-_LOST: Final = frozenset({2006, 2013, 2055})
-"""MySQL: gone away, lost during a query."""
+_UNDONE: Final = frozenset({"40001", "40P01", 1020, 1213})
+"""Serialization failures and deadlocks: PostgreSQL's codes, and MySQL's. 1020 is MariaDB's, under
+innodb_snapshot_isolation."""
 IN_MEMORY: Final = (
     "an in-memory SQLite database has one connection and a claim needs another: give the database a"
     " file (in tests DATABASES[…]['TEST']['NAME']), use django.test.TestCase, or"
@@ -79,12 +79,14 @@ class Lanes:
     def close(self) -> None:
         """Close all, those in use when they come back."""
         self._closed = True
-        for _ in range(self._idle.qsize()):
-            with contextlib.suppress(queue.Empty):
-                connection = self._idle.get_nowait()
-                if connection is not None:
-                    connection.close()
-                self._idle.put(None)
+        idle = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                idle.append(self._idle.get_nowait())
+        for connection in idle:
+            if connection is not None:
+                connection.close()
+            self._idle.put(None)  # whoever waits for one is told
 
 
 def _made(alias: str) -> Any:
@@ -147,7 +149,7 @@ def _lost(error: Exception) -> bool:
     code = _code(error)
     if isinstance(code, str):
         return code[:2] in ("08", "57")
-    return code is None or code in _LOST
+    return code is None or cut_off(code)
 
 
 def _code(error: Exception) -> str | int | None:
