@@ -28,7 +28,7 @@ def exempt(view: Any) -> Any:
 
 urlpatterns = [
     path("admin/", admin.site.urls),
-    path("form", views.upload),
+    path("form", views.form),
     path("idempotency-keys", issue_keys),
     path("put", csrf_exempt(views.Put.as_view())),
     path("rethinks", views.Rethinks.as_view()),
