@@ -388,6 +388,59 @@ def test_a_connection_cut_in_the_middle_of_a_view_has_done_nothing(
     assert orders() == ["o1", "o1"]
 
 
+SNAPSHOTS = {
+    "postgresql": {"options": "-c default_transaction_isolation=repeatable\\ read"},
+    "mariadb": {
+        "isolation_level": "repeatable read",
+        "init_command": "set session innodb_snapshot_isolation = on",
+    },
+}
+
+
+@pytest.fixture
+def on_snapshots(database: Any, vendor: str) -> Iterator[None]:
+    project.use("default", {**database.settings_dict, "OPTIONS": SNAPSHOTS[vendor]})
+    yield
+    project.connections["default"].close()
+
+
+@pytest.mark.parametrize("vendor", SERVERS)
+def test_on_snapshots_a_claim_that_was_renewed_cannot_commit_and_that_is_warned_of(
+    on_snapshots: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A weakness that the guide names: whatever takes longer than a third of its lease."""
+    store = DjangoStore()
+    with caplog.at_level("WARNING", "semel"):
+        store.start()
+    assert "raise the lease" in caplog.text
+    token = claimed(store)
+    short = store.begin()
+    Charge.objects.create(order="short")
+    assert short.complete(complete(token)) is True
+    token = claimed(store, OTHER)
+    long = store.begin()
+    assert orders_inside() == ["short"]  # its snapshot
+    assert store.execute(Renew(((OTHER, token),), 99.0)) == frozenset()
+    with pytest.raises(StoreUnavailable):
+        long.complete(complete(token)._replace(key=OTHER))
+    store.stop()
+
+
+def orders_inside() -> list[str]:
+    return list(Charge.objects.values_list("order", flat=True))
+
+
+@pytest.mark.parametrize("vendor", SERVERS)
+def test_read_committed_is_warned_of_nothing(
+    database: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = DjangoStore()
+    with caplog.at_level("WARNING", "semel"):
+        store.start()
+    assert caplog.text == ""
+    store.stop()
+
+
 @pytest.mark.parametrize("vendor", ["sqlite"])
 def test_a_database_without_the_tables_is_refused_with_the_way_to_them(
     database: Any, tmp_path: Any

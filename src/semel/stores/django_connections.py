@@ -25,6 +25,12 @@ _LOCK_TIMEOUT: Final = "set session innodb_lock_wait_timeout = 10"
 _UNDONE: Final = frozenset({"40001", "40P01", 1020, 1213})
 """Serialization failures and deadlocks: PostgreSQL's codes, and MySQL's. 1020 is MariaDB's, under
 innodb_snapshot_isolation."""
+_ISOLATION: Final = {
+    "postgresql": "show transaction_isolation",
+    # Not @@…: the names differ from version to version, and one that is unknown is an error.
+    "mysql": "show variables where variable_name in"
+    " ('innodb_snapshot_isolation', 'transaction_isolation', 'tx_isolation')",
+}
 IN_MEMORY: Final = (
     "an in-memory SQLite database has one connection and a claim needs another: give the database a"
     " file (in tests DATABASES[…]['TEST']['NAME']), use django.test.TestCase, or"
@@ -108,6 +114,20 @@ def _connect(connection: Any) -> None:
         if connection.vendor == "mysql":
             with connection.cursor() as cursor:
                 cursor.execute(_LOCK_TIMEOUT)
+
+
+def works_on_snapshot(connection: Any) -> bool:
+    """Whether a transaction refuses to write a row that has changed since it began.
+
+    MySQL's do not: their writes see the row as it is. MariaDB's do with innodb_snapshot_isolation.
+    """
+    if connection.vendor not in _ISOLATION:
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute(_ISOLATION[connection.vendor])
+        said = {str(value).lower().replace("-", " ") for *_, value in cursor.fetchall()}
+    refuses = connection.vendor == "postgresql" or "on" in said
+    return refuses and bool(said & {"repeatable read", "serializable"})
 
 
 def testing(alias: str) -> Any | None:
