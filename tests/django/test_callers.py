@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import Client as Browser
+from django.test import RequestFactory
 
+from semel.idempotency import Idempotency
+from semel.web.django.callers import whose
 from tests.django import views
 from tests.django.test_middleware import orders
 
@@ -162,6 +165,31 @@ def test_a_form_without_its_csrf_token_is_refused_and_not_recorded(serve: Any) -
     assert json.loads(first.body) == {"name": "tea", "size": 100_000}
     assert client.send("/form", body=form(secret), headers=headers).replayed
     assert client.send("/form", body=form("wrong"), headers=headers).status == 403
+
+
+def test_a_device_and_a_user_of_one_number_are_two_callers(serve: Any) -> None:
+    client, user = serve(), person("alice")
+    alice, device = token(user), [("X-Device", str(user.pk))]
+    assert client.send("/for_both", headers=alice).body == b'"User"'
+    other = client.send("/for_both", headers=device)
+    assert (other.body, other.replayed) == (b'"Device"', False)
+    assert client.send("/for_both", headers=alice).body == b'"User"'
+    assert client.send("/for_both", headers=device).replayed
+
+
+def test_a_lazy_user_is_a_user_and_another_model_goes_by_its_label(vendor: str) -> None:
+    from django.utils.functional import SimpleLazyObject
+    from rest_framework.authtoken.models import Token
+
+    def named(user: Any) -> Any:
+        return whose(Idempotency("memory://"), RequestFactory().post("/"), user)[0]
+
+    assert named(SimpleLazyObject(lambda: User(pk=1))) == "1"
+    Token.is_authenticated = True
+    try:
+        assert named(Token(key="1")) == "authtoken.token:1"
+    finally:
+        del Token.is_authenticated
 
 
 def test_basic_credentials_are_a_caller_of_their_own(serve: Any) -> None:

@@ -50,6 +50,25 @@ def test_what_a_view_wrote_before_it_raised_is_undone_though_its_answer_is_kept(
     assert (orders(), views.hooks, len(views.runs)) == ([], [], 2)
 
 
+@pytest.mark.parametrize(("how", "status"), [("answered", 400), ("redirected", 302)])
+def test_it_is_undone_where_a_middleware_inside_has_answered_what_was_raised(
+    serve: Any, how: str, status: int
+) -> None:
+    from django.conf import settings
+
+    client = serve(MIDDLEWARE=[*settings.MIDDLEWARE, "tests.django.views.AnswersErrors"])
+    first, repeat = client.send(f"/fails?how={how}"), client.send(f"/fails?how={how}")
+    assert (first.status, repeat.body, repeat.replayed) == (status, b"answered", True)
+    assert (orders(), views.hooks, len(views.runs)) == ([], [], 1)
+
+
+def test_it_is_undone_where_rest_framework_has_answered_what_was_raised(serve: Any) -> None:
+    client = serve()
+    first, repeat = client.send("/rethinks"), client.send("/rethinks")
+    assert (first.status, repeat.status, repeat.replayed) == (400, 400, True)
+    assert (orders(), len(views.runs)) == ([], 1)
+
+
 def test_an_answer_that_was_given_and_not_raised_keeps_its_writes(serve: Any) -> None:
     client = serve()
     assert client.send("/fails?how=422").status == 422

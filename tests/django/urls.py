@@ -28,9 +28,11 @@ def exempt(view: Any) -> Any:
 
 urlpatterns = [
     path("admin/", admin.site.urls),
-    path("form", views.upload),
+    path("form", views.form),
     path("idempotency-keys", issue_keys),
     path("put", csrf_exempt(views.Put.as_view())),
+    path("rethinks", views.Rethinks.as_view()),
+    path("for_both", views.ForBoth.as_view()),
     *(path(name, exempt(getattr(views, name))) for name in PLAIN),
     *router.urls,
 ]

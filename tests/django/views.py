@@ -12,10 +12,17 @@ from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.db import IntegrityError, connection, transaction
 from django.http import FileResponse, Http404, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.utils.decorators import sync_only_middleware
+from django.utils.deprecation import MiddlewareMixin
 from rest_framework import serializers, viewsets
-from rest_framework.authentication import SessionAuthentication, TokenAuthentication
+from rest_framework.authentication import (
+    BaseAuthentication,
+    SessionAuthentication,
+    TokenAuthentication,
+)
 from rest_framework.permissions import DjangoModelPermissions
+from rest_framework.response import Response
 from rest_framework.throttling import SimpleRateThrottle
+from rest_framework.views import APIView
 
 from django.views import View
 from semel.web.django import aoperation, idempotency_policy, operation
@@ -32,6 +39,10 @@ def charge(request: Any) -> HttpResponse:
     made = Charge.objects.create(order=json.loads(request.body).get("order", ""), amount=1)
     transaction.on_commit(lambda: hooks.append("charge"))
     return JsonResponse({"id": made.pk, "run": len(runs)}, status=201)
+
+
+class Answered(Exception):
+    """Which a middleware of the shop makes an answer of."""
 
 
 def fails(request: Any) -> HttpResponse:
@@ -63,6 +74,8 @@ def fails(request: Any) -> HttpResponse:
     if how.isdigit():
         return HttpResponse(how, status=int(how))
     raised: dict[str, Exception] = {
+        "answered": Answered(400),
+        "redirected": Answered(302),
         "raise": RuntimeError("on purpose"),
         "404": Http404(),
         "suspicious": SuspiciousOperation("on purpose"),
@@ -97,6 +110,11 @@ def upload(request: Any) -> HttpResponse:
     runs.append("upload")
     file = request.FILES["file"]
     return JsonResponse({"name": request.POST["name"], "size": sum(map(len, file.chunks()))})
+
+
+def form(request: Any) -> HttpResponse:
+    """The same, and not exempt from CSRF protection."""
+    return upload(request)
 
 
 def raw(request: Any) -> HttpResponse:
@@ -222,6 +240,40 @@ class Charges(viewsets.ModelViewSet):
         return super().create(request, *args, **kwargs)
 
 
+class Rethinks(APIView):
+    """It writes, and then finds that it should not have."""
+
+    authentication_classes = ()
+    permission_classes = ()
+
+    def post(self, request: Any) -> Any:
+        runs.append("rethinks")
+        Charge.objects.create(order="rethinks")
+        raise serializers.ValidationError("on second thoughts")
+
+
+class Devices(BaseAuthentication):
+    """Knows devices, which are numbered as users are."""
+
+    class Device:
+        is_authenticated = True
+
+        def __init__(self, number: int) -> None:
+            self.pk = number
+
+    def authenticate(self, request: Any) -> Any:
+        number = request.headers.get("X-Device")
+        return (self.Device(int(number)), None) if number else None
+
+
+class ForBoth(APIView):
+    authentication_classes = (Devices, TokenAuthentication)
+
+    def post(self, request: Any) -> Any:
+        runs.append("for_both")
+        return Response(type(request.user).__name__)
+
+
 class Busy(SimpleRateThrottle):
     rate = "1/day"
     allows = False
@@ -238,6 +290,13 @@ class Throttled(Charges):
 def plain_middleware(get_response: Any) -> Any:
     """One of the old kind: under ASGI Django runs it, and what is outside it, on a thread."""
     return lambda request: get_response(request)
+
+
+class AnswersErrors(MiddlewareMixin):
+    """One that makes answers of a service's own errors, before anybody further out sees them."""
+
+    def process_exception(self, request: Any, error: Exception) -> Any:
+        return HttpResponse("answered", status=error.args[0]) if type(error) is Answered else None
 
 
 @sync_only_middleware

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import random
 import sys
 import threading
@@ -39,10 +40,17 @@ from semel.core.commands import (
 )
 from semel.stores import StoreSetupError
 from semel.stores.django_commands import DjangoCommands
-from semel.stores.django_connections import Lanes, testing, translate, undone
+from semel.stores.django_connections import Lanes, testing, translate, undone, works_on_snapshot
 from semel.stores.django_transaction import DjangoTransaction
 from semel.stores.sqlite_steps import SQLiteSteps
 
+log = logging.getLogger("semel")
+
+SNAPSHOT: Final = (
+    "DjangoStore(%r): its transactions see a snapshot, so an operation that takes longer than a"
+    " third of its lease never commits: its claim has been renewed since, and is no longer what the"
+    " snapshot shows. Use READ COMMITTED, or raise the lease"
+)
 RETRIES: Final = 3
 """How often a command that the database has undone (deadlock, serialization) is given again."""
 HARMLESS: Final = (Lookup, Steps, Abandoned)
@@ -110,12 +118,15 @@ class DjangoStore(DjangoCommands):
         try:
             self.execute(Lookup(bytes(16)))
             self.execute(Steps(bytes(16)))
-        except StoreUnavailable as error:
+            if testing(self.alias) is None:
+                with self._opened()[0].take() as connection:
+                    if works_on_snapshot(connection):
+                        log.warning(SNAPSHOT, self.alias)
+        except (StoreUnavailable, Error) as error:
             raise StoreSetupError(
                 f"DjangoStore({self.alias!r}): {error}. Its tables are made by `manage.py migrate`,"
                 " with 'semel.web.django' in INSTALLED_APPS"
             ) from error
-
     def stop(self) -> None:
         """Close the store's own connections; Django's stay."""
         with self._lock:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+from django.db import Error
 from django.db.models.constants import OnConflict
 
 from semel.core.commands import (
@@ -41,7 +42,7 @@ from semel.stores import sql
 
 _NAMES: Final = (
     *("lookup", "claim", "vacate", "complete", "settle", "unpark", "release", "park", "renew"),
-    *("abandoned", "over", "purge", "due", "expire", "holder", "steps", "step_begin"),
+    *("in_flight", "abandoned", "over", "purge", "due", "expire", "holder", "steps", "step_begin"),
     *("step_record", "step_read", "step_forget", "steps_unsure", "steps_delete", "steps_over"),
     "steps_purge",
 )
@@ -85,18 +86,22 @@ class DjangoCommands:
             case Lookup(key):
                 return self._found(connection, key)
             case Claim():
-                # SQLite has one writer: a repeat must not wait for it only to read.
-                reads_first = connection.vendor == "sqlite"
-                found = self._found(connection, command.key) if reads_first else None
-                return found or self._claim(connection, command, 1)
+                # A repeat must not wait for a writer only to read: SQLite has one, and elsewhere an
+                # insert waits for whoever is completing the record that is there.
+                found = self._found(connection, command.key)
+                if found is not None:
+                    return found
+                with bounded(connection):
+                    return self._claim(connection, command, 1)
             case Takeover():
                 return self._take_over(connection, command)
             case Complete():
                 return self.complete(connection, command)
             case Release(key, token):
-                return self._run(connection, "release", token, key.hex()) == 1
+                with bounded(connection):
+                    return self._run(connection, "release", token, key.hex()) == 1
             case Park(key, token, reason, lapsed):
-                with transaction(connection):
+                with bounded(connection):
                     seen = (reason, token, key.hex(), int(lapsed))
                     return self._run(connection, "park", *seen) == 1
             case Renew():
@@ -169,13 +174,47 @@ class DjangoCommands:
         return self._found(connection, command.key)
 
     def _renew(self, connection: Any, command: Renew) -> frozenset[int]:
-        lost = set()
-        with transaction(connection):
-            for key, token in sorted(command.claims):  # in one order, so as not to meet in a circle
-                named = (command.lease, command.lease, token, key.hex())
-                if self._run(connection, "renew", *named) != 1:
-                    lost.add(token)
-        return frozenset(lost)
+        """A record that another has locked is being completed, most likely: it is left alone.
+
+        So it holds up the renewal of no other. Lost is only what is read to be another's.
+        """
+        asked = {(token, key.hex()) for key, token in command.claims}
+        held = asked & self._in_flight(connection, sorted(token for token, _ in asked))
+        tokens = sorted(token for token, _ in held)  # in one order, so as not to meet in a circle
+        features = connection.features
+        if features.has_select_for_update_skip_locked:
+            with transaction(connection):
+                free = self._in_flight(connection, tokens, lock="for update skip locked")
+                self._extend(connection, sorted(token for token, _ in free), command.lease)
+        elif features.has_select_for_update:
+            self._extend_apart(connection, tokens, command.lease)
+        else:  # its locks are of the whole database
+            self._extend(connection, tokens, command.lease)
+        return frozenset(token for token, _ in asked - held)
+
+    def _in_flight(
+        self, connection: Any, tokens: Sequence[int], lock: str = ""
+    ) -> set[tuple[int, str]]:
+        if not tokens:
+            return set()
+        rows = self._rows(connection, "in_flight", tokens=_listed(tokens), lock=lock)
+        return {(token, key) for token, key in rows}
+
+    def _extend(self, connection: Any, tokens: Sequence[int], lease: float) -> None:
+        if tokens:
+            self._run(connection, "renew", lease, lease, tokens=_listed(tokens))
+
+    def _extend_apart(self, connection: Any, tokens: Sequence[int], lease: float) -> None:
+        """One by one, where the database cannot say which are free (MariaDB before 10.6)."""
+        failed: Error | None = None
+        for token in tokens:
+            try:
+                with bounded(connection):
+                    self._extend(connection, (token,), lease)
+            except Error as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     # --- ends ------------------------------------------------------------------------------
 
@@ -185,7 +224,8 @@ class DjangoCommands:
         expires, tombstone = command.expires, command.tombstone
         times = (expires, expires + tombstone)
         row = (_binary(connection, answer), *times, command.token, command.key.hex())
-        return self._run(connection, name, *row) == 1
+        with bounded(connection):
+            return self._run(connection, name, *row) == 1
 
     def _settle(self, connection: Any, command: Settle) -> bool:
         if command.response is not None:
@@ -202,8 +242,8 @@ class DjangoCommands:
             tokens = [row[0] for row in self._rows(connection, find, limit)]
             failpoint("in_sweep")
             if tokens:
-                named = ", ".join(str(int(token)) for token in tokens)
-                changed += self._run(connection, change, tokens=named)
+                with bounded(connection):
+                    changed += self._run(connection, change, tokens=_listed(tokens))
         return changed
 
     # --- steps -----------------------------------------------------------------------------
@@ -251,7 +291,8 @@ class DjangoCommands:
         if not digests:
             return 0
         places = ", ".join(["%s"] * len(digests))
-        return self._run(connection, "steps_purge", *digests, digests=places)
+        with bounded(connection):
+            return self._run(connection, "steps_purge", *digests, digests=places)
 
     # --- how -------------------------------------------------------------------------------
 
@@ -295,6 +336,25 @@ def transaction(connection: Any) -> Iterator[None]:
         raise
     finally:
         connection.set_autocommit(True)
+
+
+@contextmanager
+def bounded(connection: Any) -> Iterator[None]:
+    """One statement that waits for no lock for ever.
+
+    Only PostgreSQL needs a transaction for that: a limit that stays with the session would go on to
+    others behind pgbouncer. The connections of the store to other databases have theirs from the
+    start.
+    """
+    if connection.vendor != "postgresql":
+        yield
+        return
+    with transaction(connection):
+        yield
+
+
+def _listed(tokens: Iterable[int]) -> str:
+    return ", ".join(str(int(token)) for token in tokens)
 
 
 def _ignoring(connection: Any, unique: str) -> dict[str, str]:

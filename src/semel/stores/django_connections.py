@@ -18,13 +18,19 @@ from django.db import DatabaseError, Error, connections
 from django.db.utils import load_backend
 
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
+from semel.stores.mysql_errors import cut_off
 from semel.stores.sqlite_file import translate as translate_sqlite
 
 _LOCK_TIMEOUT: Final = "set session innodb_lock_wait_timeout = 10"
-_UNDONE: Final = frozenset({"40001", "40P01", 1213})
-"""Serialization failures and deadlocks: PostgreSQL's codes, and MySQL's."""
-_LOST: Final = frozenset({2006, 2013, 2055})
-"""MySQL: gone away, lost during a query."""
+_UNDONE: Final = frozenset({"40001", "40P01", 1020, 1213})
+"""Serialization failures and deadlocks: PostgreSQL's codes, and MySQL's. 1020 is MariaDB's, under
+innodb_snapshot_isolation."""
+_ISOLATION: Final = {
+    "postgresql": "show transaction_isolation",
+    # Not @@…: the names differ from version to version, and one that is unknown is an error.
+    "mysql": "show variables where variable_name in"
+    " ('innodb_snapshot_isolation', 'transaction_isolation', 'tx_isolation')",
+}
 IN_MEMORY: Final = (
     "an in-memory SQLite database has one connection and a claim needs another: give the database a"
     " file (in tests DATABASES[…]['TEST']['NAME']), use django.test.TestCase, or"
@@ -79,12 +85,14 @@ class Lanes:
     def close(self) -> None:
         """Close all, those in use when they come back."""
         self._closed = True
-        for _ in range(self._idle.qsize()):
-            with contextlib.suppress(queue.Empty):
-                connection = self._idle.get_nowait()
-                if connection is not None:
-                    connection.close()
-                self._idle.put(None)
+        idle = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                idle.append(self._idle.get_nowait())
+        for connection in idle:
+            if connection is not None:
+                connection.close()
+            self._idle.put(None)  # whoever waits for one is told
 
 
 def _made(alias: str) -> Any:
@@ -106,6 +114,20 @@ def _connect(connection: Any) -> None:
         if connection.vendor == "mysql":
             with connection.cursor() as cursor:
                 cursor.execute(_LOCK_TIMEOUT)
+
+
+def works_on_snapshot(connection: Any) -> bool:
+    """Whether a transaction refuses to write a row that has changed since it began.
+
+    MySQL's do not: their writes see the row as it is. MariaDB's do with innodb_snapshot_isolation.
+    """
+    if connection.vendor not in _ISOLATION:
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute(_ISOLATION[connection.vendor])
+        said = {str(value).lower().replace("-", " ") for *_, value in cursor.fetchall()}
+    refuses = connection.vendor == "postgresql" or "on" in said
+    return refuses and bool(said & {"repeatable read", "serializable"})
 
 
 def testing(alias: str) -> Any | None:
@@ -147,7 +169,7 @@ def _lost(error: Exception) -> bool:
     code = _code(error)
     if isinstance(code, str):
         return code[:2] in ("08", "57")
-    return code is None or code in _LOST
+    return code is None or cut_off(code)
 
 
 def _code(error: Exception) -> str | int | None:

@@ -51,10 +51,26 @@ class DjangoTransaction:
             connection.close()
             raise StoreUnavailable(f"{self._alias}: {error}") from error
         self._over = False
+        try:
+            self._savepoint("savepoint")
+        except Error as error:
+            self._drop()
+            raise StoreUnavailable(f"{self._alias}: {error}") from error
         transaction.on_commit(
             self._mark, using=self._alias
         )  # the first hook: it says so before any
         failpoint("after_begin")
+
+    def _savepoint(self, verb: str) -> None:
+        """Mark the transaction's beginning, and ask for the mark before its end.
+
+        PostgreSQL's refuses to commit what has failed. InnoDB undoes all of it for a deadlock,
+        SQLite for a full disk, and what the view does after it has swallowed the error is a new
+        transaction, unseen by Django: it must not commit a record whose effect has gone.
+        """
+        if self._connection.vendor != "postgresql":
+            with self._connection.cursor() as cursor:
+                cursor.execute(f"{verb} semel")
 
     def _mark(self) -> None:
         self._committed = True
@@ -95,6 +111,13 @@ class DjangoTransaction:
         if connection.needs_rollback:
             self._rollback()
             raise StoreUnavailable("a statement of the view had failed, so nothing was committed")
+        try:
+            self._savepoint("release savepoint")  # fails where it is another
+        except Error as error:
+            self._drop()
+            raise StoreUnavailable(
+                f"the view's transaction had ended before it, so nothing was committed: {error}"
+            ) from error
         try:
             held = self._commands.complete(connection, command)
         except Error as error:

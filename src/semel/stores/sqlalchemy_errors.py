@@ -8,6 +8,7 @@ from typing import Final
 from sqlalchemy import exc
 
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
+from semel.stores.mysql_errors import cut_off
 
 FAILURES: Final = (exc.SQLAlchemyError, OSError)
 """What the drivers raise, a timeout (`TimeoutError`) included; asyncpg refuses with `OSError`."""
@@ -24,8 +25,6 @@ _AGAIN: Final = frozenset(
         sqlite3.SQLITE_LOCKED,
     }
 )
-_CUT_OFF: Final = frozenset({1053, 1152, 1180, 1317, 1927, 3024})
-"""MySQL's own words for a session that ended in the middle of what it did."""
 
 
 def _code(error: BaseException) -> str | int | None:
@@ -50,7 +49,7 @@ def _reported(error: BaseException) -> bool:
         return not code.startswith(("08", "57P"))
     if code < 1000:
         return code != sqlite3.SQLITE_IOERR
-    return code not in _CUT_OFF and not 2000 <= code < 3000  # 2xxx: the client's own words
+    return not cut_off(code)
 
 
 def again(error: BaseException, *, committing: bool) -> bool:

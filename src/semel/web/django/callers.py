@@ -11,7 +11,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from django.apps import apps
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest
 
@@ -57,7 +59,22 @@ def whose(idempotency: Idempotency, request: HttpRequest, user: Any) -> Whose:
             )
     authorization: str = request.META.get("HTTP_AUTHORIZATION", "")
     cookie = request.COOKIES.get(idempotency.session_cookie or settings.SESSION_COOKIE_NAME, "")
-    return None if name is None else str(name), authorization.encode(), cookie.encode()
+    named = None if name is None else f"{_kind(user)}{name}"
+    return named, authorization.encode(), cookie.encode()
+
+
+def _kind(user: Any) -> str:
+    """Tell kinds of callers apart, who may share a pk: `user:1` is of AUTH_USER_MODEL only.
+
+    Of another kind (a device that an authenticator of REST framework has found) it is
+    `user:shop.device:1`.
+    """
+    if apps.is_installed("django.contrib.auth") and isinstance(user, get_user_model()):
+        return ""
+    cls = user.__class__  # what a lazy one stands for
+    meta = getattr(cls, "_meta", None)
+    label: str = getattr(meta, "label_lower", f"{cls.__module__}.{cls.__qualname__}")
+    return f"{label}:"
 
 
 class View:

@@ -40,7 +40,7 @@ class Exchange:
         self.driver: Any = None
         """Set while the view runs under a claim."""
         self.error: Exception | None = None
-        """What the view has raised, whatever Django made of it."""
+        """What the view has raised, whatever Django or a middleware made of it."""
         self._fields: list[bytes] = []
         self._body: Body | None = None
         self._whose: Whose | None = None
@@ -115,8 +115,7 @@ class Exchange:
     # --- after the view --------------------------------------------------------------------
 
     def raised(self, error: Exception) -> Any:
-        """Note what the view raised; return the answer to what `op` raised."""
-        self.error = error
+        """Return the answer to what `op` raised."""
         base = self.idempotency.problem_base
         if isinstance(error, NoOperation) and self.driver is None:
             return answers.refused(problems.KEY_MISSING, base)
@@ -137,13 +136,15 @@ class Exchange:
     def undoes(self, response: Any) -> DjangoTransaction | None:
         """Return the transaction whose writes an answer disowns: an error that was turned into it.
 
-        The answer (a 404 that was raised, a serializer's 400 under ATOMIC_REQUESTS) is recorded all
-        the same.
+        The answer (a 404 that was raised, a serializer's 400, the redirect that a middleware has
+        made of an error) is recorded all the same.
         """
         transaction = self.driver.transaction
-        if response.status_code < 400 or not isinstance(transaction, DjangoTransaction):
+        if not isinstance(transaction, DjangoTransaction):
             return None
-        return transaction if self.error is not None or transaction.broken else None
+        raised = self.error is not None or getattr(response, "exception", False)  # REST framework's
+        broken = response.status_code >= 400 and transaction.broken
+        return transaction if raised or broken else None
 
     def answer(self, response: Any, body: bytes | None, *, sent: bool = False) -> Answer:
         """Return what came of the view, as the engine takes it."""

@@ -34,6 +34,7 @@ from semel.web.django import answers, rules
 from semel.web.django.callers import caller
 from semel.web.django.conf import configured
 from semel.web.django.exchanges import Exchange, exchange_of
+from semel.web.django.raising import note_errors
 from semel.web.django.receiving import declared
 from semel.web.django.streams import APassing, Passing, aheld, held
 
@@ -53,6 +54,7 @@ class IdempotencyMiddleware:
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
         self.get_response = get_response
         self._idempotency, self._authorize = configured()
+        note_errors()
         self._detached: set[asyncio.Task[Any]] = set()
         if iscoroutinefunction(get_response):
             markcoroutinefunction(self)
@@ -79,7 +81,7 @@ class IdempotencyMiddleware:
             exchange.close()
 
     def process_exception(self, request: HttpRequest, error: Exception) -> Any:
-        """Note what the view raised: what it wrote is undone, whatever Django makes of it."""
+        """Answer what `op` has raised in the view."""
         exchange = exchange_of(request)
         return exchange.raised(error) if exchange is not None else None
 
