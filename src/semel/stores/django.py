@@ -127,6 +127,7 @@ class DjangoStore(DjangoCommands):
                 f"DjangoStore({self.alias!r}): {error}. Its tables are made by `manage.py migrate`,"
                 " with 'semel.web.django' in INSTALLED_APPS"
             ) from error
+
     def stop(self) -> None:
         """Close the store's own connections; Django's stay."""
         with self._lock:
