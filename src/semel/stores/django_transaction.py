@@ -116,7 +116,7 @@ class DjangoTransaction:
         except Error as error:
             self._drop()
             raise StoreUnavailable(
-                f"the view's transaction had ended before it, so nothing was committed: {error}"
+                f"the view's transaction had ended before it, so no record was committed: {error}"
             ) from error
         try:
             held = self._commands.complete(connection, command)
