@@ -48,6 +48,10 @@ _BY_SLUG: Final[dict[str, tuple[bool, Effect]]] = {
     problems.OUTCOME_UNRECORDED.slug: (True, "unknown"),
     problems.STORE_UNAVAILABLE.slug: (True, "none"),
     problems.BODY_TIMEOUT.slug: (True, "none"),
+    problems.UPSTREAM_UNAVAILABLE.slug: (True, "none"),
+    # Under the same key a retry is safe, and tells: parked, or tried again by the gateway.
+    problems.UPSTREAM_FAILED.slug: (True, "unknown"),
+    problems.UPSTREAM_TIMEOUT.slug: (True, "unknown"),
     problems.RESPONSE_NOT_KEPT.slug: (False, "known"),
     problems.HANDLER_FAILED.slug: (False, "known"),
     problems.OUTCOME_UNKNOWN.slug: (False, "unknown"),
