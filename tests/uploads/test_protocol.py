@@ -380,7 +380,10 @@ def test_sweeping_leaves_alone_what_is_being_sent(start: Start) -> None:
     request = tus.request(url, 0, DATA)
     with tus.connect() as connection:
         connection.sendall(request[:-10])
-        eventually(lambda: tus.patch(url, 1, b"x").problem == "upload-locked")
+        # Seen from outside: a request that asked would take the lock itself for a moment.
+        (partial,) = (p for p in tus.uploads._spool._partial.iterdir() if p.is_file())
+        held = f":{partial.stat().st_ino} "
+        eventually(lambda: held in Path("/proc/locks").read_text())
         clock[0] += 100
         assert tus.uploads.sweep() == 0
         connection.sendall(request[-10:])
