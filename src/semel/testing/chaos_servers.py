@@ -127,7 +127,7 @@ class Servers(Rig):
         op = current_operation()
         if self.guarantee == "atomic":
             db = await op.connection()
-            await db.execute(self.bed.insert, (attempt, key, op.token))
+            await db.execute(self.bed.insert, {"attempt": attempt, "key": key, "token": op.token})
         else:
             append(self._far_side, f"{attempt} {key} {op.token}\n")
         await asyncio.sleep(0)
