@@ -14,7 +14,12 @@ from semel.functions import InFlight, StoreDown
 app = Celery("shop", broker=os.environ["BROKER"])
 app.conf.task_acks_late = True
 app.conf.task_reject_on_worker_lost = True
-app.conf.broker_transport_options = {"visibility_timeout": int(os.environ.get("AGAIN", "3600"))}
+again = int(os.environ.get("AGAIN", "3600"))  # seconds until what a dead worker had comes again
+# The mutex: a worker that dies while it gives messages back keeps others from it for that long.
+app.conf.broker_transport_options = {
+    "visibility_timeout": again,
+    "unacked_mutex_expire": min(again, 300),
+}
 
 # A worker does not wait for another that has the same message: it gives it back. A short lease:
 # what a dead worker had begun is run again soon.
