@@ -667,7 +667,9 @@ class World:
             self.happened["issued key sent after its record went"] += 1
             for scope, key in names:
                 late = max(self.forgotten_at - self.now, 0.0)
-                self.spawn(self.call(scope, key, "\x01want", f"{scope}.{key}.late"), None, late)
+                for asked in ("\x01want", "\x01other"):  # each settles what its own like left
+                    attempt = f"{scope}.{key}.late{asked[1:]}"
+                    self.spawn(self.call(scope, key, asked, attempt), None, late)
             self.run()
         self.note(Surveyed(self.now))
         for name, record in self.table.records.items():
