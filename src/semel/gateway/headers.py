@@ -6,21 +6,9 @@ import functools
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from semel.web.headers import is_valid
+from semel.web.headers import OF_ONE_CONNECTION, is_valid
 
-HOP_BY_HOP: Final = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-    }
-)
+HOP_BY_HOP: Final = OF_ONE_CONNECTION | {b"proxy-authenticate", b"proxy-authorization"}
 """Of one connection. Trailers are dropped, so what announces them is too."""
 
 FORWARDED: Final = frozenset(

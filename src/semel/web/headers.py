@@ -11,9 +11,8 @@ from semel.core.policy import Policy
 REPLAYED = (b"idempotent-replayed", b"true")
 """The marker of a replay (Stripe's name for it)."""
 
-NOT_KEPT = frozenset(
+OF_ONE_CONNECTION = frozenset(
     {
-        # of one connection: RFC 9110 section 7.6.1
         b"connection",
         b"keep-alive",
         b"proxy-connection",
@@ -21,6 +20,12 @@ NOT_KEPT = frozenset(
         b"trailer",
         b"transfer-encoding",
         b"upgrade",
+    }
+)
+"""RFC 9110 section 7.6.1."""
+
+NOT_KEPT = OF_ONE_CONNECTION | frozenset(
+    {
         # of one moment or one server
         b"date",
         b"server",
