@@ -80,11 +80,11 @@ def made(page: Page, what: str) -> str:
 
 
 def opened_again(page: Page, path: str) -> None:
-    """Open a page after an answer was lost: Chromium's own page about it may still come between."""
+    """Open a page after an answer was lost: Chromium's own page about it may still come first."""
     try:
         page.goto(path)
     except Error:
-        page.goto(path)
+        page.wait_for_url(lambda url: url.endswith(path))
 
 
 def until_answered(page: Page, pressing: Callable[[], None]) -> None:
