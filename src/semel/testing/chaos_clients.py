@@ -416,23 +416,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Kill clients from the command line; return 0 only without a fault."""
     parser = argparse.ArgumentParser(prog="python -m semel.testing.chaos_clients")
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--failpoint", default=None, help='one of them, or "random"; default: all')
+    parser.add_argument(
+        "--failpoint",
+        default=None,
+        choices=[*POINTS, "random", "each"],
+        metavar="NAME",
+        help='one of them, "random", or "each": so many kills at each; default: spread over all',
+    )
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
-    started = time.monotonic()
-    verdict = storm(options.kills, seed=options.seed, point=options.failpoint)
-    seconds = time.monotonic() - started
-    kills = sum(verdict.killed.values())
-    print(f"{kills:,} clients killed and {verdict.shops_killed:,} shops, {seconds:.0f} s")
+    points = POINTS if options.failpoint == "each" else (options.failpoint,)
+    verdicts = []
+    for number, point in enumerate(points):
+        started = time.monotonic()
+        verdict = storm(options.kills, seed=options.seed + number, point=point)
+        _report(verdict, time.monotonic() - started)
+        verdicts.append(verdict)
+    if len(verdicts) > 1:
+        together = [sum(part) for part in zip(*(_numbers(v) for v in verdicts), strict=True)]
+        print("in all:")
+        _summary(together)
+    faults = [fault for verdict in verdicts for fault in verdict.faults]
+    print("every intent: one effect, or none and never durable" if not faults else "FAILED")
+    return 1 if faults else 0
+
+
+def _numbers(verdict: Verdict) -> list[int]:
+    return [sum(verdict.killed.values()), *verdict[1:-1]]
+
+
+def _summary(numbers: Sequence[int]) -> None:
+    kills, shops, intents, durable, effects, unknowns, resumed, left = numbers
+    print(f"{kills:,} clients killed and {shops:,} shops")
+    print(f"{intents:,} intents, {durable:,} of them durable")
+    print(f"{effects:,} effects; {resumed:,} requests settled by resume")
+    print(f"{unknowns:,} times a client was told: unknown; {left:,} are left so", flush=True)
+
+
+def _report(verdict: Verdict, seconds: float) -> None:
     for name, number in verdict.killed.most_common():
         print(f"  {name:22} {number:,}")
-    print(f"{verdict.intents:,} intents, {verdict.durable:,} of them durable")
-    print(f"{verdict.effects:,} effects; {verdict.resumed:,} requests settled by resume")
-    print(f"{verdict.unknowns:,} times a client was told: unknown; {verdict.left:,} are left so")
+    _summary(_numbers(verdict))
+    print(f"{seconds:.0f} s")
     for fault in verdict.faults:
         print(f"FAULT {fault}")
-    print("every intent: one effect, or none and never durable" if not verdict.faults else "FAILED")
-    return 1 if verdict.faults else 0
 
 
 if __name__ == "__main__":
