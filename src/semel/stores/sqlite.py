@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,10 +31,10 @@ from semel.core.commands import (
     StoreError,
     StoreUnavailable,
 )
-from semel.core.record import UnreadableRecord
 from semel.stores import StoreSetupError
 from semel.stores.sqlite_checkpoints import Checkpoints
 from semel.stores.sqlite_commands import LOOKUP, SQLiteCommands
+from semel.stores.sqlite_crowds import Asked, carry_out
 from semel.stores.sqlite_file import File, Readers, translate
 from semel.stores.sqlite_shared import SharedTransaction
 from semel.stores.sqlite_steps import SQLiteSteps
@@ -93,7 +93,7 @@ class SQLiteStore(SQLiteCommands):
         self._readers: Readers | None = None
         self._refusal: str | None = None
         self._lock = threading.Lock()
-        self._pending: dict[asyncio.AbstractEventLoop, list[_Asked]] = {}
+        self._pending: dict[asyncio.AbstractEventLoop, list[_Waiting]] = {}
         call_around_fork(self._before_fork, self._forked_parent, self._forked_child)
 
     def now(self) -> float:
@@ -155,7 +155,8 @@ class SQLiteStore(SQLiteCommands):
                     turnstile,
                     timeout=self._timeout,
                     checkpoint=checkpoints.after_commit,
-                )
+                ),
+                self._carry_out,
             )
         except BaseException:
             turnstile.close()
@@ -203,14 +204,19 @@ class SQLiteStore(SQLiteCommands):
         return reply + swept if isinstance(reply, int) and swept else reply
 
     def _write(self, command: StoreCommand) -> Reply:
-        asked = _Asked(self, command)
-        job = Job(asked.run, asked.done)
+        asked = Asked(command)
+        event = threading.Event()
+
+        def done(error: StoreError | None) -> None:
+            asked.error = error or asked.error
+            event.set()
+
+        job = Job((asked,), done)
         while True:
             writer = self._opened()
             with contextlib.suppress(WriterClosed):
                 if writer.try_alone(job, may_block=True):
-                    return asked.result()
-                asked.event = event = threading.Event()
+                    break
                 writer.submit(job)
                 break
         if not event.wait(self._timeout) and writer.recall(job):
@@ -228,8 +234,7 @@ class SQLiteStore(SQLiteCommands):
 
     async def _awrite(self, command: StoreCommand) -> Reply:
         loop = asyncio.get_running_loop()
-        asked = _Asked(self, command)
-        asked.future = loop.create_future()
+        asked = _Waiting(command, loop.create_future())
         waiting = self._pending.get(loop)
         if waiting is None:
             self._pending[loop] = [asked]
@@ -245,7 +250,7 @@ class SQLiteStore(SQLiteCommands):
             while True:
                 writer = self._opened()
                 with contextlib.suppress(WriterClosed):
-                    if len(batch.asked) > 1 or not writer.try_alone(batch, may_block=False):
+                    if len(batch.waiting) > 1 or not writer.try_alone(batch, may_block=False):
                         writer.submit(batch)
                         batch.timer = loop.call_later(self._timeout, self._recall, writer, batch)
                     return
@@ -255,6 +260,9 @@ class SQLiteStore(SQLiteCommands):
     def _recall(self, writer: Writer, batch: _Batch) -> None:
         if writer.recall(batch):
             batch.done(StoreUnavailable(_TOO_LONG.format(self._timeout)))
+
+    def _carry_out(self, connection: sqlite3.Connection, asked: Sequence[Asked]) -> None:
+        carry_out(connection, asked, self.apply, self._clock())
 
     def _lookup(self, key: bytes) -> Found | None:
         for _ in range(2):
@@ -330,62 +338,39 @@ class SQLiteStore(SQLiteCommands):
 _STOPPED = "the store has been stopped"
 
 
-class _Asked:
-    """A command on its way to the writer, and its result."""
+class _Waiting(Asked):
+    """What a task waits for on its event loop."""
 
-    __slots__ = ("_command", "_error", "_reply", "_store", "event", "future")
+    __slots__ = ("future",)
 
-    def __init__(self, store: SQLiteStore, command: StoreCommand) -> None:
-        self._store = store
-        self._command = command
-        self._reply: Reply = None
-        self._error: Exception | None = None
-        self.event: threading.Event | None = None
-        self.future: asyncio.Future[None] | None = None
-
-    def run(self, connection: sqlite3.Connection) -> None:
-        try:
-            self._reply = self._store.apply(connection, self._command)
-        except UnreadableRecord as error:  # met by a read, after no write: nobody else's trouble
-            self._error = error
-
-    def done(self, error: StoreError | None) -> None:
-        self._error = error or self._error
-        if self.event is not None:
-            self.event.set()
-
-    def result(self) -> Reply:
-        if self._error is not None:
-            raise self._error
-        return self._reply
+    def __init__(self, command: StoreCommand, future: asyncio.Future[None]) -> None:
+        super().__init__(command)
+        self.future = future
 
 
 class _Batch(Job):
     """What one tick of an event loop asked for."""
 
-    __slots__ = ("asked", "loop", "timer")
+    __slots__ = ("loop", "timer", "waiting")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, asked: list[_Asked]) -> None:
-        super().__init__(self._run_all, self._all_done)
+    def __init__(self, loop: asyncio.AbstractEventLoop, waiting: list[_Waiting]) -> None:
+        super().__init__(waiting, self._done)
         self.loop = loop
-        self.asked = asked
+        self.waiting = waiting
         self.timer: asyncio.TimerHandle | None = None
 
-    def _run_all(self, connection: sqlite3.Connection) -> None:
-        for asked in self.asked:
-            asked.run(connection)
-
-    def _all_done(self, error: StoreError | None) -> None:
-        for asked in self.asked:
-            asked.done(error)
+    def _done(self, error: StoreError | None) -> None:
+        if error is not None:
+            for each in self.waiting:
+                each.error = error
         self.loop.call_soon_threadsafe(self._tell)
 
     def _tell(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
-        for asked in self.asked:
-            if asked.future is not None and not asked.future.done():
-                asked.future.set_result(None)
+        for each in self.waiting:
+            if not each.future.done():
+                each.future.set_result(None)
 
 
 def _explain(path: Path, error: Exception) -> str:

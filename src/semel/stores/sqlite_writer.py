@@ -18,15 +18,20 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
 from semel.failpoints import failpoint
+from semel.stores.sqlite_crowds import Asked
 from semel.stores.sqlite_file import translate
 from semel.stores.sqlite_shared import UNDONE, Done, SharedTransaction, tell
 
 log = logging.getLogger("semel")
+
+
+CarryOut = Callable[[sqlite3.Connection, Sequence[Asked]], None]
+"""Does what was asked, in the open transaction."""
 
 
 class WriterClosed(StoreUnavailable):
@@ -36,10 +41,10 @@ class WriterClosed(StoreUnavailable):
 class Job:
     """Commands to be carried out in the next transaction."""
 
-    __slots__ = ("done", "run")
+    __slots__ = ("asked", "done")
 
-    def __init__(self, run: Callable[[sqlite3.Connection], None], done: Done) -> None:
-        self.run = run
+    def __init__(self, asked: Sequence[Asked], done: Done) -> None:
+        self.asked = asked
         self.done = done
 
 
@@ -66,8 +71,9 @@ class Turn:
 class Writer:
     """The one writer of a process: its transaction, who waits for it, and its thread."""
 
-    def __init__(self, shared: SharedTransaction) -> None:
+    def __init__(self, shared: SharedTransaction, carry_out: CarryOut) -> None:
         self._shared = shared
+        self._carry_out = carry_out
         self._lock = threading.Lock()
         self._held = False
         self._lingering = False
@@ -314,13 +320,13 @@ class Writer:
     def _run(self, jobs: list[Job]) -> None:
         """Carry jobs out in the open transaction; a failure undoes all that is in it.
 
-        What one caller alone can do wrong does not come this far: see `sqlite._Asked.run`.
+        What one caller alone can do wrong does not come this far: see `sqlite_crowds`.
         """
         for job in jobs:
             self._shared.join(job.done)
+        asked = [each for job in jobs for each in job.asked]
         try:
-            for job in jobs:
-                self._shared.run(job.run)
+            self._shared.run(lambda connection: self._carry_out(connection, asked))
         except Exception as error:  # noqa: BLE001  # whoever asked is told; the writer lives on
             self._shared.give_up(translate(error))
 
