@@ -134,6 +134,11 @@ class PostgreSQLStore:
             raise StoreSetupError(f"{_without_password(self._url)}: {error}") from error
 
     def _check(self, connection: psycopg.Connection) -> None:
+        if not psycopg.Pipeline.is_supported():
+            raise StoreSetupError(
+                f"libpq {psycopg.pq.version() // 10000} is too old; 14 or newer, or"
+                " pip install 'psycopg[binary]'"
+            )
         if connection.info.server_version < OLDEST:
             raise StoreSetupError(
                 f"PostgreSQL {connection.info.server_version // 10000} is too old; 12 or newer"
@@ -214,7 +219,11 @@ class PostgreSQLStore:
     @property
     def _configuration(self) -> _Configuration:
         return _Configuration(
-            self._url, self._pool_size, self._command_connections, self._timeout, self._direct
+            self._url,
+            self._pool_size,
+            self._command_connections,
+            self._timeout,
+            self._idle if self._direct else None,
         )
 
     # --- commands --------------------------------------------------------------------------
@@ -256,7 +265,7 @@ class PostgreSQLStore:
         for last in (False, True):
             connection = pools.transactions.get()
             try:
-                connection.talk(b"begin")
+                connection.say(b"begin")
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
                 pools.discard(connection)
                 _raise_unless_stale(error, last)
@@ -272,7 +281,7 @@ class PostgreSQLStore:
         for last in (False, True):
             connection = await pools.transactions.get()
             try:
-                await connection.talk(b"begin")
+                await connection.say(b"begin")
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
                 pools.discard(connection)
                 _raise_unless_stale(error, last)
@@ -289,7 +298,7 @@ class PostgreSQLStore:
             connection = pools.transactions.get()
             try:
                 message = open_message(connection, command, self._idle)
-                told = token_of(connection, connection.talk(message))
+                told = token_of(connection, connection.send(message))
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
                 pools.discard(connection)
                 _raise_unless_stale(error, last)
@@ -309,7 +318,7 @@ class PostgreSQLStore:
             connection = await pools.transactions.get()
             try:
                 message = open_message(connection, command, self._idle)
-                told = token_of(connection, await connection.talk(message))
+                told = token_of(connection, await connection.send(message))
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
                 pools.discard(connection)
                 _raise_unless_stale(error, last)
@@ -354,17 +363,22 @@ class _Configuration(NamedTuple):
     size: int
     for_commands: int
     timeout: float
-    direct: bool
-    """To the server itself, where a pooler might know no prepared statements."""
+    idle: float | None
+    """Seconds that a transaction may stand still; None: not to be said to a session, for a pooler
+    may stand between, which may know no prepared statements either."""
 
     def connect(self) -> Connection:
         connection: Connection = Connection.connect(self.url, **self._parameters)
-        connection.direct = self.direct
+        if self.idle is not None:
+            connection.execute(_bound(self.idle))
+            connection.prepared = set()
         return connection
 
     async def aconnect(self) -> AsyncConnection:
         connection: AsyncConnection = await AsyncConnection.connect(self.url, **self._parameters)
-        connection.direct = self.direct
+        if self.idle is not None:
+            await connection.execute(_bound(self.idle))
+            connection.prepared = set()
         return connection
 
     @property
@@ -377,6 +391,11 @@ class _Configuration(NamedTuple):
             "connect_timeout": max(1, int(self.timeout)),
             **KEEPALIVE,
         }
+
+
+def _bound(idle: float) -> bytes:
+    """A process that stands still must not hold a key for ever."""
+    return b"set idle_in_transaction_session_timeout = %d" % (idle * 1000)
 
 
 class _SyncPools:

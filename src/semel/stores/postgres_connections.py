@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn
 
 import psycopg
-from psycopg import generators, pq
+from psycopg import pq
 
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
-
-R = TypeVar("R")
-Talk = Generator[Any, Any, R]
-"""A conversation with the server, as psycopg carries it out: yields what it waits for."""
+from semel.stores.postgres_messages import Message, R, Talk, converse, say
 
 POLL: Final = 0.1
 """Seconds between looks at the clock while an answer is awaited."""
@@ -54,10 +50,8 @@ class Connection(psycopg.Connection[Any]):
     """Seconds that the server has for an answer; None leaves it to the handler."""
     born = 0.0
     """When it was made, by the monotonic clock."""
-    direct = False
-    """Whether the server itself is at the other end, and no pooler."""
-    prepared = False
-    """Whether Semel's statements are prepared on it."""
+    prepared: set[bytes] | None = None
+    """What is prepared on it; None: a pooler may be at the other end, and not the server."""
 
     def wait(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
         """Carry a conversation out, within the limit."""
@@ -65,10 +59,15 @@ class Connection(psycopg.Connection[Any]):
             return super().wait(gen, interval)
         return super().wait(_bounded(gen, time.monotonic() + self.limit), POLL)
 
-    def talk(self, query: bytes) -> list[pq.abc.PGresult]:
+    def send(self, message: Message) -> list[pq.abc.PGresult]:
         """Send several statements in one message; return their results."""
         with self.lock:
-            return self.wait(_message(self.pgconn, query))
+            return self.wait(converse(self.pgconn, message, self.prepared))
+
+    def say(self, query: bytes) -> list[pq.abc.PGresult]:
+        """Send one statement without values."""
+        with self.lock:
+            return self.wait(say(self.pgconn, query))
 
     def commit(self) -> None:
         """Do nothing: the commit comes with the answer, together with the key's record."""
@@ -83,8 +82,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
     limit: float | None = None
     born = 0.0
-    direct = False
-    prepared = False
+    prepared: set[bytes] | None = None
 
     async def wait(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
         """Carry a conversation out, within the limit."""
@@ -92,10 +90,15 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             return await super().wait(gen, interval)
         return await super().wait(_bounded(gen, time.monotonic() + self.limit), POLL)
 
-    async def talk(self, query: bytes) -> list[pq.abc.PGresult]:
+    async def send(self, message: Message) -> list[pq.abc.PGresult]:
         """Send several statements in one message; return their results."""
         async with self.lock:
-            return await self.wait(_message(self.pgconn, query))
+            return await self.wait(converse(self.pgconn, message, self.prepared))
+
+    async def say(self, query: bytes) -> list[pq.abc.PGresult]:
+        """Send one statement without values."""
+        async with self.lock:
+            return await self.wait(say(self.pgconn, query))
 
     async def commit(self) -> None:
         """Do nothing: the commit comes with the answer, together with the key's record."""
@@ -121,23 +124,6 @@ _NO_ROLLBACK = (
     "the transaction belongs to the operation: raise an error to roll all of it back, or use"
     " `with connection.transaction():` for a part"
 )
-
-
-def _message(pgconn: pq.abc.PGconn, query: bytes) -> Talk[list[pq.abc.PGresult]]:
-    """The simple query protocol: one message, one round trip, the first error ends it."""
-    pgconn.send_query(query)
-    results: list[pq.abc.PGresult] = yield from generators.execute(pgconn)
-    return results
-
-
-def failure(
-    connection: Connection | AsyncConnection, results: list[pq.abc.PGresult]
-) -> psycopg.Error | None:
-    """Return the error that a message ended with, or None."""
-    last = results[-1]
-    if last.status != pq.ExecStatus.FATAL_ERROR:
-        return None
-    return psycopg.errors.error_from_result(last, connection.info.encoding)
 
 
 NOT_DONE: Final = frozenset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -17,9 +17,19 @@ from semel.stores.postgres_connections import (
     AsyncConnection,
     Borrowed,
     Connection,
-    failure,
     fenced,
     translate,
+)
+from semel.stores.postgres_messages import (
+    BEGIN,
+    COMMIT,
+    COMPLETE,
+    FINISH,
+    OPEN,
+    Message,
+    failure,
+    pack_bigint,
+    pack_double,
 )
 from semel.stores.postgres_pools import is_clean
 
@@ -28,24 +38,11 @@ log = logging.getLogger("semel")
 GiveBack = Callable[[Any], None]
 
 
-PREPARE: Final = (
-    b"prepare semel_open(bigint, bytea, text) as select semel_open($1, $2, $3);"
-    b"prepare semel_finish(bytea, bigint, bytea, bytea, bytea, double precision, double precision)"
-    b" as select semel_finish($1, $2, $3, $4, $5, $6, $7);"
-)
-"""Sent with a connection's first operation, where the server itself is at the other end."""
-
-
-def open_message(connection: Connection | AsyncConnection, command: Open, idle: float) -> bytes:
+def open_message(connection: Connection | AsyncConnection, command: Open, idle: float) -> Message:
     """Begin, lock the key, look it up: one message. See `semel_open`."""
-    lock = int.from_bytes(command.key[:8], "big", signed=True)
-    first, call = b"", b"select"
-    if connection.direct:
-        first = b"" if connection.prepared else PREPARE
-        call = b"execute"
-        connection.prepared = True  # where it fails, the connection goes
-    key = command.key.hex().encode()
-    return b"%sbegin;%s semel_open(%d, '\\x%s', '%d')" % (first, call, lock, key, idle * 1000)
+    # Where no pooler stands between, the session was given its bound when it was made.
+    bound = None if connection.prepared is not None else b"%d" % (idle * 1000)
+    return (BEGIN, ()), (OPEN, (command.key[:8], command.key, bound))
 
 
 def token_of(connection: Connection | AsyncConnection, results: list[Any]) -> int | None:
@@ -53,8 +50,8 @@ def token_of(connection: Connection | AsyncConnection, results: list[Any]) -> in
     error = failure(connection, results)
     if error is not None:
         raise error
-    value = results[-1].get_value(0, 0)
-    return int(value) if value is not None else None
+    value: bytes | None = results[-1].get_value(0, 0)
+    return int.from_bytes(value, "big", signed=True) if value is not None else None
 
 
 class PostgreSQLTransaction:
@@ -95,22 +92,16 @@ class PostgreSQLTransaction:
             raise psycopg.ProgrammingError("the operation is over: its transaction has ended")
         return self._connection
 
-    def _message(self, command: Complete) -> bytes:
+    def _message(self, command: Complete) -> Message:
         """Write the record and commit: one message; what refuses the first part stops the other."""
-        answer = encode_response(command.response).hex().encode()
-        times = b"%r, %r" % (command.expires, command.tombstone)
-        key = command.key.hex().encode()
-        how = b"execute " if self._connection.prepared else b"select "
-        if self._opened is not None and self.token == command.token:
-            owner = self._opened.owner.hex().encode()
-            fingerprint = self._opened.fingerprint.hex().encode()
-            call = b"semel_finish('\\x%s', %d, '\\x%s', '\\x%s', '\\x%s', %s)"
-            row = (key, command.token, owner, fingerprint, answer, times)
-        else:
-            call = b"semel_complete_or_fail('\\x%s', %d, '\\x%s', %s)"
-            row = (key, command.token, answer, times)  # type: ignore[assignment]
-            how = b"select "
-        return how + call % row + b";commit"
+        key, token = command.key, pack_bigint(command.token)
+        answer = encode_response(command.response)
+        times = pack_double(command.expires), pack_double(command.tombstone)
+        opened = self._opened
+        if opened is not None and self.token == command.token:
+            row = (key, token, opened.owner, opened.fingerprint, answer, *times)
+            return (FINISH, row), (COMMIT, ())
+        return (COMPLETE, (key, token, answer, *times)), (COMMIT, ())
 
     def _begun(self) -> Any:
         connection = self._had()
@@ -129,7 +120,7 @@ class PostgreSQLTransaction:
         connection.limit = COMMIT_LIMIT
         failpoint("before_commit")
         try:
-            results = connection.talk(self._message(command))
+            results = connection.send(self._message(command))
         except BaseException as error:
             self._discard()
             if isinstance(error, Exception):
@@ -146,7 +137,7 @@ class PostgreSQLTransaction:
         connection.limit = COMMIT_LIMIT
         failpoint("before_commit")
         try:
-            results = await connection.talk(self._message(command))
+            results = await connection.send(self._message(command))
         except BaseException as error:
             self._discard()
             if isinstance(error, Exception):
@@ -191,7 +182,7 @@ def finish_sync(connection: Connection) -> None:
     """End what is open on a connection, or the connection. Never raises."""
     try:
         if not connection.closed and not is_clean(connection):
-            connection.talk(b"rollback")
+            connection.say(b"rollback")
     except Exception as error:  # noqa: BLE001  # the server's own timeouts end the transaction
         log.debug("could not roll back: %s", error)
         connection.pgconn.finish()
@@ -201,7 +192,7 @@ async def finish_async(connection: AsyncConnection) -> None:
     """As `finish_sync`; where it is cancelled, the connection is ended."""
     try:
         if not connection.closed and not is_clean(connection):
-            await connection.talk(b"rollback")
+            await connection.say(b"rollback")
     except asyncio.CancelledError:
         connection.pgconn.finish()
         raise

@@ -1,0 +1,105 @@
+"""Several statements in one message and one round trip, values binary, plans kept.
+
+The extended protocol, pipelined: half of what the same statements cost the server as text, in
+which it has to read each answer's bytes as hexadecimal digits.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Generator, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+import psycopg
+from psycopg import generators, pq
+
+R = TypeVar("R")
+Talk = Generator[Any, Any, R]
+"""A conversation with the server, as psycopg carries it out: yields what it waits for."""
+
+_BYTEA: Final = 17
+_BIGINT: Final = 20
+_TEXT: Final = 25
+_DOUBLE: Final = 701
+
+pack_bigint = struct.Struct("!q").pack
+pack_double = struct.Struct("!d").pack
+
+
+class Statement(NamedTuple):
+    """A statement of Semel's own."""
+
+    name: bytes
+    """What it is called where it is prepared."""
+    text: bytes
+    types: tuple[int, ...]
+
+
+BEGIN: Final = Statement(b"semel_begin", b"begin", ())
+COMMIT: Final = Statement(b"semel_commit", b"commit", ())
+OPEN: Final = Statement(b"semel_open", b"select semel_open($1, $2, $3)", (_BIGINT, _BYTEA, _TEXT))
+FINISH: Final = Statement(
+    b"semel_finish",
+    b"select semel_finish($1, $2, $3, $4, $5, $6, $7)",
+    (_BYTEA, _BIGINT, _BYTEA, _BYTEA, _BYTEA, _DOUBLE, _DOUBLE),
+)
+COMPLETE: Final = Statement(
+    b"semel_complete",
+    b"select semel_complete_or_fail($1, $2, $3, $4, $5)",
+    (_BYTEA, _BIGINT, _BYTEA, _DOUBLE, _DOUBLE),
+)
+
+Message = Sequence[tuple[Statement, Sequence[bytes | None]]]
+"""Statements with their values, in binary; the first that fails stops those after it."""
+
+
+def converse(
+    pgconn: pq.abc.PGconn, message: Message, prepared: set[bytes] | None
+) -> Talk[list[pq.abc.PGresult]]:
+    """Send a message; return its results, one for each statement and each preparation.
+
+    `prepared`: what the session has prepared, which grows; None: nothing can be, a pooler stands
+    between. Where it does not come to its end, the connection is of no more use.
+    """
+    pgconn.enter_pipeline_mode()
+    for statement, values in message:
+        binary = [pq.Format.BINARY] * len(values)
+        if prepared is None:
+            pgconn.send_query_params(
+                statement.text, values, statement.types, binary, pq.Format.BINARY
+            )
+            continue
+        if statement.name not in prepared:
+            prepared.add(statement.name)
+            pgconn.send_prepare(statement.name, statement.text, statement.types)
+        pgconn.send_query_prepared(statement.name, values, binary, pq.Format.BINARY)
+    pgconn.pipeline_sync()
+    results: list[pq.abc.PGresult] = []
+    told = yield from generators.execute(pgconn)
+    while told and told[-1].status != pq.ExecStatus.PIPELINE_SYNC:
+        results += told
+        if told[-1].status == pq.ExecStatus.FATAL_ERROR and pgconn.status != pq.ConnStatus.OK:
+            return results
+        told = yield from generators.fetch_many(pgconn)
+    if not told:
+        raise psycopg.OperationalError("the connection was lost")
+    pgconn.exit_pipeline_mode()
+    return results
+
+
+def say(pgconn: pq.abc.PGconn, query: bytes) -> Talk[list[pq.abc.PGresult]]:
+    """Send a statement without values as text."""
+    pgconn.send_query(query)
+    results: list[pq.abc.PGresult] = yield from generators.execute(pgconn)
+    return results
+
+
+def failure(
+    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
+    results: Sequence[pq.abc.PGresult],
+) -> psycopg.Error | None:
+    """Return the error that a message ended with, or None."""
+    for result in results:
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            return psycopg.errors.error_from_result(result, connection.info.encoding)
+    return None
