@@ -409,6 +409,29 @@ def test_a_handler_that_holds_the_connection_too_long_costs_others_an_error_not_
     store.stop()
 
 
+def test_what_is_asked_while_the_writer_is_held_waits_as_one_job(path: Path) -> None:
+    store = open_store(path, timeout=0.5)
+    turn = store.begin()
+
+    async def ask(numbers: range) -> list[Any]:
+        asking = []
+        for number in numbers:  # each in a tick of its own
+            asking.append(asyncio.ensure_future(store.aexecute(claim(name(number)))))
+            for _ in range(3):
+                await asyncio.sleep(0)
+        assert len(store._opened()._jobs) == 1
+        if numbers.start:
+            turn.rollback()
+        return await asyncio.gather(*asking, return_exceptions=True)
+
+    refused = asyncio.run(ask(range(20)))
+    assert [type(each) for each in refused] == [StoreUnavailable] * 20
+    told = asyncio.run(ask(range(20, 40)))
+    assert len({token_of(each) for each in told}) == 20
+    assert [n for n in range(40) if state_of(store, n)] == list(range(20, 40))
+    store.stop()
+
+
 def test_a_turn_withdrawn_in_the_instant_it_is_granted_is_passed_on(
     store: SQLiteStore, monkeypatch: Any
 ) -> None:

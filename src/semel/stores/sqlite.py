@@ -94,6 +94,7 @@ class SQLiteStore(SQLiteCommands):
         self._refusal: str | None = None
         self._lock = threading.Lock()
         self._pending: dict[asyncio.AbstractEventLoop, list[_Waiting]] = {}
+        self._queued: _Batch | None = None
         call_around_fork(self._before_fork, self._forked_parent, self._forked_child)
 
     def now(self) -> float:
@@ -189,6 +190,7 @@ class SQLiteStore(SQLiteCommands):
         self._steps.lock = threading.Lock()
         self._lock = threading.Lock()
         self._pending = {}
+        self._queued = None
 
     # --- commands --------------------------------------------------------------------------
 
@@ -211,7 +213,7 @@ class SQLiteStore(SQLiteCommands):
             asked.error = error or asked.error
             event.set()
 
-        job = Job((asked,), done)
+        job = Job([asked], done)
         while True:
             writer = self._opened()
             with contextlib.suppress(WriterClosed):
@@ -245,13 +247,19 @@ class SQLiteStore(SQLiteCommands):
         return asked.result()
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch = _Batch(loop, self._pending.pop(loop))
+        waiting = self._pending.pop(loop)
+        queued = self._queued
+        if queued is not None and queued.loop is loop and queued.extend(waiting):
+            return
+        batch = _Batch(loop, waiting)
         try:
             while True:
                 writer = self._opened()
                 with contextlib.suppress(WriterClosed):
                     if len(batch.waiting) > 1 or not writer.try_alone(batch, may_block=False):
+                        batch.writer = writer
                         writer.submit(batch)
+                        self._queued = batch
                         batch.timer = loop.call_later(self._timeout, self._recall, writer, batch)
                     return
         except StoreError as error:
@@ -349,15 +357,20 @@ class _Waiting(Asked):
 
 
 class _Batch(Job):
-    """What one tick of an event loop asked for."""
+    """What one tick of an event loop asked for, and the next ones, while it is queued."""
 
-    __slots__ = ("loop", "timer", "waiting")
+    __slots__ = ("loop", "timer", "waiting", "writer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, waiting: list[_Waiting]) -> None:
         super().__init__(waiting, self._done)
         self.loop = loop
         self.waiting = waiting
         self.timer: asyncio.TimerHandle | None = None
+        self.writer: Writer | None = None
+
+    def extend(self, waiting: list[_Waiting]) -> bool:
+        """Take more along. False: it is too late, this one is being carried out."""
+        return self.writer is not None and self.writer.extend(self, waiting)
 
     def _done(self, error: StoreError | None) -> None:
         if error is not None:

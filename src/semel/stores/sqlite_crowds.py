@@ -17,7 +17,7 @@ from semel.core.record import UnreadableRecord, encode_response
 from semel.stores import sql
 
 MOST: Final = 16
-"""How many go in one statement; the smaller ones are powers of two, so that few are prepared."""
+"""How many go in one statement. Each number's is prepared, and the connection keeps 128."""
 _CLAIM = sql.load("sqlite", "claim_many")
 _COMPLETE = sql.load("sqlite", "complete_many")
 
@@ -77,11 +77,7 @@ def _carry_out_alone(connection: sqlite3.Connection, asked: Asked, alone: Alone)
 
 
 def _parts(asked: Sequence[Asked]) -> Iterator[Sequence[Asked]]:
-    start = 0
-    while left := len(asked) - start:
-        size = min(MOST, 1 << (left.bit_length() - 1))
-        yield asked[start : start + size]
-        start += size
+    return (asked[start : start + MOST] for start in range(0, len(asked), MOST))
 
 
 def _claim(connection: sqlite3.Connection, part: Sequence[Asked], now: float) -> bool:

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
 from semel.failpoints import failpoint
@@ -43,8 +43,8 @@ class Job:
 
     __slots__ = ("asked", "done")
 
-    def __init__(self, asked: Sequence[Asked], done: Done) -> None:
-        self.asked = asked
+    def __init__(self, asked: list[Any], done: Done) -> None:
+        self.asked = asked  # a list of Asked, or of what is one and more
         self.done = done
 
 
@@ -104,6 +104,14 @@ class Writer:
                 return
             self._held, self._lingering = True, False
         self._baton.release()
+
+    def extend(self, job: Job, asked: Sequence[Asked]) -> bool:
+        """Have more carried out with a job that still waits. False: it does not any more."""
+        with self._lock:
+            if job not in self._jobs:
+                return False
+            job.asked.extend(asked)
+            return True
 
     def recall(self, job: Job) -> bool:
         """Take a job back. False: too late, it is being carried out."""
