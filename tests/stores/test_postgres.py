@@ -135,6 +135,23 @@ def test_a_claim_made_meanwhile_fences_an_opened_transaction(
     assert sql.execute("select count(*) from orders").fetchone() == (0,)
 
 
+def test_a_first_completion_that_is_fenced_leaves_a_connection_that_works(
+    url: str, sql: Any
+) -> None:
+    """What is prepared after a failure in the same message is not prepared."""
+    store = PostgreSQLStore(url, pool_size=1)
+    store.start()
+    fenced = store.open(opening(name := key()))
+    assert isinstance(store.execute(Claim(name, b"\x01", 30.0, b"other")), Claimed)
+    assert fenced.complete(complete(name, fenced.token)) is False
+    for _ in range(3):
+        transaction = store.open(opening(name := key()))
+        transaction.connection.execute("insert into orders values ('a', 1)")
+        assert transaction.complete(complete(name, transaction.token))
+    assert sql.execute("select count(*) from orders").fetchone() == (3,)
+    store.stop()
+
+
 def test_a_killed_session_frees_the_key_at_once(store: PostgreSQLStore, sql: Any) -> None:
     name = key()
     transaction = store.open(opening(name))

@@ -62,6 +62,7 @@ def converse(
     between. Where it does not come to its end, the connection is of no more use.
     """
     pgconn.enter_pipeline_mode()
+    preparing: list[bytes | None] = []  # what each result is the preparation of, if it is one
     for statement, values in message:
         binary = [pq.Format.BINARY] * len(values)
         if prepared is None:
@@ -70,8 +71,9 @@ def converse(
             )
             continue
         if statement.name not in prepared:
-            prepared.add(statement.name)
+            preparing.append(statement.name)
             pgconn.send_prepare(statement.name, statement.text, statement.types)
+        preparing.append(None)
         pgconn.send_query_prepared(statement.name, values, binary, pq.Format.BINARY)
     pgconn.pipeline_sync()
     results: list[pq.abc.PGresult] = []
@@ -84,6 +86,10 @@ def converse(
     if not told:
         raise psycopg.OperationalError("the connection was lost")
     pgconn.exit_pipeline_mode()
+    if prepared is not None:  # what came after a failure was skipped, preparations too
+        for name, result in zip(preparing, results, strict=True):
+            if name is not None and result.status == pq.ExecStatus.COMMAND_OK:
+                prepared.add(name)
     return results
 
 
