@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from semel.core.commands import Complete, Open
+from semel.stores.postgres_messages import Message, Statement
 from semel.stores.postgres_transaction import PostgreSQLTransaction
 from semel.testing.chaos import storm, zombies
 from semel.testing.chaos_beds import DATABASE, PostgreSQLBed
@@ -69,14 +70,14 @@ def test_atomic_survives_kills_behind_pgbouncer_in_transaction_mode(server: Post
 
 
 honest = PostgreSQLTransaction._message
+FORGET = Statement(b"forget", b"delete from semel_record where key = $1", (17,))
 
 
-def unfenced(self: PostgreSQLTransaction, command: Complete) -> bytes:
+def unfenced(self: PostgreSQLTransaction, command: Complete) -> Message:
     """Planted bug: whoever completes commits, whatever record is there."""
-    kept = b"delete from semel_record where key = '\\x%s';" % command.key.hex().encode()
     self._opened = self._opened or Open(command.key, b"\x01" + bytes(32), b"owner")
     self.token = command.token
-    return kept + honest(self, command)
+    return ((FORGET, (command.key,)), *honest(self, command))
 
 
 def test_without_the_fence_zombies_are_caught_doubling(
