@@ -232,10 +232,12 @@ def test_a_forked_child_does_not_write_into_its_parents_journal(path: Path) -> N
 
 def test_a_child_that_outlives_its_parent_does_not_hold_the_lock(path: Path) -> None:
     reader, writer = os.pipe()
+    forked, tell = os.pipe()
 
     def parent() -> None:
         journal = Journal(path)
         if os.fork() == 0:
+            os.write(tell, b".")  # what runs after a fork has run
             os.close(writer)
             os.read(reader, 1)  # until the test is done
             os._exit(0)
@@ -243,8 +245,10 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_lock(path: Path) -> 
 
     assert in_child(parent) == 0
     os.close(reader)
+    assert os.read(forked, 1) == b"."
     Journal(path).close()
-    os.close(writer)
+    for descriptor in (writer, forked, tell):
+        os.close(descriptor)
 
 
 def test_a_full_disk_refuses_to_send_and_loses_nothing(path: Path) -> None:
