@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semel.core.commands import Claim, Complete, Release, StoreCommand
+from semel.core.commands import Claim, Complete, Found, Release, StoreCommand, Takeover
 from semel.core.record import Response
 from semel.stores import sql
 from semel.stores.sqlite import SQLiteStore
@@ -37,7 +37,7 @@ def together(connection: sqlite3.Connection, commands: Sequence[StoreCommand]) -
 
 def one_by_one(connection: sqlite3.Connection, commands: Sequence[StoreCommand]) -> list[Any]:
     """In the order in which a crowd's commands are carried out."""
-    order = (Release, Complete, Claim)
+    order = (Complete, Release, Claim)
     told: list[Any] = [None] * len(commands)
     for place, command in sorted(enumerate(commands), key=lambda at: order.index(type(at[1]))):
         told[place] = ONE_BY_ONE.apply(connection, command)
@@ -108,6 +108,17 @@ def test_a_completion_given_twice_at_once_is_written_once() -> None:
     (claimed,) = together(connection, [claim(1, 1)])
     twice = [complete(1, claimed.token), complete(1, claimed.token)]
     assert together(connection, twice) == [True, False]
+
+
+def test_a_completion_goes_before_the_takeover_that_came_with_it() -> None:
+    connection = opened()
+    (claimed,) = together(connection, [claim(1, 1)])
+    connection.execute("update semel_record set lease_until = ?", (NOW - 1,))
+    fingerprint = b"\x01" + b"f" * 32
+    takeover = Takeover(key(1), claimed.token, fingerprint, 30.0, b"other", False)
+    taken, done = together(connection, [takeover, complete(1, claimed.token)])
+    assert done is True
+    assert isinstance(taken, Found)
 
 
 def test_completions_of_a_crowd_find_their_rows_by_the_token() -> None:

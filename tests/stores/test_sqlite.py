@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import re
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +19,16 @@ from typing import Any
 import pytest
 
 from semel import failpoints
-from semel.core.commands import Claim, Claimed, Complete, Lookup, StoreError, StoreUnavailable
+from semel.core.commands import (
+    Claim,
+    Claimed,
+    Complete,
+    Lookup,
+    Park,
+    Renew,
+    StoreError,
+    StoreUnavailable,
+)
 from semel.core.record import Response, State
 from semel.stores import StoreSetupError, sql, sqlite_checkpoints, sqlite_file
 from semel.stores.sqlite import SQLiteStore
@@ -211,6 +221,82 @@ def test_who_waits_too_long_for_a_turn_is_told_and_nobody_is_stuck(path: Path) -
     holder.rollback()
     store.begin().rollback()
     store.stop()
+
+
+async def _until_queued(store: SQLiteStore, count: int) -> None:
+    writer = store._opened()
+    while sum(len(job.asked) for job in list(writer._jobs)) < count:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
+def test_a_renewal_that_waits_is_not_overtaken_by_what_is_asked_later(path: Path) -> None:
+    now = [1000.0]
+    store = SQLiteStore(path, clock=lambda: now[0])
+    store.start()
+
+    async def main() -> None:
+        held = await store.aexecute(claim(name(1)))
+        assert isinstance(held, Claimed)
+        turn = await store.abegin()
+        first = asyncio.create_task(store.aexecute(claim(name(2))))
+        await _until_queued(store, 1)
+        renewal = asyncio.create_task(
+            asyncio.to_thread(store.execute, Renew(((name(1), held.token),), 30.0))
+        )
+        await _until_queued(store, 2)
+        now[0] += 31
+        park = asyncio.create_task(store.aexecute(Park(name(1), held.token, "gone", True)))
+        await _until_queued(store, 3)
+        turn.rollback()
+        assert isinstance(await first, Claimed)
+        assert await renewal == frozenset()
+        assert await park is False  # the holder is alive, and has it still
+
+    asyncio.run(main())
+    store.stop()
+
+
+def test_a_write_has_its_own_patience_whoever_waits_before_it(path: Path) -> None:
+    store = SQLiteStore(path, timeout=3.0)
+    store.start()
+
+    async def main() -> None:
+        turn = await store.abegin()
+        first = asyncio.create_task(store.aexecute(claim(name(1))))
+        await asyncio.sleep(1.5)
+        late = asyncio.create_task(store.aexecute(claim(name(2))))
+        with pytest.raises(StoreUnavailable):
+            await first
+        turn.rollback()
+        assert isinstance(await late, Claimed)
+
+    asyncio.run(main())
+    store.stop()
+
+
+def test_large_answers_of_a_crowd_need_no_other_file(store: SQLiteStore) -> None:
+    async def main() -> None:
+        held = await asyncio.gather(*(store.aexecute(claim(name(n))) for n in range(17)))
+        answer = Response(201, (), os.urandom(1_000_000))
+
+        def complete_large(number: int) -> Any:
+            token = held[number].token  # type: ignore[union-attr]
+            return store.aexecute(Complete(name(number), token, answer, 86400.0, 0.0))
+
+        assert await complete_large(16) is True
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        last = max(int(each) for each in os.listdir("/proc/self/fd"))
+        spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(last)]  # no number is free below
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(spare) + 1, limits[1]))
+        try:
+            done = await asyncio.gather(*(complete_large(n) for n in range(16)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for each in spare:
+                os.close(each)
+        assert done == [True] * 16
+
+    asyncio.run(main())
 
 
 async def _cancelled(store: SQLiteStore) -> None:

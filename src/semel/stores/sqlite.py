@@ -55,6 +55,8 @@ OLDEST = (3, 35, 0)
 FORK_PATIENCE = 0.25
 """Seconds that a fork waits for writes under way, so that the file can be closed for it."""
 
+_JOINED = 0.1
+"""The part of `timeout` for which later writes join a batch: they are refused when it is."""
 _TOO_LONG = "another operation has held op.connection() for {} s; SQLite has one writer"
 
 
@@ -251,7 +253,7 @@ class SQLiteStore(SQLiteCommands):
         queued = self._queued
         if queued is not None and queued.loop is loop and queued.extend(waiting):
             return
-        batch = _Batch(loop, waiting)
+        batch = _Batch(loop, waiting, self._timeout * _JOINED)
         try:
             while True:
                 writer = self._opened()
@@ -359,18 +361,25 @@ class _Waiting(Asked):
 class _Batch(Job):
     """What one tick of an event loop asked for, and the next ones, while it is queued."""
 
-    __slots__ = ("loop", "timer", "waiting", "writer")
+    __slots__ = ("loop", "timer", "until", "waiting", "writer")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, waiting: list[_Waiting]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, waiting: list[_Waiting], joined: float
+    ) -> None:
         super().__init__(waiting, self._done)
         self.loop = loop
+        self.until = loop.time() + joined
         self.waiting = waiting
         self.timer: asyncio.TimerHandle | None = None
         self.writer: Writer | None = None
 
     def extend(self, waiting: list[_Waiting]) -> bool:
-        """Take more along. False: it is too late, this one is being carried out."""
-        return self.writer is not None and self.writer.extend(self, waiting)
+        """Take more along. False: it is too late."""
+        return (
+            self.writer is not None
+            and self.loop.time() < self.until
+            and self.writer.extend(self, waiting)
+        )
 
     def _done(self, error: StoreError | None) -> None:
         if error is not None:
@@ -384,6 +393,7 @@ class _Batch(Job):
         for each in self.waiting:
             if not each.future.done():
                 each.future.set_result(None)
+        self.waiting.clear()  # the store keeps the last batch: not its answers too
 
 
 def _explain(path: Path, error: Exception) -> str:

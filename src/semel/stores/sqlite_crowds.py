@@ -49,20 +49,20 @@ class Alone(Protocol):
 def carry_out(
     connection: sqlite3.Connection, asked: Sequence[Asked], alone: Alone, now: float
 ) -> None:
-    """Carry all of it out in the transaction open on `connection`."""
-    claims: list[Asked] = []
-    completions: list[Asked] = []
-    for each in asked:
-        if isinstance(each.command, Claim):
-            claims.append(each)
-        elif isinstance(each.command, Complete):
-            completions.append(each)
-        else:
-            _carry_out_alone(connection, each, alone)
+    """Carry all of it out in the transaction open on `connection`.
+
+    Nobody has been told anything yet, so any order is one in which they may have come. Completions
+    go first, lest a takeover undoes what is done; claims last, for what others free meanwhile.
+    """
+    claims = [each for each in asked if isinstance(each.command, Claim)]
+    completions = [each for each in asked if isinstance(each.command, Complete)]
     for part in _parts(completions):
         if len(part) == 1 or not _complete(connection, part, now):
             for each in part:
                 _carry_out_alone(connection, each, alone)
+    for each in asked:
+        if not isinstance(each.command, (Claim, Complete)):
+            _carry_out_alone(connection, each, alone)
     for part in _parts(claims):
         if len(part) == 1 or not _claim(connection, part, now):
             for each in part:

@@ -55,6 +55,8 @@ class File:
         connection.execute("pragma wal_autocheckpoint = 0")
         connection.execute(f"pragma synchronous = {self._synchronous}")
         connection.execute("pragma foreign_keys = on")
+        # Large answers of a crowd would need a file elsewhere, where there may be no room for one.
+        connection.execute("pragma temp_store = memory")
         return connection
 
     def migrate(self, turnstile: Turnstile, now: float) -> None:

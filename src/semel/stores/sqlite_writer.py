@@ -106,9 +106,12 @@ class Writer:
         self._baton.release()
 
     def extend(self, job: Job, asked: Sequence[Asked]) -> bool:
-        """Have more carried out with a job that still waits. False: it does not any more."""
+        """Have more carried out with a job that still waits, the last. False: it is not.
+
+        What was asked in between, the renewal of a lease say, must not be overtaken.
+        """
         with self._lock:
-            if job not in self._jobs:
+            if not self._jobs or self._jobs[-1] is not job:
                 return False
             job.asked.extend(asked)
             return True
