@@ -138,9 +138,13 @@ def test_celery(
     for name, value in shop.items():
         monkeypatch.setenv(name, value)
     tasks = load("celery_tasks")
-    for number in range(8):
-        for _ in range(2):  # a producer that was not sure
+
+    def send() -> None:
+        for number in range(8):
             tasks.ship.delay(f"o{number}", "book")
+
+    send()
+    send()  # a producer that was not sure
     command = ["-m", "celery", "-A", "celery_tasks", "worker", "-P", "solo", "-l", "ERROR"]
     worker = Worker([*command, "--without-gossip", "--without-mingle"], shop)
     killed = 0
@@ -148,10 +152,12 @@ def test_celery(
         worker.start(f"{point}:2=kill")
         killed += worker.die(30)
         worker.kill()
-    # A worker asks for what dead ones left when it starts, then every hundredth second.
+    # A worker asks for what dead ones left when it starts, then every hundredth second. What had
+    # been on its way to one that was killed, Redis has popped and nobody has noted: it is lost.
     time.sleep(float(shop["AGAIN"]))
+    send()
     worker.start()
-    until(lambda: len(database.execute("select * from shipped").fetchall()) >= 8, 240)
+    until(lambda: len(database.execute("select * from shipped").fetchall()) >= 8)
     time.sleep(3)  # what was delivered again comes by now
     worker.kill()
     assert killed == len(POINTS)
