@@ -15,6 +15,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
@@ -39,14 +40,16 @@ from semel.stores import postgres_commands as commands
 from semel.stores.lanes import Lane
 from semel.stores.postgres_connections import (
     AGAIN,
-    KEEPALIVE,
     AsyncConnection,
     Connection,
+    Connector,
     translate,
 )
+from semel.stores.postgres_messages import require
 from semel.stores.postgres_pools import AsyncPool, Pool, is_clean
 from semel.stores.postgres_transaction import (
     PostgreSQLTransaction,
+    begin_query,
     finish_async,
     finish_sync,
     open_message,
@@ -72,8 +75,9 @@ class PostgreSQLStore:
     `command_connections` of their own, so that they never wait for operations. `timeout`: seconds
     for a connection to be had and for a command to be answered, then `StoreUnavailable` or
     `StoreUnknown`. `idle_in_transaction`: seconds that an operation's transaction may stand still
-    before the server ends it and frees its key, for processes that hang. `migrate`: bring the
-    tables up to date at the start; without it `start` refuses and names `semel migrate`.
+    before the server ends it and frees its key, for processes that hang; 0 sets no bound; a handler
+    that says RESET ALL lifts it. `migrate`: bring the tables up to date at the start; without it
+    `start` refuses and names `semel migrate`.
     """
 
     name = "postgresql"
@@ -95,12 +99,12 @@ class PostgreSQLStore:
         if pool_size < 1 or command_connections < 1:
             raise StoreSetupError("pool_size, command_connections: give 1 or more")
         self._url = url
+        self._connector = Connector(url, timeout, idle_in_transaction)
+        self._idle = b"%d" % int(idle_in_transaction * 1000)
         self._pool_size = pool_size
         self._command_connections = command_connections
         self._timeout = timeout
-        self._idle = idle_in_transaction
         self._migrate = migrate
-        self._direct = False
         self._forget()
         call_after_fork(self._forget)
 
@@ -143,9 +147,6 @@ class PostgreSQLStore:
             raise StoreSetupError(
                 f"PostgreSQL {connection.info.server_version // 10000} is too old; 12 or newer"
             )
-        # A pooler between gives out process numbers of its own; it may know no prepared statements.
-        row = connection.execute("select pg_backend_pid()").fetchone()
-        self._direct = row == (connection.info.backend_pid,)
         settings: dict[str, str] = dict(
             connection.execute(
                 "select name, setting from pg_settings where name in"
@@ -219,11 +220,7 @@ class PostgreSQLStore:
     @property
     def _configuration(self) -> _Configuration:
         return _Configuration(
-            self._url,
-            self._pool_size,
-            self._command_connections,
-            self._timeout,
-            self._idle if self._direct else None,
+            self._connector, self._pool_size, self._command_connections, self._timeout
         )
 
     # --- commands --------------------------------------------------------------------------
@@ -265,7 +262,7 @@ class PostgreSQLStore:
         for last in (False, True):
             connection = pools.transactions.get()
             try:
-                connection.say(b"begin")
+                require(connection, connection.say(begin_query(connection, self._idle)))
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
                 pools.discard(connection)
                 _raise_unless_stale(error, last)
@@ -281,7 +278,7 @@ class PostgreSQLStore:
         for last in (False, True):
             connection = await pools.transactions.get()
             try:
-                await connection.say(b"begin")
+                require(connection, await connection.say(begin_query(connection, self._idle)))
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
                 pools.discard(connection)
                 _raise_unless_stale(error, last)
@@ -333,12 +330,8 @@ class PostgreSQLStore:
 
 
 def _raise_unless_stale(error: BaseException, last: bool) -> None:
-    """Beginning changes nothing: a connection that had gone stale in the pool is tried anew.
-
-    As one has whose handler has said DISCARD ALL: what was prepared on it is gone.
-    """
-    gone = (psycopg.OperationalError, psycopg.errors.InvalidSqlStatementName)
-    if isinstance(error, gone) and not last:
+    """Beginning changes nothing: a connection that had gone stale in the pool is tried anew."""
+    if isinstance(error, psycopg.OperationalError) and not last:
         return
     if isinstance(error, psycopg.Error):
         raise translate(error, sent=False) from error
@@ -359,51 +352,19 @@ def _pause(attempt: int) -> float:
 class _Configuration(NamedTuple):
     """How connections are made, and how many."""
 
-    url: str
+    connector: Connector
     size: int
     for_commands: int
     timeout: float
-    idle: float | None
-    """Seconds that a transaction may stand still; None: not to be said to a session, for a pooler
-    may stand between, which may know no prepared statements either."""
-
-    def connect(self) -> Connection:
-        connection: Connection = Connection.connect(self.url, **self._parameters)
-        if self.idle is not None:
-            connection.execute(_bound(self.idle))
-            connection.prepared = set()
-        return connection
-
-    async def aconnect(self) -> AsyncConnection:
-        connection: AsyncConnection = await AsyncConnection.connect(self.url, **self._parameters)
-        if self.idle is not None:
-            await connection.execute(_bound(self.idle))
-            connection.prepared = set()
-        return connection
-
-    @property
-    def _parameters(self) -> dict[str, Any]:
-        return {
-            "autocommit": True,
-            # psycopg would forget its own and ours together, at a savepoint that is undone; and
-            # what it has prepared would outlive a change of the handler's tables.
-            "prepare_threshold": None,
-            "connect_timeout": max(1, int(self.timeout)),
-            **KEEPALIVE,
-        }
-
-
-def _bound(idle: float) -> bytes:
-    """A process that stands still must not hold a key for ever."""
-    return b"set idle_in_transaction_session_timeout = %d" % (idle * 1000)
 
 
 class _SyncPools:
     """The connections of this process's threads."""
 
     def __init__(self, made: _Configuration) -> None:
-        self.transactions = Pool(made.connect, made.size, made.timeout)
-        self.commands = Pool(made.connect, made.for_commands, made.timeout)
+        connect = made.connector.connect
+        self.transactions = Pool(partial(connect, prepares=True), made.size, made.timeout)
+        self.commands = Pool(connect, made.for_commands, made.timeout)
 
     def give_back(self, connection: Connection) -> None:
         """Take a transaction's connection back, clean."""
@@ -420,7 +381,7 @@ class _SyncPools:
 
     def discard(self, connection: Connection) -> None:
         """Take back a connection of which nobody knows what it is in the middle of."""
-        connection.pgconn.finish()
+        connection.finish()
         self.transactions.put(connection)
 
     def close(self) -> None:
@@ -435,8 +396,9 @@ class _AsyncPools:
     def __init__(self, made: _Configuration) -> None:
         self._loop = asyncio.get_running_loop()
         self._ending: set[asyncio.Task[None]] = set()
-        self.transactions = AsyncPool(made.aconnect, made.size, made.timeout)
-        self.commands = AsyncPool(made.aconnect, made.for_commands, made.timeout)
+        connect = made.connector.aconnect
+        self.transactions = AsyncPool(partial(connect, prepares=True), made.size, made.timeout)
+        self.commands = AsyncPool(connect, made.for_commands, made.timeout)
         self.lanes: dict[type, Lane] = {kind: Lane(self._loop, self._send) for kind in LANES}
 
     async def _send(self, batch: Sequence[Any]) -> list[Any]:
@@ -458,7 +420,7 @@ class _AsyncPools:
                     raise translate(error, sent=not isinstance(command, HARMLESS)) from error
                 await asyncio.sleep(_pause(attempt))
             except BaseException:  # cancelled in the middle of an answer
-                connection.pgconn.finish()
+                connection.finish()
                 raise
             finally:
                 self.commands.put(connection)
@@ -481,7 +443,7 @@ class _AsyncPools:
 
     def discard(self, connection: AsyncConnection) -> None:
         """Take back a connection of which nobody knows what it is in the middle of."""
-        connection.pgconn.finish()
+        connection.finish()
         self.transactions.put(connection)
 
     def close(self) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import psycopg
 from psycopg import pq
+from psycopg.waiting import Ready, Wait
 
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
+from semel.stores import StoreSetupError
 from semel.stores.postgres_messages import Message, R, Talk, converse, say
+from semel.stores.postgres_watch import Watch
 
 POLL: Final = 0.1
 """Seconds between looks at the clock while an answer is awaited."""
+_STOPPING: Final = 5.0
+"""Seconds that the server has to stop a statement."""
 KEEPALIVE: Final[dict[str, Any]] = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -25,18 +31,23 @@ KEEPALIVE: Final[dict[str, Any]] = {
 class TooLate(psycopg.OperationalError):
     """The server has not answered in time."""
 
+    def __init__(self) -> None:
+        super().__init__("the server has not answered in time")
 
-def _bounded(talk: Talk[R], limit: float) -> Talk[R]:
-    """Carry a conversation on until `limit`, by the monotonic clock."""
-    wanted = next(talk)
+
+def _bounded(talk: Talk[R], wanted: Any, limit: float | None) -> Talk[R]:
+    """Carry a conversation on that waits for `wanted`, until `limit` by the monotonic clock."""
     while True:
         ready = yield wanted
-        if not ready and time.monotonic() > limit:
-            raise TooLate("the server has not answered in time")
+        if not ready and limit is not None and time.monotonic() > limit:
+            raise TooLate
         try:
             wanted = talk.send(ready)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
+
+
+C = TypeVar("C", "Connection", "AsyncConnection")
 
 
 class Connection(psycopg.Connection[Any]):
@@ -57,7 +68,16 @@ class Connection(psycopg.Connection[Any]):
         """Carry a conversation out, within the limit."""
         if self.limit is None:
             return super().wait(gen, interval)
-        return super().wait(_bounded(gen, time.monotonic() + self.limit), POLL)
+        limit = time.monotonic() + self.limit
+        try:
+            wanted = next(gen)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        return super().wait(_bounded(gen, wanted, limit), POLL)
+
+    def finish(self) -> None:
+        """End the connection, whatever it is in the middle of."""
+        self.pgconn.finish()
 
     def send(self, message: Message) -> list[pq.abc.PGresult]:
         """Send several statements in one message; return their results."""
@@ -68,6 +88,11 @@ class Connection(psycopg.Connection[Any]):
         """Send one statement without values."""
         with self.lock:
             return self.wait(say(self.pgconn, query))
+
+    def _deallocate(self, name: bytes | None) -> Talk[None]:
+        if name is None and self.prepared:  # psycopg says DEALLOCATE ALL: ours is gone with its own
+            self.prepared.clear()
+        return super()._deallocate(name)
 
     def commit(self) -> None:
         """Do nothing: the commit comes with the answer, together with the key's record."""
@@ -83,12 +108,76 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     limit: float | None = None
     born = 0.0
     prepared: set[bytes] | None = None
+    _watch: Watch | None = None
 
     async def wait(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
         """Carry a conversation out, within the limit."""
-        if self.limit is None:
-            return await super().wait(gen, interval)
-        return await super().wait(_bounded(gen, time.monotonic() + self.limit), POLL)
+        try:
+            wanted = next(gen)
+            if wanted == Wait.R and timeout is None:
+                watch = self._watch = self._watch or Watch(self.pgconn.socket)
+                deadline = None
+                if self.limit is not None:
+                    deadline = asyncio.get_running_loop().time() + self.limit
+                while wanted == Wait.R:
+                    if not await watch.readable(deadline):
+                        raise TooLate
+                    wanted = gen.send(Ready.R)
+        except StopIteration as end:
+            if self.pgconn.status != pq.ConnStatus.OK:
+                self.unwatch()  # libpq has closed its socket
+            return end.value  # type: ignore[no-any-return]
+        except asyncio.CancelledError:
+            await self._interrupt(gen)
+            raise
+        except BaseException as error:
+            self.unwatch()
+            if isinstance(error, (OSError, ValueError)):
+                raise psycopg.OperationalError(f"the socket was closed: {error}") from error
+            raise
+        self.unwatch()  # there is more to send than fits: psycopg's own way
+        limit = None if self.limit is None else time.monotonic() + self.limit
+        rest = _bounded(gen, wanted, limit)
+        if timeout is None:
+            return await super().wait(rest, POLL)
+        return await super().wait(rest, interval, timeout)
+
+    async def _interrupt(self, gen: Talk[Any]) -> None:
+        """Have the server stop what it does for a task that is cancelled, as psycopg would."""
+        self.unwatch()
+        if self.pgconn.transaction_status != pq.TransactionStatus.ACTIVE:
+            return
+        try:
+            async with asyncio.timeout(_STOPPING):
+                await self.cancel_safe(timeout=_STOPPING)
+                await super().wait(gen, POLL)
+        except psycopg.errors.QueryCanceled:
+            pass
+        except BaseException as error:
+            self.pgconn.finish()
+            if not isinstance(error, Exception):
+                raise
+
+    def watch(self) -> None:
+        """Have the event loop watch the socket until `unwatch`: one handler on it has it."""
+        self._watch = self._watch or Watch(self.pgconn.socket)
+        self._watch.stays = True
+
+    def unwatch(self) -> None:
+        """Have the event loop watch the socket no more: before it is closed, or in other hands."""
+        if self._watch is not None:
+            self._watch.stays = False
+            self._watch.end()
+
+    def finish(self) -> None:
+        """End the connection, whatever it is in the middle of."""
+        self.unwatch()
+        self.pgconn.finish()
+
+    async def close(self) -> None:
+        """End the connection: the operation is undone."""
+        self.unwatch()
+        await super().close()
 
     async def send(self, message: Message) -> list[pq.abc.PGresult]:
         """Send several statements in one message; return their results."""
@@ -100,12 +189,88 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         async with self.lock:
             return await self.wait(say(self.pgconn, query))
 
+    def _deallocate(self, name: bytes | None) -> Talk[None]:
+        if name is None and self.prepared:
+            self.prepared.clear()
+        return super()._deallocate(name)
+
     async def commit(self) -> None:
         """Do nothing: the commit comes with the answer, together with the key's record."""
 
     async def rollback(self) -> NoReturn:
         """Refuse: raise an error in the handler, and all is rolled back."""
         raise psycopg.ProgrammingError(_NO_ROLLBACK)
+
+
+class Connector:
+    """Makes connections: `timeout` and `idle` in seconds, see `PostgreSQLStore`.
+
+    Raises `StoreSetupError` for an `idle` that the server would not take.
+    """
+
+    def __init__(self, url: str, timeout: float, idle: float) -> None:
+        if not 0 <= idle <= _MOST_IDLE:
+            raise StoreSetupError(
+                f"idle_in_transaction: give seconds, 0 (no bound) to {_MOST_IDLE}, not {idle!r}"
+            )
+        self._url = url
+        self._timeout = timeout
+        self._idle = idle
+
+    def connect(self, *, prepares: bool = False) -> Connection:
+        """Connect. `prepares`: what handlers say often is prepared, as psycopg does by default."""
+        connection: Connection = Connection.connect(self._url, **self._parameters)
+        connection.limit = self._timeout
+        try:
+            cursor = connection.execute(_BOUND, self._bound(connection))
+            return self._known(connection, cursor.fetchone(), prepares)
+        except BaseException:
+            connection.finish()
+            raise
+
+    async def aconnect(self, *, prepares: bool = False) -> AsyncConnection:
+        """As `connect`, without blocking the event loop."""
+        connection: AsyncConnection = await AsyncConnection.connect(self._url, **self._parameters)
+        connection.limit = self._timeout
+        try:
+            cursor = await connection.execute(_BOUND, self._bound(connection))
+            return self._known(connection, await cursor.fetchone(), prepares)
+        except BaseException:
+            connection.finish()
+            raise
+
+    @property
+    def _parameters(self) -> dict[str, Any]:
+        return {
+            "autocommit": True,
+            "prepare_threshold": None,
+            "connect_timeout": max(1, int(self._timeout)),
+            **KEEPALIVE,
+        }
+
+    def _bound(self, connection: Connection | AsyncConnection) -> dict[str, object]:
+        milliseconds = str(int(self._idle * 1000))
+        return {"process": connection.info.backend_pid, "idle": milliseconds}
+
+    @staticmethod
+    def _known(connection: C, row: Any, prepares: bool) -> C:
+        (bounded,) = row
+        if bounded is not None:
+            connection.prepared = set()
+            if prepares:
+                connection.prepare_threshold = _THRESHOLD
+        return connection
+
+
+_MOST_IDLE: Final = 2_147_483
+_THRESHOLD: Final = 5
+"""psycopg's default: how often a statement is said before it is prepared."""
+_BOUND: Final = (
+    # A pooler in between gives out process numbers of its own. Its sessions are others' too, so
+    # that nothing may be set on them, and it may know no prepared statements.
+    "select case when pg_backend_pid() = %(process)s then"
+    " set_config('idle_in_transaction_session_timeout', %(idle)s, false) end"
+)
 
 
 class Borrowed(Connection):

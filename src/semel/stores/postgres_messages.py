@@ -17,6 +17,7 @@ R = TypeVar("R")
 Talk = Generator[Any, Any, R]
 """A conversation with the server, as psycopg carries it out: yields what it waits for."""
 
+_UNPREPARED: Final = b"26000"
 _BYTEA: Final = 17
 _BIGINT: Final = 20
 _TEXT: Final = 25
@@ -40,7 +41,10 @@ COMMIT: Final = Statement(b"semel_commit", b"commit", ())
 OPEN: Final = Statement(b"semel_open", b"select semel_open($1, $2, $3)", (_BIGINT, _BYTEA, _TEXT))
 FINISH: Final = Statement(
     b"semel_finish",
-    b"select semel_finish($1, $2, $3, $4, $5, $6, $7)",
+    # What the function of that name does, for a third less of the server's time.
+    b"insert into semel_record (key, token, state, attempt, owner, fingerprint, lease_until,"
+    b" due_at, purge_at, answer) values ($1, $2, 2, 1, $3, $4,"
+    b" semel_now(), semel_now() + $6, semel_now() + $6 + $7, $5)",
     (_BYTEA, _BIGINT, _BYTEA, _BYTEA, _BYTEA, _DOUBLE, _DOUBLE),
 )
 COMPLETE: Final = Statement(
@@ -59,8 +63,22 @@ def converse(
     """Send a message; return its results, one for each statement and each preparation.
 
     `prepared`: what the session has prepared, which grows; None: nothing can be, a pooler stands
-    between. Where it does not come to its end, the connection is of no more use.
+    between. Where a handler has said DEALLOCATE ALL, a message that begins is sent again. Where it
+    does not come to its end, the connection is of no more use.
     """
+    results = yield from _exchange(pgconn, message, prepared)
+    if prepared and any(
+        result.error_field(pq.DiagnosticField.SQLSTATE) == _UNPREPARED for result in results
+    ):
+        prepared.clear()
+        if pgconn.transaction_status == pq.TransactionStatus.IDLE:  # nothing has been done
+            results = yield from _exchange(pgconn, message, prepared)
+    return results
+
+
+def _exchange(
+    pgconn: pq.abc.PGconn, message: Message, prepared: set[bytes] | None
+) -> Talk[list[pq.abc.PGresult]]:
     pgconn.enter_pipeline_mode()
     preparing: list[bytes | None] = []  # what each result is the preparation of, if it is one
     for statement, values in message:
@@ -109,3 +127,13 @@ def failure(
         if result.status == pq.ExecStatus.FATAL_ERROR:
             return psycopg.errors.error_from_result(result, connection.info.encoding)
     return None
+
+
+def require(
+    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
+    results: Sequence[pq.abc.PGresult],
+) -> None:
+    """Raise the error that a message ended with, if it did."""
+    error = failure(connection, results)
+    if error is not None:
+        raise error

@@ -42,7 +42,7 @@ def _alive(connection: Any) -> bool:
 
 
 def _end(connection: Any) -> None:
-    connection.pgconn.finish()
+    connection.finish()
 
 
 class _Idle:
@@ -154,6 +154,7 @@ class AsyncPool:
 
     def put(self, connection: AsyncConnection) -> None:
         """Take a connection back."""
+        connection.unwatch()
         self._idle.keep(connection)
         self._free.release()
 

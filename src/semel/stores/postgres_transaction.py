@@ -30,6 +30,7 @@ from semel.stores.postgres_messages import (
     failure,
     pack_bigint,
     pack_double,
+    require,
 )
 from semel.stores.postgres_pools import is_clean
 
@@ -38,18 +39,22 @@ log = logging.getLogger("semel")
 GiveBack = Callable[[Any], None]
 
 
-def open_message(connection: Connection | AsyncConnection, command: Open, idle: float) -> Message:
+def begin_query(connection: Connection | AsyncConnection, idle: bytes) -> bytes:
+    """Begin, beside a claim that is a record. `idle`: milliseconds."""
+    if connection.prepared is not None:  # the session was given its bound when it was made
+        return b"begin"
+    return b"begin; set local idle_in_transaction_session_timeout = " + idle
+
+
+def open_message(connection: Connection | AsyncConnection, command: Open, idle: bytes) -> Message:
     """Begin, lock the key, look it up: one message. See `semel_open`."""
-    # Where no pooler stands between, the session was given its bound when it was made.
-    bound = None if connection.prepared is not None else b"%d" % (idle * 1000)
+    bound = None if connection.prepared is not None else idle
     return (BEGIN, ()), (OPEN, (command.key[:8], command.key, bound))
 
 
 def token_of(connection: Connection | AsyncConnection, results: list[Any]) -> int | None:
     """Read what `semel_open` said: a token, 0 for a record, None while another has the key."""
-    error = failure(connection, results)
-    if error is not None:
-        raise error
+    require(connection, results)
     value: bytes | None = results[-1].get_value(0, 0)
     return int.from_bytes(value, "big", signed=True) if value is not None else None
 
@@ -85,6 +90,7 @@ class PostgreSQLTransaction:
     def async_connection(self) -> AsyncConnection:
         """For async code."""
         connection: AsyncConnection = self._had()
+        connection.watch()
         return connection
 
     def _had(self) -> Any:
@@ -147,14 +153,12 @@ class PostgreSQLTransaction:
         return self._judge(connection, results)
 
     def _judge(self, connection: Any, results: list[Any]) -> bool:
-        error = failure(connection, results)
-        if error is None and results[-1].command_status != b"COMMIT":
-            error = psycopg.errors.InFailedSqlTransaction(
-                "a statement of the handler had failed, so nothing could be committed"
-            )
         self.rollback()
-        if error is None:
-            return True
+        if any(result.command_status == b"COMMIT" for result in results):
+            return True  # whatever became of the connection after it
+        error = failure(connection, results) or psycopg.errors.InFailedSqlTransaction(
+            "a statement of the handler had failed, so nothing could be committed"
+        )
         if fenced(error):
             return False
         raise translate(error) from error
@@ -170,7 +174,7 @@ class PostgreSQLTransaction:
         """Close the connection: it is not known what it is in the middle of."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.pgconn.finish()
+            connection.finish()
             self._give_back(connection)
 
 
@@ -185,7 +189,7 @@ def finish_sync(connection: Connection) -> None:
             connection.say(b"rollback")
     except Exception as error:  # noqa: BLE001  # the server's own timeouts end the transaction
         log.debug("could not roll back: %s", error)
-        connection.pgconn.finish()
+        connection.finish()
 
 
 async def finish_async(connection: AsyncConnection) -> None:
@@ -194,8 +198,8 @@ async def finish_async(connection: AsyncConnection) -> None:
         if not connection.closed and not is_clean(connection):
             await connection.say(b"rollback")
     except asyncio.CancelledError:
-        connection.pgconn.finish()
+        connection.finish()
         raise
     except Exception as error:  # noqa: BLE001
         log.debug("could not roll back: %s", error)
-        connection.pgconn.finish()
+        connection.finish()
