@@ -697,6 +697,23 @@ async def test_a_table_that_is_altered_meanwhile_is_read_as_it_is(
     assert failed == 1
 
 
+async def test_sessions_that_were_ended_while_nobody_had_them_fail_nobody(
+    store: PostgreSQLStore, sql: Any
+) -> None:
+    for _ in range(5):
+        together = [await store.aopen(opening(key())) for _ in range(6)]
+        for transaction in together:
+            await transaction.async_connection.execute("select 1")
+            transaction.rollback()
+        await asyncio.sleep(0.1)
+        sql.execute(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid()"
+        )
+        transaction = await store.aopen(opening(name := key()))
+        assert await transaction.acomplete(complete(name, transaction.token))
+
+
 @pytest.mark.parametrize("opens", [True, False])
 async def test_a_handler_that_discards_all_harms_no_other(url: str, opens: bool) -> None:
     store = PostgreSQLStore(url, pool_size=3)

@@ -30,11 +30,11 @@ def is_clean(connection: Any) -> bool:
 
 
 def _alive(connection: Any) -> bool:
-    """Whether an idle connection's server has not hung up: nothing is to be read from it."""
+    """Whether an idle connection's server has not hung up, nor said why and then hung up."""
     try:
         waiting = select.poll()
         waiting.register(connection.pgconn.socket, select.POLLIN)
-        if waiting.poll(0):
+        while waiting.poll(0):
             connection.pgconn.consume_input()
         return is_clean(connection)
     except (psycopg.Error, OSError, ValueError):
