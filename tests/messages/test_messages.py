@@ -46,6 +46,7 @@ class Worker:
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self._command = [sys.executable, *command]
         self._environment = {**os.environ, **environment}
+        self._environment.pop("DJANGO_SETTINGS_MODULE", None)  # other tests', and Celery obeys it
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, failpoint: str = "") -> None:
@@ -71,7 +72,7 @@ class Worker:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
             return False
-        return True
+        return self._process.returncode == -signal.SIGKILL
 
 
 def until(done: Callable[[], bool], seconds: float = 90) -> None:
