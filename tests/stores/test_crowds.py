@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semel.core.commands import Claim, Complete, Found, Release, StoreCommand, Takeover
+from semel.core.commands import Claim, Complete, Found, Release, Renew, StoreCommand, Takeover
 from semel.core.record import Response
 from semel.stores import sql
 from semel.stores.sqlite import SQLiteStore
@@ -119,6 +119,15 @@ def test_a_completion_goes_before_the_takeover_that_came_with_it() -> None:
     taken, done = together(connection, [takeover, complete(1, claimed.token)])
     assert done is True
     assert isinstance(taken, Found)
+
+
+def test_a_renewal_that_came_before_its_completion_has_lost_nothing() -> None:
+    connection = opened()
+    (claimed,) = together(connection, [claim(1, 1)])
+    renewal = Renew(((key(1), claimed.token),), 30.0)
+    lost, done = together(connection, [renewal, complete(1, claimed.token)])
+    assert lost == frozenset()
+    assert done is True
 
 
 def test_completions_of_a_crowd_find_their_rows_by_the_token() -> None:

@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Annotated, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -675,26 +675,112 @@ async def test_an_undone_savepoint_leaves_what_is_prepared(
     assert sql.execute("select count(*) from orders").fetchone() == (10,)
 
 
+READ = "select * from orders where attempt = %s"
+
+
+def read(store: PostgreSQLStore) -> int:
+    transaction = store.open(opening(name := key()))
+    try:
+        cursor = transaction.connection.execute(READ, (1,))
+        assert transaction.complete(complete(name, transaction.token))
+        return len(cursor.description or ())
+    finally:
+        transaction.rollback()
+
+
+async def aread(store: PostgreSQLStore) -> int:
+    transaction = await store.aopen(opening(name := key()))
+    try:
+        cursor = await transaction.async_connection.execute(READ, (1,))
+        assert await transaction.acomplete(complete(name, transaction.token))
+        return len(cursor.description or ())
+    finally:
+        transaction.rollback()
+        await asyncio.sleep(0.05)  # for the rollback to end: the next has the same connection
+
+
+async def plain_read(store: PostgreSQLStore) -> int:
+    transaction = await store.aopen(opening(name := key()))
+    try:
+        cursor = await asyncio.to_thread(transaction.connection.execute, READ, (1,))
+        assert await transaction.acomplete(complete(name, transaction.token))
+        return len(cursor.description or ())
+    finally:
+        transaction.rollback()
+        await asyncio.sleep(0.05)
+
+
+async def in_thread(store: PostgreSQLStore) -> int:
+    return await asyncio.to_thread(read, store)
+
+
+@pytest.mark.parametrize("once", [in_thread, aread, plain_read])
 async def test_a_table_that_is_altered_meanwhile_is_read_as_it_is(
-    store: PostgreSQLStore, sql: Any
+    url: str, sql: Any, once: Callable[[PostgreSQLStore], Coroutine[Any, Any, int]]
 ) -> None:
     """What was prepared is known to be wrong once it was tried, as with psycopg alone."""
-    failed = 0
-    for number in range(16):
-        if number == 8:
-            sql.execute("alter table orders add column note text")
-        transaction = await store.aopen(opening(name := key()))
-        try:
-            cursor = await transaction.async_connection.execute(
-                "select * from orders where attempt = %s", (1,)
-            )
-        except psycopg.errors.FeatureNotSupported:
-            failed += 1
-            transaction.rollback()
-            continue
-        assert len(cursor.description or ()) == (2 if number < 8 else 3)
-        assert await transaction.acomplete(complete(name, transaction.token))
-    assert failed == 1
+    store = PostgreSQLStore(url, pool_size=1, timeout=5)
+    store.start()
+    try:
+        assert [await once(store) for _ in range(8)] == [2] * 8
+        sql.execute("alter table orders add column note text")
+        with pytest.raises(psycopg.errors.FeatureNotSupported):
+            await once(store)
+        assert [await once(store) for _ in range(8)] == [3] * 8
+    finally:
+        store.stop()
+
+
+async def test_a_plain_handler_that_deallocates_does_so_for_all_that_use_the_session(
+    url: str, sql: Any
+) -> None:
+    store = PostgreSQLStore(url, pool_size=1, timeout=5)
+    store.start()
+    try:
+        for _ in range(8):
+            assert await aread(store) == 2
+        transaction = await store.aopen(opening(key()))
+        await asyncio.to_thread(transaction.connection.execute, "deallocate all")
+        transaction.rollback()
+        await asyncio.sleep(0.05)
+        assert [await aread(store) for _ in range(8)] == [2] * 8
+        assert [await plain_read(store) for _ in range(8)] == [2] * 8
+    finally:
+        store.stop()
+
+
+async def test_who_begins_after_a_failed_handler_that_deallocated_is_not_its_victim(
+    url: str,
+) -> None:
+    store = PostgreSQLStore(url, pool_size=1, timeout=5)
+    store.start()
+
+    async def begun() -> tuple[Any, Complete]:
+        claimed = await store.aexecute(Claim(name := key(), b"\x01" + bytes(32), 30.0, b"me"))
+        assert isinstance(claimed, Claimed)
+        return await store.abegin(), complete(name, claimed.token)
+
+    try:
+        transaction, completion = await begun()
+        assert await transaction.acomplete(completion)
+        transaction, _ = await begun()
+        await transaction.async_connection.execute("deallocate all")
+        transaction.rollback()
+        await asyncio.sleep(0.05)
+        for _ in range(2):
+            transaction, completion = await begun()
+            assert await transaction.acomplete(completion)
+    finally:
+        store.stop()
+
+
+async def test_what_psycopg_refuses_by_itself_is_no_lost_connection(
+    store: PostgreSQLStore,
+) -> None:
+    transaction = await store.aopen(opening(name := key()))
+    with pytest.raises(UnicodeEncodeError):
+        await transaction.async_connection.execute("select %s", ("\ud800",))
+    assert await transaction.acomplete(complete(name, transaction.token))
 
 
 async def test_sessions_that_were_ended_while_nobody_had_them_fail_nobody(

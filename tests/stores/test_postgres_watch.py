@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import os
+import socket
+import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -16,6 +19,7 @@ import uvloop
 from semel.core.commands import Complete, Open, StoreError
 from semel.core.record import Response
 from semel.stores.postgres import PostgreSQLStore
+from semel.stores.postgres_watch import BUSY
 from tests import servers
 
 _names = itertools.count()
@@ -172,6 +176,85 @@ def test_what_does_not_fit_into_the_socket_is_sent_all_the_same(run: Run) -> Non
             told = await order.db.execute("select length(%s)", ("x" * length,))
             assert await told.fetchone() == (length,)
         assert await order.commit()
+
+    run(main)
+
+
+async def _select(order: Order) -> None:
+    await order.db.execute("select repeat('x', 10000) from generate_series(1, 40000)")
+
+
+async def _copy(order: Order) -> None:
+    rows = "copy (select repeat('x', 1000) from generate_series(1, 200000)) to stdout"
+    async with order.db.cursor().copy(rows) as copy:
+        async for _ in copy:
+            pass
+
+
+@pytest.mark.parametrize("work", [_select, _copy])
+def test_a_large_answer_leaves_the_loop_to_others(
+    run: Run, work: Callable[[Order], Coroutine[Any, Any, None]]
+) -> None:
+    async def main(store: PostgreSQLStore) -> None:
+        order = await Order.begin(store)
+        had = 0
+
+        async def other() -> None:
+            nonlocal had
+            while True:
+                await asyncio.sleep(0)
+                had += 1
+
+        beside = asyncio.create_task(other())
+        began = time.monotonic()
+        await work(order)
+        spent = time.monotonic() - began
+        beside.cancel()
+        assert had > spent / BUSY / 20  # it had none, or two or three
+        assert await order.commit()
+
+    run(main)
+
+
+def test_a_large_answer_can_be_given_up(run: Run) -> None:
+    async def main(store: PostgreSQLStore) -> None:
+        order = await Order.begin(store)
+        rows = "select repeat('x', 10000) from generate_series(1, 1000000)"
+        with pytest.raises(TimeoutError):  # else it would take ten gigabytes
+            async with asyncio.timeout(0.1):
+                await order.db.execute(rows)
+        order.transaction.rollback()
+
+    run(main)
+
+
+def test_a_thread_that_is_lent_the_connection_may_close_its_socket(run: Run) -> None:
+    async def main(store: PostgreSQLStore) -> None:
+        order = await Order.begin(store)
+        await order.db.execute("select 1")
+        closed = threading.Event()
+
+        def plain() -> None:
+            connection = order.transaction.connection
+            closed.wait()
+            with contextlib.suppress(psycopg.OperationalError):
+                connection.execute("select pg_terminate_backend(pg_backend_pid())")
+
+        handler = asyncio.create_task(asyncio.to_thread(plain))
+        await asyncio.sleep(0.1)
+        closed.set()
+        time.sleep(0.3)  # noqa: ASYNC251  # the loop does not see that the server has gone
+        ours, theirs = socket.socketpair()  # one has the number that the connection had
+        await handler
+        reader, writer = await asyncio.open_connection(sock=ours)
+        order.transaction.rollback()
+        theirs.send(b"x")
+        assert await reader.read(1) == b"x"
+        writer.close()
+        theirs.close()
+        again = [await Order.begin(store) for _ in range(4)]  # its place in the pool is free
+        for each in again:
+            assert await each.commit()
 
     run(main)
 

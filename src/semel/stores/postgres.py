@@ -45,11 +45,11 @@ from semel.stores.postgres_connections import (
     Connector,
     translate,
 )
-from semel.stores.postgres_messages import require
 from semel.stores.postgres_pools import AsyncPool, Pool, is_clean
 from semel.stores.postgres_transaction import (
     PostgreSQLTransaction,
-    begin_query,
+    begin_async,
+    begin_sync,
     finish_async,
     finish_sync,
     open_message,
@@ -262,7 +262,7 @@ class PostgreSQLStore:
         for last in (False, True):
             connection = pools.transactions.get()
             try:
-                require(connection, connection.say(begin_query(connection, self._idle)))
+                begin_sync(connection, self._idle)
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
                 pools.discard(connection)
                 _raise_unless_stale(error, last)
@@ -278,7 +278,7 @@ class PostgreSQLStore:
         for last in (False, True):
             connection = await pools.transactions.get()
             try:
-                require(connection, await connection.say(begin_query(connection, self._idle)))
+                await begin_async(connection, self._idle)
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
                 pools.discard(connection)
                 _raise_unless_stale(error, last)

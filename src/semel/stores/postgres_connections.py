@@ -89,6 +89,12 @@ class Connection(psycopg.Connection[Any]):
         with self.lock:
             return self.wait(say(self.pgconn, query))
 
+    def undo(self) -> None:
+        """Roll back as psycopg does, which then forgets what it has prepared: a table may have been
+        altered, and what was prepared before would fail for ever."""
+        with self.lock:
+            self.wait(self._rollback_gen())
+
     def _deallocate(self, name: bytes | None) -> Talk[None]:
         if name is None and self.prepared:  # psycopg says DEALLOCATE ALL: ours is gone with its own
             self.prepared.clear()
@@ -115,13 +121,11 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         try:
             wanted = next(gen)
             if wanted == Wait.R and timeout is None:
-                watch = self._watch = self._watch or Watch(self.pgconn.socket)
                 deadline = None
                 if self.limit is not None:
                     deadline = asyncio.get_running_loop().time() + self.limit
                 while wanted == Wait.R:
-                    if not await watch.readable(deadline):
-                        raise TooLate
+                    await self._readable(deadline)
                     wanted = gen.send(Ready.R)
         except StopIteration as end:
             if self.pgconn.status != pq.ConnStatus.OK:
@@ -130,10 +134,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         except asyncio.CancelledError:
             await self._interrupt(gen)
             raise
-        except BaseException as error:
+        except BaseException:
             self.unwatch()
-            if isinstance(error, (OSError, ValueError)):
-                raise psycopg.OperationalError(f"the socket was closed: {error}") from error
             raise
         self.unwatch()  # there is more to send than fits: psycopg's own way
         limit = None if self.limit is None else time.monotonic() + self.limit
@@ -141,6 +143,15 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         if timeout is None:
             return await super().wait(rest, POLL)
         return await super().wait(rest, interval, timeout)
+
+    async def _readable(self, deadline: float | None) -> None:
+        try:
+            watch = self._watch = self._watch or Watch(self.pgconn.socket)
+            if await watch.readable(deadline):
+                return
+        except (OSError, ValueError) as error:
+            raise psycopg.OperationalError(f"the socket was closed: {error}") from error
+        raise TooLate
 
     async def _interrupt(self, gen: Talk[Any]) -> None:
         """Have the server stop what it does for a task that is cancelled, as psycopg would."""
@@ -150,7 +161,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         try:
             async with asyncio.timeout(_STOPPING):
                 await self.cancel_safe(timeout=_STOPPING)
-                await super().wait(gen, POLL)
+                await psycopg.waiting.wait_async(gen, self.pgconn.socket, POLL)
         except psycopg.errors.QueryCanceled:
             pass
         except BaseException as error:
@@ -168,6 +179,12 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         if self._watch is not None:
             self._watch.stays = False
             self._watch.end()
+
+    def unwatch_for_thread(self) -> None:
+        """As `unwatch`, before a thread may close the socket: wherever this is called."""
+        if self._watch is not None:
+            self._watch.stays = False
+            self._watch.end_from_any_thread()
 
     def finish(self) -> None:
         """End the connection, whatever it is in the middle of."""
@@ -188,6 +205,11 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         """Send one statement without values."""
         async with self.lock:
             return await self.wait(say(self.pgconn, query))
+
+    async def undo(self) -> None:
+        """As `Connection.undo`."""
+        async with self.lock:
+            await self.wait(self._rollback_gen())
 
     def _deallocate(self, name: bytes | None) -> Talk[None]:
         if name is None and self.prepared:
@@ -278,8 +300,9 @@ class Borrowed(Connection):
 
     def __init__(self, lender: AsyncConnection) -> None:
         super().__init__(lender.pgconn)
-        # Each handler's is a new one on the same session, and would count its names from 0 again.
-        self.prepare_threshold = None
+        # On one session: neither may use a name of the other's, nor what the other has deallocated.
+        self._prepared = lender._prepared
+        self.prepared = lender.prepared
 
     def __del__(self, _warn: Any = None) -> None:
         """It is the lender's to close."""

@@ -154,9 +154,11 @@ class AsyncPool:
 
     def put(self, connection: AsyncConnection) -> None:
         """Take a connection back."""
-        connection.unwatch()
-        self._idle.keep(connection)
-        self._free.release()
+        try:
+            connection.unwatch()
+            self._idle.keep(connection)
+        finally:
+            self._free.release()
 
     def close(self) -> None:
         """Close the pool."""

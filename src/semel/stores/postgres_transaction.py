@@ -39,11 +39,28 @@ log = logging.getLogger("semel")
 GiveBack = Callable[[Any], None]
 
 
-def begin_query(connection: Connection | AsyncConnection, idle: bytes) -> bytes:
+def begin_sync(connection: Connection, idle: bytes) -> None:
     """Begin, beside a claim that is a record. `idle`: milliseconds."""
-    if connection.prepared is not None:  # the session was given its bound when it was made
-        return b"begin"
-    return b"begin; set local idle_in_transaction_session_timeout = " + idle
+    if connection.prepared is not None:
+        results = connection.send(_BEGIN_PREPARED)
+    else:
+        results = connection.say(_BEGIN_POOLED + idle)
+    require(connection, results)
+
+
+async def begin_async(connection: AsyncConnection, idle: bytes) -> None:
+    """As `begin_sync`."""
+    if connection.prepared is not None:
+        results = await connection.send(_BEGIN_PREPARED)
+    else:
+        results = await connection.say(_BEGIN_POOLED + idle)
+    require(connection, results)
+
+
+_BEGIN_PREPARED: Message = ((BEGIN, ()),)
+"""The session was given its bound when it was made. Prepared, so that it is seen before anything is
+done where a handler has said DEALLOCATE ALL."""
+_BEGIN_POOLED = b"begin; set local idle_in_transaction_session_timeout = "
 
 
 def open_message(connection: Connection | AsyncConnection, command: Open, idle: bytes) -> Message:
@@ -83,7 +100,10 @@ class PostgreSQLTransaction:
     def connection(self) -> Connection:
         """For plain code."""
         had = self._had()
-        connection: Connection = Borrowed(had) if isinstance(had, AsyncConnection) else had
+        if isinstance(had, AsyncConnection):
+            had.unwatch_for_thread()
+            return Borrowed(had)
+        connection: Connection = had
         return connection
 
     @property
@@ -186,7 +206,7 @@ def finish_sync(connection: Connection) -> None:
     """End what is open on a connection, or the connection. Never raises."""
     try:
         if not connection.closed and not is_clean(connection):
-            connection.say(b"rollback")
+            connection.undo()
     except Exception as error:  # noqa: BLE001  # the server's own timeouts end the transaction
         log.debug("could not roll back: %s", error)
         connection.finish()
@@ -196,7 +216,7 @@ async def finish_async(connection: AsyncConnection) -> None:
     """As `finish_sync`; where it is cancelled, the connection is ended."""
     try:
         if not connection.closed and not is_clean(connection):
-            await connection.say(b"rollback")
+            await connection.undo()
     except asyncio.CancelledError:
         connection.finish()
         raise

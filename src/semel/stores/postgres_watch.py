@@ -6,13 +6,31 @@ psycopg has it watched anew for each answer: nine system calls under uvloop, whe
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import select
+from typing import Final
+
+BUSY: Final = 0.005
+"""Seconds for which one statement may keep the event loop from everything else, as in psycopg: an
+answer that comes as fast as it is read never has to be waited for."""
+_PATIENCE: Final = 10.0
+"""Seconds that a thread gives the loop to end a watch."""
 
 
 class Watch:
     """One socket, on the running event loop. It has to end before the socket is closed."""
 
-    __slots__ = ("_fileno", "_loop", "_now", "_unwanted", "_waiter", "_watching", "stays")
+    __slots__ = (
+        "_busy_until",
+        "_fileno",
+        "_loop",
+        "_now",
+        "_unwanted",
+        "_waiter",
+        "_watching",
+        "stays",
+    )
 
     def __init__(self, fileno: int) -> None:
         self._fileno = fileno
@@ -22,6 +40,7 @@ class Watch:
         self._waiter: asyncio.Future[bool] | None = None
         self._watching = False
         self._unwanted = 0
+        self._busy_until = 0.0
         self.stays = False
         """Whether the socket is watched between answers too. Not where a thread may use it, for
         libpq closes it where it finds the server gone."""
@@ -34,7 +53,7 @@ class Watch:
         if self._watching:
             # libuv watches no more, and does not say so, what the server has cut (POLLERR).
             if self._now.poll(0):
-                return True
+                return await self._shared(deadline)
         else:
             self._loop.add_reader(self._fileno, self._wake)
             self._watching = True
@@ -43,6 +62,7 @@ class Watch:
         timer = None if deadline is None else self._loop.call_at(deadline, self._late)
         try:
             done: bool = await waiter
+            self._busy_until = self._loop.time() + BUSY
             return done
         finally:
             self._waiter = None
@@ -50,6 +70,15 @@ class Watch:
                 timer.cancel()
             if not self.stays:
                 self.end()
+
+    async def _shared(self, deadline: float | None) -> bool:
+        """Let others have the loop, if they have not for long. False: `deadline` is over."""
+        now = self._loop.time()
+        if now >= self._busy_until:
+            await asyncio.sleep(0)
+            self._unwanted = 0
+            self._busy_until = self._loop.time() + BUSY
+        return deadline is None or now < deadline
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -67,5 +96,27 @@ class Watch:
         """Watch no more, until somebody waits again."""
         if self._watching:
             self._watching = False
-            if not self._loop.is_closed():
-                self._loop.remove_reader(self._fileno)
+            # `RuntimeError`: the socket was closed after all, and its number is another's.
+            with contextlib.suppress(RuntimeError, OSError):
+                if not self._loop.is_closed():
+                    self._loop.remove_reader(self._fileno)
+
+    def end_from_any_thread(self) -> None:
+        """As `end`; from another thread than the loop's, wait until the loop has done it."""
+        if not self._watching or self._loop.is_closed():
+            return
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if here is self._loop:
+            self.end()
+            return
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def end() -> None:
+            self.end()
+            done.set_result(None)
+
+        self._loop.call_soon_threadsafe(end)
+        done.result(_PATIENCE)

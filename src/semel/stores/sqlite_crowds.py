@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Final, Protocol
 
-from semel.core.commands import Claim, Claimed, Complete, Reply, StoreCommand
+from semel.core.commands import Claim, Claimed, Complete, Renew, Reply, StoreCommand
 from semel.core.record import UnreadableRecord, encode_response
 from semel.stores import sql
 
@@ -51,9 +51,13 @@ def carry_out(
 ) -> None:
     """Carry all of it out in the transaction open on `connection`.
 
-    Nobody has been told anything yet, so any order is one in which they may have come. Completions
-    go first, lest a takeover undoes what is done; claims last, for what others free meanwhile.
+    Nobody has been told anything yet, so any order is one in which they may have come. Renewals
+    go first, lest one finds its operation completed and takes its claim for lost; completions
+    before others, lest a takeover undoes what is done; claims last, for what others free meanwhile.
     """
+    for each in asked:
+        if isinstance(each.command, Renew):
+            _carry_out_alone(connection, each, alone)
     claims = [each for each in asked if isinstance(each.command, Claim)]
     completions = [each for each in asked if isinstance(each.command, Complete)]
     for part in _parts(completions):
@@ -61,7 +65,7 @@ def carry_out(
             for each in part:
                 _carry_out_alone(connection, each, alone)
     for each in asked:
-        if not isinstance(each.command, (Claim, Complete)):
+        if not isinstance(each.command, (Claim, Complete, Renew)):
             _carry_out_alone(connection, each, alone)
     for part in _parts(claims):
         if len(part) == 1 or not _claim(connection, part, now):
