@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import http
 import re
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 from semel.gateway.settings import Limits
 
@@ -32,6 +32,38 @@ class Refused(Exception):
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
         self.status = status
+
+
+class _Together:
+    """Writes an answer's head with the body that follows at once: one system call, one packet."""
+
+    __slots__ = ("_begun", "_head", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+        self._begun = False
+
+    def write(self, data: bytes) -> None:
+        if self._begun:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
+            self._begun = True
+            self._head = data
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
 
 class GatewayProtocol(HttpToolsProtocol):
@@ -83,6 +115,11 @@ class GatewayProtocol(HttpToolsProtocol):
         self._check_target()
         self._check_headers()
         super().on_headers_complete()
+        cycle = self.cycle
+        if cycle is None or cycle.transport is not self.transport:
+            return  # another protocol takes over
+        if cycle.scope["method"] != "HEAD":
+            cycle.transport = cast(asyncio.Transport, _Together(self.transport, self.loop))
 
     def _check_target(self) -> None:
         url = self.url
