@@ -7,6 +7,8 @@ import contextlib
 import gzip
 import json
 import socket
+import struct
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,6 +212,21 @@ def test_connections_are_kept_and_used_again(front: Gateway, service: Service) -
     for _ in range(5):
         front.get()
     assert (len(service.requests), service.connections) == (5, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts TCP's segments")
+def test_a_short_answer_comes_in_one_piece(front: Gateway) -> None:
+    with front.connect() as connection:
+        for number in range(30):
+            connection.sendall(
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nIdempotency-Key: %d\r\n\r\n"
+                % (number // 2)
+            )
+            received = b""
+            while not received.endswith(b"\r\n\r\nok"):
+                received += connection.recv(10_000)
+        told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
+    assert struct.unpack_from("I", told, 152) == (30,)  # tcpi_data_segs_in
 
 
 @pytest.mark.parametrize("path", ["/-/health", "/-/ready"])

@@ -34,38 +34,6 @@ class Refused(Exception):
         self.status = status
 
 
-class _Together:
-    """Writes an answer's head with the body that follows at once: one system call, one packet."""
-
-    __slots__ = ("_begun", "_head", "_loop", "_transport")
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._head = b""
-        self._begun = False
-
-    def write(self, data: bytes) -> None:
-        if self._begun:
-            head, self._head = self._head, b""
-            self._transport.write(head + data)
-        else:
-            self._begun = True
-            self._head = data
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        if self._head:
-            self.write(b"")
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-
 class GatewayProtocol(HttpToolsProtocol):
     """uvicorn's protocol, strict. The bounds are `app.limits` of the application it serves."""
 
@@ -197,3 +165,38 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Together:
+    """Writes an answer's head with the body that follows at once: one system call, one packet.
+
+    A head that nothing follows goes out a tick later, before the client could miss it.
+    """
+
+    __slots__ = ("_begun", "_head", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+        self._begun = False
+
+    def write(self, data: bytes) -> None:
+        if self._begun:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
+            self._begun = True
+            self._head = data
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
