@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -65,6 +66,20 @@ class Tus(Client):
         """Send the start of a request, and hang up."""
         with self.connect() as connection:
             connection.sendall(data)
+
+    @contextlib.contextmanager
+    def holding(self, url: str, part: bytes) -> Iterator[socket.socket]:
+        """Be in the middle of a PATCH that is `part`; it holds the upload."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with self.connect() as connection:
+                connection.sendall(part)
+                while not select.select([connection], [], [], 0.01)[0]:
+                    if self.patch(url, 1, b"").status == 423:
+                        yield connection
+                        return
+            # It was refused: our own look held the upload as it came.
+        raise AssertionError("it did not come to hold the upload")
 
     def persist(self, url: str, data: bytes, piece: int | None = None) -> None:
         """Ask where it stands and go on from there, until it is complete."""

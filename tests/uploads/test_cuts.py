@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import socket
@@ -95,9 +94,7 @@ def test_of_two_requests_to_one_upload_one_wins(tus: Service) -> None:
     data = os.urandom(1000)
     url = tus.begin(len(data))
     request = tus.request(url, 0, data)
-    with tus.connect() as connection:
-        connection.sendall(request[:-1])
-        eventually(lambda: tus.patch(url, 1, b"").status == 423)
+    with tus.holding(url, request[:-1]) as connection:
         locked = tus.patch(url, 0, data)
         assert (locked.problem, locked.header("Retry-After")) == ("upload-locked", "1")
         assert tus.ask("DELETE", url, [("Tus-Resumable", "1.0.0")]).problem == "upload-locked"
@@ -176,13 +173,10 @@ def test_a_refused_client_in_mid_upload_gets_its_answer(tus: Service) -> None:
 def test_a_server_that_stops_keeps_what_came(tmp_path: Path) -> None:
     uploads = Uploads(DiskStorage(tmp_path / "o"), tmp_path / "u")
     data = os.urandom(MIB)
-    with contextlib.ExitStack() as stack:
-        first = stack.enter_context(service("asgi", uploads))
+    with service("asgi", uploads) as first:
         url = first.begin(len(data))
-        connection = stack.enter_context(first.connect())
-        connection.sendall(first.request(url, 0, data)[:-5000])
-        eventually(lambda: first.patch(url, 1, b"").status == 423)
-        connection.close()
+        with first.holding(url, first.request(url, 0, data)[:-5000]):
+            pass
     with service("asgi", uploads) as second:
         assert 0 < second.offset(url) <= MIB - 5000
         second.persist(url, data)

@@ -22,7 +22,8 @@ from semel.gateway.upstream import Client, NotSent, Unknown, unknown
 from semel.gateway.websockets import pass_through
 from semel.idempotency import Idempotency
 from semel.operation import Operation, current, current_operation
-from semel.web.asgi import ASGIScope, Message, Receive, Send, StreamAborted
+from semel.web.asgi_exchange import StreamAborted
+from semel.web.asgi_messages import ASGIScope, Message, Receive, Send
 from semel.web.patience import within
 
 log = logging.getLogger("semel.gateway")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from semel.core import problems as common
 from semel.core.record import Response
 from semel.idempotency import named_scope, scope_name
-from semel.web.asgi import ASGIScope, Receive, Send, View, authenticated_user, route_path
+from semel.web.asgi_messages import ASGIScope, Receive, Send, View, authenticated_user, route_path
 from semel.web.patience import within
 from semel.web.uploads import protocol
 from semel.web.uploads.intake import Intake

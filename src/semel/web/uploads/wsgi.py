@@ -12,7 +12,7 @@ from semel.idempotency import named_scope, scope_name
 from semel.web.uploads import problems, protocol
 from semel.web.uploads.intake import Intake
 from semel.web.uploads.protocol import Asked
-from semel.web.wsgi import Environ, StartResponse, View
+from semel.web.wsgi_messages import Environ, StartResponse, View
 
 if TYPE_CHECKING:
     from semel.web.uploads.uploads import Uploads
