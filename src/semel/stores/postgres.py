@@ -45,11 +45,11 @@ from semel.stores.postgres_connections import (
     Connector,
     translate,
 )
+from semel.stores.postgres_messages import require
 from semel.stores.postgres_pools import AsyncPool, Pool, is_clean
 from semel.stores.postgres_transaction import (
     PostgreSQLTransaction,
-    begin_async,
-    begin_sync,
+    begin_message,
     finish_async,
     finish_sync,
     open_message,
@@ -262,7 +262,8 @@ class PostgreSQLStore:
         for last in (False, True):
             connection = pools.transactions.get()
             try:
-                begin_sync(connection, self._idle)
+                message = begin_message(connection, self._idle)
+                require(connection, connection.send(message))
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
                 pools.discard(connection)
                 _raise_unless_stale(error, last)
@@ -278,7 +279,8 @@ class PostgreSQLStore:
         for last in (False, True):
             connection = await pools.transactions.get()
             try:
-                await begin_async(connection, self._idle)
+                message = begin_message(connection, self._idle)
+                require(connection, await connection.send(message))
             except BaseException as error:  # noqa: BLE001  # raised again, unless harmless
                 pools.discard(connection)
                 _raise_unless_stale(error, last)

@@ -37,6 +37,11 @@ class Statement(NamedTuple):
 
 
 BEGIN: Final = Statement(b"semel_begin", b"begin", ())
+BOUND: Final = Statement(
+    b"semel_bound",
+    b"select set_config('idle_in_transaction_session_timeout', $1, true)",
+    (_TEXT,),
+)
 COMMIT: Final = Statement(b"semel_commit", b"commit", ())
 OPEN: Final = Statement(b"semel_open", b"select semel_open($1, $2, $3)", (_BIGINT, _BYTEA, _TEXT))
 FINISH: Final = Statement(

@@ -22,6 +22,7 @@ from semel.stores.postgres_connections import (
 )
 from semel.stores.postgres_messages import (
     BEGIN,
+    BOUND,
     COMMIT,
     COMPLETE,
     FINISH,
@@ -39,28 +40,11 @@ log = logging.getLogger("semel")
 GiveBack = Callable[[Any], None]
 
 
-def begin_sync(connection: Connection, idle: bytes) -> None:
+def begin_message(connection: Connection | AsyncConnection, idle: bytes) -> Message:
     """Begin, beside a claim that is a record. `idle`: milliseconds."""
-    if connection.prepared is not None:
-        results = connection.send(_BEGIN_PREPARED)
-    else:
-        results = connection.say(_BEGIN_POOLED + idle)
-    require(connection, results)
-
-
-async def begin_async(connection: AsyncConnection, idle: bytes) -> None:
-    """As `begin_sync`."""
-    if connection.prepared is not None:
-        results = await connection.send(_BEGIN_PREPARED)
-    else:
-        results = await connection.say(_BEGIN_POOLED + idle)
-    require(connection, results)
-
-
-_BEGIN_PREPARED: Message = ((BEGIN, ()),)
-"""The session was given its bound when it was made. Prepared, so that it is seen before anything is
-done where a handler has said DEALLOCATE ALL."""
-_BEGIN_POOLED = b"begin; set local idle_in_transaction_session_timeout = "
+    if connection.prepared is not None:  # the session was given its bound when it was made
+        return ((BEGIN, ()),)
+    return (BEGIN, ()), (BOUND, (idle,))
 
 
 def open_message(connection: Connection | AsyncConnection, command: Open, idle: bytes) -> Message:
