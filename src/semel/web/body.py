@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 from semel.core import problems
@@ -147,6 +147,25 @@ class Intake:
         earned = self.received / self._policy.min_body_rate if self._policy.min_body_rate else 0.0
         deadline = self._started + self._policy.seconds.body_timeout + earned
         return max(deadline - time.monotonic(), 0.0)
+
+    def take(
+        self, chunks: Iterable[bytes], declared: int, write: Callable[[bytes], object]
+    ) -> Problem | None:
+        """Read a body to its end, on a thread. `declared`: its length, 0 where nobody has said."""
+        refusal = None
+        if declared > self._policy.max_request_body:
+            refusal = problems.request_too_large(self._policy.max_request_body)
+        for chunk in chunks:
+            too_large = self.count(len(chunk))
+            if too_large is not None:
+                return too_large
+            if not self.left():
+                return problems.BODY_TIMEOUT
+            if refusal is None:
+                write(chunk)
+        if self.received < declared:  # the client has gone, or the server gave up on it
+            return problems.BODY_TIMEOUT
+        return refusal
 
     def count(self, size: int) -> Problem | None:
         """Count a piece; return the refusal once there is one."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from semel.core import problems
 from semel.core.engine import Outcome, Refuse, Replay
 from semel.core.policy import Policy
 from semel.core.problems import Problem
@@ -64,26 +63,18 @@ def read_body(policy: Policy, environ: Environ, write: Callable[[bytes], object]
                 " the request cannot be told from another; use a server or a proxy that does"
             )
         return None
-    intake = Intake(policy)
-    refusal = None
-    if left is not None and left > policy.max_request_body:
-        refusal = problems.request_too_large(policy.max_request_body)
+    return Intake(policy).take(_chunks(stream, left), left or 0, write)
+
+
+def _chunks(stream: Any, left: int | None) -> Iterator[bytes]:
+    """What a stream has, but no more than `left` bytes."""
     while left is None or left > 0:
         chunk = stream.read(CHUNK if left is None else min(CHUNK, left))
         if not chunk:
-            break
+            return
         if left is not None:
             left -= len(chunk)
-        too_large = intake.count(len(chunk))
-        if too_large is not None:
-            return too_large
-        if not intake.left():
-            return problems.BODY_TIMEOUT
-        if refusal is None:
-            write(chunk)
-    if left:
-        return problems.BODY_TIMEOUT  # the client has gone, or the server gave up on it
-    return refusal
+        yield chunk
 
 
 def with_body(environ: Environ, body: Body) -> Environ:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from django.core.exceptions import ImproperlyConfigured
@@ -35,33 +36,21 @@ def declared(request: HttpRequest) -> int:
 
 def read(policy: Policy, request: HttpRequest, write: Callable[[bytes], object]) -> Problem | None:
     """Read the body to its end. What Django has read already, for middleware, is taken as it is."""
-    refusal = None
-    if declared(request) > policy.max_request_body:
-        refusal = problems.request_too_large(policy.max_request_body)
     if hasattr(request, "_body"):
-        if refusal is None:
-            write(request.body)
-        return refusal
+        if declared(request) > policy.max_request_body:
+            return problems.request_too_large(policy.max_request_body)
+        write(request.body)
+        return None
     if request._read_started:
         raise ImproperlyConfigured(
             "a middleware that runs before IdempotencyMiddleware has read the request's body, so it"
             " cannot be compared: let that one come after it in MIDDLEWARE"
         )
-    intake = Intake(policy)
+    chunks = iter(functools.partial(request.read, CHUNK), b"")
     try:
-        while chunk := request.read(CHUNK):
-            too_large = intake.count(len(chunk))
-            if too_large is not None:
-                return too_large
-            if not intake.left():
-                return problems.BODY_TIMEOUT
-            if refusal is None:
-                write(chunk)
+        return Intake(policy).take(chunks, declared(request), write)
     except UnreadablePostError:  # the client has gone, or the server gave up on it
         return problems.BODY_TIMEOUT
-    if intake.received < declared(request):  # the same, and the server has not said so
-        return problems.BODY_TIMEOUT
-    return refusal
 
 
 def give(request: HttpRequest, body: Body) -> None:
