@@ -5,12 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from semel.web.uploads import Limits
+from semel.web.uploads.spool import Part, Spool
+from semel.web.uploads.state import owner_hash
 from tests.uploads.conftest import Start
 from tests.uploads.harness import PIECE, TUS, Service, eventually, files_end_at
 
@@ -402,6 +406,29 @@ def test_requests_set_the_sweep_going(start: Start) -> None:
     clock[0] += 100
     assert tus.head(url).status == 404
     eventually(lambda: not list(folder.iterdir()))
+
+
+def test_a_sweep_is_in_no_new_uploads_way(tmp_path: Path) -> None:
+    """It sees the file of one that is just being made, and takes it for what a crash left."""
+    spool = Spool(tmp_path, Limits(caller_uploads=10_000))
+    owner = owner_hash("alice")
+    ended = threading.Event()
+
+    def sweep() -> None:
+        while not ended.is_set():
+            spool.sweep()
+
+    with ThreadPoolExecutor(2) as pool:
+        sweeping = [pool.submit(sweep) for _ in range(2)]
+        try:
+            for number in range(2000):
+                part = spool.reserve(owner, f"{number:032x}", 1)
+                assert isinstance(part, Part)
+                part.remove()
+        finally:
+            ended.set()
+        for each in sweeping:
+            each.result()
 
 
 # --- what is acknowledged is durable -----------------------------------------------------------

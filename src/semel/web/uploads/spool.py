@@ -261,12 +261,12 @@ class Spool:
         return removed
 
     def _sweep(self, name: str) -> bool:
-        try:
-            part = self.lock(*name.split("-"))
-        except Refused:
-            return False
-        try:
-            with locked(self._partial):  # nobody begins it, or completes it, just now
+        with locked(self._partial):  # nobody begins it, or completes it, just now
+            try:
+                part = self.lock(*name.split("-"))
+            except Refused:
+                return False
+            try:
                 due = self._is_due(name)
                 if due:
                     (self._state / name).unlink(missing_ok=True)
@@ -275,9 +275,9 @@ class Spool:
                     return False
                 (self._partial / name).unlink(missing_ok=True)
                 return True
-        finally:
-            if part is not None:
-                part.close()
+            finally:
+                if part is not None:
+                    part.close()
 
     def _is_due(self, name: str) -> bool:
         """Whether an upload has expired."""
