@@ -454,6 +454,35 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
             stage.gateway.kill()
 
 
+def test_workers_end_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    with Service().running() as service:
+        stage = Stage(_standing(service), tmp_path / "none", tmp_path, "workers = 2\n")
+        stage.gateway.start()
+        try:
+            assert stage.until_settled("a").status == 201
+            until(lambda: len(_workers(stage.gateway)) == 2)
+            os.kill(stage.gateway.pid, signal.SIGKILL)
+            until(lambda: not in_session(stage.gateway.pid))
+        finally:
+            stage.gateway.kill()
+        stage.gateway.start()  # on the same port
+        try:
+            assert stage.until_settled("a").replayed
+        finally:
+            stage.gateway.kill()
+    assert len(service.requests) == 1
+
+
+def in_session(leader: int) -> bool:
+    """Whether a process of that session is alive."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:4]
+            if int(session) == leader and state != "Z":
+                return True
+    return False
+
+
 def _workers(gateway: Process) -> set[int]:
     """The processes that uvicorn has spawned for the gateway."""
     found = set()

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import functools
 import gc
+import multiprocessing
+import os
+import signal
 import socket
+import threading
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 try:
@@ -38,11 +43,21 @@ def listen(settings: Settings) -> socket.socket:
 
 def worker(settings: Settings) -> Gateway:
     """Make the gateway of a process that does nothing else."""
+    supervisor = multiprocessing.parent_process()
+    if supervisor is not None:
+        threading.Thread(target=_outlive_briefly, args=(supervisor,), daemon=True).start()
     gateway = Gateway(settings)
     gc.collect()
     gc.freeze()  # what has been imported is not looked through again and again
     gc.set_threshold(*COLLECTIONS)
     return gateway
+
+
+def _outlive_briefly(supervisor: BaseProcess) -> None:
+    """Drain and end once the supervisor has been killed: its workers would go on for ever, and keep
+    the port from the gateway that is started in its place."""
+    supervisor.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def config(
