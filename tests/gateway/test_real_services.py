@@ -425,51 +425,47 @@ def test_sigterm_lets_what_is_in_flight_end(tmp_path: Path) -> None:
     assert answers[0].status == 201
 
 
-def test_workers_share_the_port_and_the_keys(tmp_path: Path) -> None:
+@pytest.fixture
+def two_workers(tmp_path: Path) -> Iterator[tuple[Service, Stage]]:
     with Service().running() as service:
         stage = Stage(_standing(service), tmp_path / "none", tmp_path, "workers = 2\n")
         stage.gateway.start()
         try:
-            answers = [stage.until_settled("a") for _ in range(20)]
+            yield service, stage
         finally:
             stage.gateway.kill()
+
+
+def test_workers_share_the_port_and_the_keys(two_workers: tuple[Service, Stage]) -> None:
+    service, stage = two_workers
+    answers = [stage.until_settled("a") for _ in range(20)]
     assert {answer.status for answer in answers} == {201}
     assert len(service.requests) == 1
 
 
-def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
-    with Service().running() as service:
-        stage = Stage(_standing(service), tmp_path / "none", tmp_path, "workers = 2\n")
-        stage.gateway.start()
-        try:
-            assert stage.until_settled("a").status == 201
-            until(lambda: len(_workers(stage.gateway)) == 2)
-            before = _workers(stage.gateway)
-            for worker in before:
-                os.kill(worker, signal.SIGKILL)
-            assert stage.until_settled("a").replayed
-            until(lambda: len(_workers(stage.gateway)) == 2)
-            assert not before & _workers(stage.gateway)
-        finally:
-            stage.gateway.kill()
+def test_a_worker_that_dies_is_replaced(two_workers: tuple[Service, Stage]) -> None:
+    _, stage = two_workers
+    assert stage.until_settled("a").status == 201
+    until(lambda: len(_workers(stage.gateway)) == 2)
+    before = _workers(stage.gateway)
+    for worker in before:
+        os.kill(worker, signal.SIGKILL)
+    assert stage.until_settled("a").replayed
+    until(lambda: len(_workers(stage.gateway)) == 2)
+    assert not before & _workers(stage.gateway)
 
 
-def test_workers_end_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
-    with Service().running() as service:
-        stage = Stage(_standing(service), tmp_path / "none", tmp_path, "workers = 2\n")
-        stage.gateway.start()
-        try:
-            assert stage.until_settled("a").status == 201
-            until(lambda: len(_workers(stage.gateway)) == 2)
-            os.kill(stage.gateway.pid, signal.SIGKILL)
-            until(lambda: not in_session(stage.gateway.pid))
-        finally:
-            stage.gateway.kill()
-        stage.gateway.start()  # on the same port
-        try:
-            assert stage.until_settled("a").replayed
-        finally:
-            stage.gateway.kill()
+def test_workers_end_with_a_supervisor_that_is_killed(
+    two_workers: tuple[Service, Stage],
+) -> None:
+    service, stage = two_workers
+    assert stage.until_settled("a").status == 201
+    until(lambda: len(_workers(stage.gateway)) == 2)
+    os.kill(stage.gateway.pid, signal.SIGKILL)
+    until(lambda: not in_session(stage.gateway.pid))
+    stage.gateway.ended()
+    stage.gateway.start()  # on the same port
+    assert stage.until_settled("a").replayed
     assert len(service.requests) == 1
 
 
