@@ -479,7 +479,8 @@ WRITER = """
 import sys, time
 from semel.stores.sqlite import SQLiteStore
 from tests.stores.test_sqlite import claim, complete
-store = SQLiteStore(sys.argv[1]); store.start()
+store = SQLiteStore(sys.argv[1], timeout=60)  # disks stall, for 12 s once
+store.start()
 print("ready", flush=True); sys.stdin.readline()
 end, done = time.monotonic() + 1.5, 0
 while time.monotonic() < end:
@@ -509,7 +510,7 @@ def test_processes_that_share_a_file_do_not_starve_each_other(path: Path, count:
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    done = [int(process.communicate(timeout=30)[0]) for process in processes]
+    done = [int(process.communicate(timeout=90)[0]) for process in processes]
     print(done)
     assert min(done) * 5 > max(done), done
 
