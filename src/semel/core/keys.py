@@ -20,7 +20,7 @@ _MAX_FIELD_LENGTH = 4096  # 255 escaped characters, quotes, parameters and a few
 _VISIBLE = bytes(range(0x21, 0x7F))
 _STRING = re.compile(rb'"((?:[ !#-\[\]-~]|\\["\\])*+)"')
 _BARE = re.compile(rb"[!-+\--~]++")
-_PLAIN = re.compile(rb'"([!#-+\--\[\]-~]{1,255}+)"|([!#-+\--\[\]-~]{1,255}+)')
+_PLAIN = re.compile(rb'("?)([!#-+\--\[\]-~]{1,%d}+)\1' % MAX_KEY_LENGTH)
 _ESCAPED = re.compile(rb"\\(.)")
 PARAMETER = re.compile(
     rb";[ ]*+[a-z*][a-z0-9_\-.*]*+"
@@ -51,7 +51,7 @@ def parse_key(fields: Sequence[bytes]) -> str | None:
     value = fields[0] if len(fields) == 1 else b",".join(fields)
     plain = _PLAIN.fullmatch(value)
     if plain is not None:  # the forms that nearly every client sends
-        return (plain.group(1) or plain.group(2)).decode("ascii")
+        return plain.group(2).decode("ascii")
     if len(value) > _MAX_FIELD_LENGTH:
         raise InvalidKey(_TOO_LONG)
     keys = _members(value.strip(b" \t"))
