@@ -10,9 +10,7 @@ import asyncio
 import dataclasses
 import logging
 import random
-from collections.abc import (
-    Hashable,
-)
+from collections.abc import Hashable
 from typing import Any, cast
 
 from semel.core import problems
