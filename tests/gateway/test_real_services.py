@@ -462,29 +462,31 @@ def test_workers_end_with_a_supervisor_that_is_killed(
     assert stage.until_settled("a").status == 201
     until(lambda: len(_workers(stage.gateway)) == 2)
     os.kill(stage.gateway.pid, signal.SIGKILL)
-    until(lambda: not in_session(stage.gateway.pid))
+    until(lambda: not _lives(stage.gateway.pid))
     stage.gateway.ended()
     stage.gateway.start()  # on the same port
     assert stage.until_settled("a").replayed
     assert len(service.requests) == 1
 
 
-def in_session(leader: int) -> bool:
-    """Whether a process of that session is alive."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            state, _, _, session = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:4]
-            if int(session) == leader and state != "Z":
-                return True
-    return False
-
-
 def _workers(gateway: Process) -> set[int]:
     """The processes that uvicorn has spawned for the gateway."""
     found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
+    for folder, _, parent, _ in _processes():
         with contextlib.suppress(OSError):
-            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
             if parent == gateway.pid and b"spawn_main" in (folder / "cmdline").read_bytes():
                 found.add(int(folder.name))
     return found
+
+
+def _lives(leader: int) -> bool:
+    """Whether a process of that session does."""
+    return any(session == leader and state != "Z" for _, state, _, session in _processes())
+
+
+def _processes() -> Iterator[tuple[Path, str, int, int]]:
+    """Each process's folder, state, parent and session: proc(5)."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            stat = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            yield folder, stat[0], int(stat[1]), int(stat[3])
