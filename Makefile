@@ -106,7 +106,7 @@ lock: ## Lock the requirements anew (needs uv)
 	@for n in dev demo; do uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --universal \
 		--python-version 3.11 --custom-compile-command "make lock" requirements/$$n.in -o requirements/$$n.txt; done
 
-JS := src/semel/web/semel
+JS := src/semel/web/browser/semel
 
 .PHONY: js
 js: ## Make semel.min.js anew (needs npx)

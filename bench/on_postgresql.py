@@ -52,10 +52,10 @@ class Shop:
 
     async def atomic(self, request: Request) -> Response:
         """The same, in the transaction of the key."""
-        from semel import current_operation
+        from semel import current_async_operation
 
         body = await request.body()
-        connection = await current_operation().connection()
+        connection = await current_async_operation().connection()
         await connection.execute(INSERT, (1, "a book"))
         return Response(body, status_code=201, media_type="application/json")
 

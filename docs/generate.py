@@ -18,11 +18,10 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from docs.probes_table import table  # noqa: E402
-
 from docs import peers_page, uploads_advice  # noqa: E402
+from docs.probes_table import table  # noqa: E402
 from semel.core import policy, problems, record  # noqa: E402
-from semel.web.uploads import problems as uploads  # noqa: E402
+from semel.uploads import problems as uploads  # noqa: E402
 
 CATALOGUE = (*problems.CATALOGUE, *uploads.CATALOGUE)
 

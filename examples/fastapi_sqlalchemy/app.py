@@ -6,17 +6,17 @@ SHOP=postgresql+asyncpg://user@host/shop uvicorn app:app
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from pydantic import BaseModel, Field
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from semel import Idempotency, Operation, Policy
+from semel import Idempotency, Policy
 from semel.stores.sqlalchemy import SQLAlchemyStore
-from semel.web.fastapi import init_app, operation
+from semel.web.fastapi import AsyncOp, init_app
 
 
 class Base(DeclarativeBase):
@@ -55,7 +55,7 @@ app = FastAPI(title="Orders", lifespan=lifespan)
 
 
 @app.post("/orders", status_code=201)
-async def order(wanted: Wanted, op: Annotated[Operation, Depends(operation)]) -> dict[str, Any]:
+async def order(wanted: Wanted, op: AsyncOp) -> dict[str, Any]:
     session = await op.session()  # an AsyncSession in the transaction of the key
     placed = Order(item=wanted.item, quantity=wanted.quantity)
     session.add(placed)

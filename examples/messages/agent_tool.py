@@ -5,7 +5,7 @@ SHOP=sqlite:///shop.db python agent_tool.py
 
 import os
 
-from semel import Idempotency, current_sync_operation, idempotent
+from semel import Idempotency, current_operation, idempotent
 
 idempotency = Idempotency(os.environ["SHOP"])
 
@@ -13,7 +13,7 @@ idempotency = Idempotency(os.environ["SHOP"])
 @idempotent(idempotency, key="call_id", guarantee="atomic")
 def book_table(call_id: str, guests: int, day: str) -> dict[str, str]:
     """Book a table. `call_id` is what the model named this call of the tool."""
-    db = current_sync_operation().connection()
+    db = current_operation().connection()
     db.execute("insert into bookings values (?, ?)", (guests, day))
     return {"booked": day, "call": call_id}
 

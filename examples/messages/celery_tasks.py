@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from celery import Celery
 
-from semel import Idempotency, Policy, current_sync_operation, idempotent
+from semel import Idempotency, Policy, current_operation, idempotent
 from semel.functions import InFlight, StoreDown
 
 app = Celery("shop", broker=os.environ["BROKER"])
@@ -30,6 +30,6 @@ idempotency = Idempotency(os.environ["SHOP"], policy=rules)
 @app.task(autoretry_for=(InFlight, StoreDown), retry_backoff=True, max_retries=20)
 @idempotent(idempotency, key="order")
 def ship(order: str, item: str) -> str:
-    db = current_sync_operation().connection()
+    db = current_operation().connection()
     db.execute("insert into shipped values (?, ?)", (order, item))
     return f"{item} for {order}"

@@ -11,7 +11,7 @@ from datetime import timedelta
 import nats
 from nats.errors import TimeoutError as NothingNew
 
-from semel import Idempotency, Policy, current_operation, idempotent
+from semel import Idempotency, Policy, current_async_operation, idempotent
 from semel.functions import CallRefused
 
 # A worker does not wait for another that has the same message: it gives it back. A short lease:
@@ -22,7 +22,7 @@ idempotency = Idempotency(os.environ["SHOP"], policy=rules)
 
 @idempotent(idempotency, key="order")
 async def ship(order: str, item: str) -> str:
-    db = await current_operation().connection()
+    db = await current_async_operation().connection()
     await db.execute("insert into shipped values (?, ?)", (order, item))
     return f"{item} for {order}"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 
-from semel import Idempotency, current_operation, idempotent
+from semel import Idempotency, current_async_operation, idempotent
 from semel.functions import CallRefused
 
 app = FastAPI()
@@ -20,7 +20,7 @@ idempotency = Idempotency(os.environ["SHOP"])
 
 @idempotent(idempotency, key="event_id", ignore=("event",), guarantee="atomic")
 async def paid(event_id: str, event: dict[str, Any]) -> None:
-    db = await current_operation().connection()
+    db = await current_async_operation().connection()
     row = (event["data"]["order"], event["data"]["amount"])
     await db.execute("insert into payments values (?, ?)", row)
 

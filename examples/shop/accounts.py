@@ -13,7 +13,7 @@ from fastapi import APIRouter, Form, HTTPException
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
-from semel import Operation
+from semel import AsyncOperation
 from shop.customers import NOBODY, Customer
 from shop.database import DATABASE
 from shop.protection import SEE_OTHER, Op, idempotency, refusal
@@ -61,7 +61,7 @@ async def sign_up(
     return RedirectResponse(f"/try/sign-up?made={number}", 303)
 
 
-async def _account(op: Operation, email: str, customer: str) -> int:
+async def _account(op: AsyncOperation, email: str, customer: str) -> int:
     """Return the number of the customer's account with this e-mail, made now or there already."""
     db = await op.connection()
     made = await DATABASE.run(db, INSERT, (email, customer))

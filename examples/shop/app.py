@@ -22,7 +22,7 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from semel.web.conditional import NotMet
-from semel.web.fastapi import init_app, not_met, operation
+from semel.web.fastapi import async_operation, init_app, not_met
 from shop import (
     accounts,
     charges,
@@ -60,7 +60,7 @@ async def health() -> dict[str, Any]:
 if PROTECTED:
     init_app(shop, idempotency)
 else:
-    shop.dependency_overrides[operation] = unprotected.operation
+    shop.dependency_overrides[async_operation] = unprotected.operation
     shop.add_exception_handler(NotMet, not_met)
 
 app = network.Network(shop)

@@ -15,7 +15,7 @@ from fastapi import APIRouter, HTTPException
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
-from semel.web.uploads import DiskStorage, Limits, Uploads
+from semel.uploads import DiskStorage, Limits, Uploads
 from shop.customers import Customer, customer_of
 from shop.database import DATABASE
 from shop.protection import Op, refusal

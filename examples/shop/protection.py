@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends
-
-from semel import Idempotency, Issuer, Operation, Policy
-from semel.web.fastapi import operation
+from semel import Idempotency, Issuer, Policy
 from shop.customers import customer_of
 from shop.database import DATABASE
 
@@ -39,7 +36,6 @@ idempotency = Idempotency(
     routes={"/uploads/{rest:path}": None, "POST /network": None},
 )
 
-Op = Annotated[Operation, Depends(operation)]
 
 SEE_OTHER: dict[int | str, dict[str, Any]] = {
     303: {

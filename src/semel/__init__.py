@@ -7,21 +7,22 @@ from semel.functions import idempotent
 from semel.idempotency import Idempotency
 from semel.issuer import Issuer
 from semel.operation import (
+    AsyncOperation,
     NoOperation,
     Operation,
     OperationOver,
-    SyncOperation,
+    current_async_operation,
     current_operation,
-    current_sync_operation,
 )
 from semel.stores import StoreSetupError
-from semel.web.asgi import ASGIMiddleware
-from semel.web.wsgi import WSGIMiddleware
+from semel.web.asgi.middleware import ASGIMiddleware
+from semel.web.wsgi.middleware import WSGIMiddleware
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ASGIMiddleware",
+    "AsyncOperation",
     "Idempotency",
     "Issuer",
     "NoOperation",
@@ -33,10 +34,9 @@ __all__ = [
     "PolicyError",
     "StepFenced",
     "StoreSetupError",
-    "SyncOperation",
     "WSGIMiddleware",
+    "current_async_operation",
     "current_operation",
-    "current_sync_operation",
     "derive",
     "hash_key",
     "idempotent",

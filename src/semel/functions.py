@@ -29,9 +29,9 @@ from semel.core.policy import Policy
 from semel.core.problems import HANDLER_FAILED, STORE_UNAVAILABLE, Problem
 from semel.core.record import Response
 from semel.core.steps import OutcomeUnknown
-from semel.drivers import AsyncDriver, ThreadDriver
 from semel.idempotency import Idempotency
 from semel.operation import current
+from semel.runtime.drivers import AsyncDriver, ThreadDriver
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -114,10 +114,10 @@ def idempotent(
     - `codec`: how the result is stored; without it by the annotated type (`semel.codecs`).
     - `rules`: fields of `Policy`, the service's where not said otherwise.
 
-    Plain functions run on the calling thread, with `current_sync_operation()`; async ones with
-    `current_operation()`, and to their end also where the caller is cancelled. What the function
-    raises goes on, and a repeat runs again (unless `guarantee="at-most-once"`). Calls raise
-    `CallRefused`, one kind for each problem.
+    Plain functions run on the calling thread, with `current_operation()`; async ones with
+    `current_async_operation()`, and to their end also where the caller is cancelled. What the
+    function raises goes on, and a repeat runs again (unless `guarantee="at-most-once"`). Calls
+    raise `CallRefused`, one kind for each problem.
 
     Raises `TypeError` for a key or an ignored name that is no argument, and `PolicyError`.
     """

@@ -18,9 +18,10 @@ from semel.core import problems
 from semel.core.commands import Found, Lookup, Settle, StoreError, Sweep
 from semel.core.policy import Policy, RequestView, Routes
 from semel.core.record import Response, State
-from semel.drivers import Runtime
 from semel.issuer import GRACE, Issuer
-from semel.stores import Store, StoreSetupError, open_store
+from semel.runtime.drivers import Runtime
+from semel.stores import open_store
+from semel.stores.base import Store, StoreSetupError
 
 log = logging.getLogger("semel")
 

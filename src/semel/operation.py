@@ -15,9 +15,9 @@ from semel.core.commands import Answer, Sleep
 from semel.core.engine import Deliver
 from semel.core.record import Response
 from semel.core.steps import OnUnknown, OutcomeUnknown
-from semel.drivers import AsyncDriver, ThreadDriver
 from semel.failpoints import failpoint
-from semel.stores import StoreSetupError, Transaction
+from semel.runtime.drivers import AsyncDriver, ThreadDriver
+from semel.stores.base import StoreSetupError, Transaction
 
 _JSON = JSONCodec()
 
@@ -99,7 +99,7 @@ class _Operation:
             raise OperationOver("the operation is over: its answer has been recorded")
 
 
-class Operation(_Operation):
+class AsyncOperation(_Operation):
     """The operation of an async handler."""
 
     _driver: AsyncDriver
@@ -201,15 +201,15 @@ class Operation(_Operation):
             raise OperationOver("the operation could not be committed; nothing was done")
 
 
-class SyncOperation(_Operation):
+class Operation(_Operation):
     """The operation of a plain handler, on a thread."""
 
     def connection(self) -> Any:
-        """As `Operation.connection`, without awaiting."""
+        """As `AsyncOperation.connection`, without awaiting."""
         return self._begun().connection
 
     def session(self) -> Any:
-        """As `Operation.session`, without awaiting: an SQLAlchemy `Session`."""
+        """As `AsyncOperation.session`, without awaiting: an SQLAlchemy `Session`."""
         return _session(self._begun(), "session")
 
     def _begun(self) -> Transaction:
@@ -228,7 +228,7 @@ class SyncOperation(_Operation):
         on_unknown: OnUnknown | Callable[[str], Any] = "rerun",
         codec: Codec = _JSON,
     ) -> Any:
-        """As `Operation.step`, without awaiting."""
+        """As `AsyncOperation.step`, without awaiting."""
         life = self._step(name, on_unknown)
         store = self._driver.runtime.store
         send, value = life.send, None
@@ -257,7 +257,7 @@ class SyncOperation(_Operation):
                 send, value = life.throw, error
 
     def commit(self) -> None:
-        """As `Operation.commit`, without awaiting. Not for `def` handlers under ASGI."""
+        """As `AsyncOperation.commit`, without awaiting. Not for `def` handlers under ASGI."""
         self._open()
         if isinstance(self._driver, AsyncDriver):
             raise OperationOver("commit() needs an async handler under ASGI; write it as async def")
@@ -284,20 +284,18 @@ class NoOperation(RuntimeError):
     """There is no operation here: the request carries no key, or its route is not covered."""
 
 
-def current_operation() -> Operation:
+def current_async_operation() -> AsyncOperation:
     """Return the operation that the present async code runs in.
 
     Raises `NoOperation` where there is none.
     """
     driver = current.get()
     if not isinstance(driver, AsyncDriver):
-        raise NoOperation(
-            _NONE if driver is None else "a plain handler uses current_sync_operation()"
-        )
-    return Operation(driver)
+        raise NoOperation(_NONE if driver is None else "a plain handler uses current_operation()")
+    return AsyncOperation(driver)
 
 
-def current_sync_operation() -> SyncOperation:
+def current_operation() -> Operation:
     """Return the operation that the present plain code runs in (WSGI, or a `def` under ASGI).
 
     Raises `NoOperation` where there is none.
@@ -305,7 +303,7 @@ def current_sync_operation() -> SyncOperation:
     driver = current.get()
     if driver is None:
         raise NoOperation(_NONE)
-    return SyncOperation(driver)
+    return Operation(driver)
 
 
 _NONE = (

@@ -13,15 +13,15 @@ from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import parse_qsl
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from semel import Idempotency, Operation, Policy
+from semel import Idempotency, Policy
 from semel.web.browser import semel_js
-from semel.web.fastapi import init_app, operation
+from semel.web.fastapi import AsyncOp, init_app
 
 CSP = (
     "default-src 'none'; img-src data:; script-src 'self' 'nonce-{}'; style-src 'self';"
@@ -193,9 +193,7 @@ class Service:
     # --- orders --------------------------------------------------------------------------------
 
     def _orders(self, app: FastAPI) -> None:
-        async def order(
-            answer: str, request: Request, op: Annotated[Operation, Depends(operation)]
-        ) -> Response:
+        async def order(answer: str, request: Request, op: AsyncOp) -> Response:
             if request.headers["content-type"] == "application/json":
                 fields = await request.json()
             else:
@@ -286,7 +284,7 @@ class Service:
 
 
 def _named(answer: str, order: Any) -> Any:
-    async def handler(request: Request, op: Annotated[Operation, Depends(operation)]) -> Response:
+    async def handler(request: Request, op: AsyncOp) -> Response:
         response: Response = await order(answer, request, op)
         return response
 

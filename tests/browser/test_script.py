@@ -41,5 +41,5 @@ def test_version_and_integrity_are_those_of_its_bytes() -> None:
 def test_it_is_in_the_wheel(tmp_path: Path) -> None:
     [wheel] = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("semel/web/semel.min.js") == semel_js().body
-        assert archive.read("semel/web/semel.js") == SOURCE.read_bytes()
+        assert archive.read("semel/web/browser/semel.min.js") == semel_js().body
+        assert archive.read("semel/web/browser/semel.js") == SOURCE.read_bytes()

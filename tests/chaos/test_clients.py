@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from lab.chaos.clients import POINTS, storm
 from semel.client import Journal, kept
 from semel.client.kept import Kept
-from semel.testing.chaos_clients import POINTS, storm
 
 pytestmark = pytest.mark.chaos
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from lab.chaos.databases import SQLiteBed
+from lab.chaos.kills import FIRST_RUN, SECOND_RUN, storm, zombies
+from lab.judge.findings import summary
 from semel.core.commands import Complete
 from semel.stores.sqlite import SQLiteStore
-from semel.testing.chaos import FIRST_RUN, SECOND_RUN, storm, zombies
-from semel.testing.chaos_beds import SQLiteBed
-from semel.testing.findings import summary
 
 pytestmark = pytest.mark.chaos
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from lab.chaos.databases import DATABASE, PostgreSQLBed
+from lab.chaos.kills import storm, zombies
+from lab.judge.findings import summary
 from semel.core.commands import Complete, Open
-from semel.stores.postgres_messages import Message, Statement
-from semel.stores.postgres_transaction import PostgreSQLTransaction
-from semel.testing.chaos import storm, zombies
-from semel.testing.chaos_beds import DATABASE, PostgreSQLBed
-from semel.testing.findings import summary
+from semel.stores.postgres.messages import Message, Statement
+from semel.stores.postgres.transaction import PostgreSQLTransaction
 from semel.testing.servers import PgBouncer, PostgreSQL, running
 
 pytestmark = pytest.mark.chaos

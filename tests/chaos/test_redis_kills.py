@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import pytest
 import redis as redis_py
 
+from lab.chaos.databases import DATABASE
+from lab.chaos.databases_redis import RedisBed, always_written
+from lab.chaos.kills import storm, zombies
+from lab.judge.findings import summary
 from semel.core.commands import Claim, Claimed, Complete, Found, Lookup, StoreUnavailable
 from semel.core.record import Response
 from semel.stores.redis import RedisStore
-from semel.testing.chaos import storm, zombies
-from semel.testing.chaos_beds import DATABASE
-from semel.testing.chaos_redis import RedisBed, always_written
-from semel.testing.findings import summary
 from semel.testing.proxy import Proxy
 from semel.testing.servers import Valkey, running
 

@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
+from lab.chaos.databases import Bed, PostgreSQLBed, SQLiteBed
+from lab.chaos.kills import LEASE, Rig
+from lab.judge.checker import check
+from lab.judge.findings import summary
+from lab.judge.history import Answered
 from semel.core import record
 from semel.core.policy import Policy
 from semel.core.record import UnreadableRecord
 from semel.idempotency import Idempotency
-from semel.testing.chaos import LEASE, Rig
-from semel.testing.chaos_beds import Bed, PostgreSQLBed, SQLiteBed
-from semel.testing.checker import check
-from semel.testing.findings import summary
-from semel.testing.history import Answered
 from semel.testing.servers import PostgreSQL, running
 
 pytestmark = pytest.mark.chaos

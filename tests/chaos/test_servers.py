@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from semel.testing.chaos_beds import PostgreSQLBed
-from semel.testing.chaos_servers import whole_servers
-from semel.testing.findings import summary
+from lab.chaos.databases import PostgreSQLBed
+from lab.chaos.servers import whole_servers
+from lab.judge.findings import summary
 from semel.testing.servers import PostgreSQL, running
 
 pytestmark = pytest.mark.chaos

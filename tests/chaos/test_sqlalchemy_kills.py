@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy.engine import Connection
 
+from lab.chaos.databases import DATABASE
+from lab.chaos.databases_sqlalchemy import bed_on
+from lab.chaos.kills import storm, zombies
+from lab.judge.findings import summary
 from semel.core.commands import Complete
-from semel.stores.sqlalchemy_commands import SQLAlchemyCommands
-from semel.testing.chaos import storm, zombies
-from semel.testing.chaos_beds import DATABASE
-from semel.testing.chaos_beds_sqlalchemy import bed_on
-from semel.testing.findings import summary
+from semel.stores.sqlalchemy.commands import SQLAlchemyCommands
 from semel.testing.servers import MariaDB, PostgreSQL, ServerMissing, running
 from tests import servers
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from bench.peers import __main__ as peers
 
+from bench.peers import __main__ as peers
 from semel.checker.verdict import Outcome
 
 
@@ -29,7 +29,6 @@ def test_semel_passes_every_case(subject: peers.Subject) -> None:
 
 def test_the_results_are_of_the_cases_there_are() -> None:
     from docs.peers_page import RESULTS
-
     from semel.checker.cases import CASES
 
     assert list(RESULTS) == [subject.name for subject in peers.SUBJECTS]

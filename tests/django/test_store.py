@@ -28,7 +28,7 @@ from semel.core.commands import (
 from semel.core.record import Response, State
 from semel.stores import StoreSetupError
 from semel.stores.django import DjangoStore
-from semel.stores.django_connections import translate
+from semel.stores.django.connections import translate
 from semel.testing.proxy import Proxy
 from tests import servers
 from tests.django import project, views
@@ -300,8 +300,8 @@ def test_neither_a_claim_nor_a_settlement_nor_a_sweep_waits_for_ever(
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait of a second, where the store's own is ten."""
     postgresql, mysql = "set local lock_timeout = '1s'", "set innodb_lock_wait_timeout = 1"
-    monkeypatch.setattr("semel.stores.django_commands._LOCK_TIMEOUT", postgresql)
-    monkeypatch.setattr("semel.stores.django_connections._LOCK_TIMEOUT", mysql)
+    monkeypatch.setattr("semel.stores.django.commands._LOCK_TIMEOUT", postgresql)
+    monkeypatch.setattr("semel.stores.django.connections._LOCK_TIMEOUT", mysql)
 
 
 @pytest.mark.parametrize("vendor", SERVERS)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from semel import ASGIMiddleware, Idempotency, Policy, current_operation
+from semel import ASGIMiddleware, Idempotency, Policy, current_async_operation
 from semel.core.commands import Lookup
 from semel.core.keys import hash_key
 from semel.core.record import State
@@ -62,7 +62,7 @@ class Service:
         await receive()
         await asyncio.sleep(0)
         if self.path is not None:
-            db = await current_operation().connection()
+            db = await current_async_operation().connection()
             await asyncio.sleep(0.001)
             await db.execute("insert into charges values (1)")
         else:
@@ -187,7 +187,7 @@ def test_a_handler_can_see_that_it_has_lost_its_claim() -> None:
     seen: list[bool] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        op = current_operation()
+        op = current_async_operation()
         seen.append(op.lost)
         table: Any = idempotency.store._table  # type: ignore[attr-defined]
         record = table.records[key]

@@ -17,9 +17,9 @@ from semel.core.commands import (
     Takeover,
     Wait,
 )
-from semel.leases import Leases
+from semel.runtime.leases import Leases
+from semel.runtime.waiters import Waiters
 from semel.stores.memory import MemoryStore
-from semel.waiters import Waiters
 
 
 def until(condition: Callable[[], bool]) -> bool:

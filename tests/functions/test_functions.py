@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from semel import (
     Idempotency,
     Policy,
+    current_async_operation,
     current_operation,
-    current_sync_operation,
     idempotent,
 )
 from semel.core.commands import Lookup
@@ -78,7 +78,7 @@ async def test_async_functions(idempotency: Idempotency) -> None:
 
     @idempotent(idempotency, key=("tenant", "order"), ignore=("logger",))
     async def charge(tenant: int, order: str, body: Charge, logger: object = None) -> Charge:
-        assert current_operation().attempt == 1
+        assert current_async_operation().attempt == 1
         runs.append(tenant)
         await asyncio.sleep(0.01)
         return body
@@ -193,7 +193,7 @@ def test_steps_and_parking(idempotency: Idempotency) -> None:
 
     @idempotent(idempotency, key="order")
     def charge(order: str) -> str:
-        op = current_sync_operation()
+        op = current_operation()
         told: str = op.step("far", lambda key: calls.append(key) or key)
         if len(calls) == 1 and order == "parks":
             op.park("who knows")
@@ -214,7 +214,7 @@ def test_atomic_with_the_database(tmp_path: Path) -> None:
 
     @idempotent(idempotency, key="order", guarantee="atomic")
     def charge(order: str, fails: bool) -> int:
-        db = current_sync_operation().connection()
+        db = current_operation().connection()
         db.execute("create table if not exists orders (name)")
         db.execute("insert into orders values (?)", (order,))
         if fails:

@@ -18,7 +18,7 @@ from fastapi import Depends, FastAPI, Request
 from flask import Flask
 from flask import request as flask_request
 
-from semel import Idempotency, Operation
+from semel import Idempotency
 from semel.web import fastapi as for_fastapi
 from semel.web import flask as for_flask
 from semel.web.conditional import (
@@ -50,7 +50,7 @@ APPEND = """
 DELETE = "delete from documents where name = ?"
 TEXT = {"Content-Type": "text/plain", "Cache-Control": "private"}
 
-Op = Annotated[Operation, Depends(for_fastapi.operation)]
+Op = for_fastapi.AsyncOp
 When = Annotated[Preconditions, Depends(for_fastapi.preconditions)]
 Pause = Callable[[Request], Awaitable[None]]
 

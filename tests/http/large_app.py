@@ -11,8 +11,8 @@ from semel import (
     Idempotency,
     Policy,
     WSGIMiddleware,
+    current_async_operation,
     current_operation,
-    current_sync_operation,
 )
 
 CHUNK, CHUNKS = 65536, 1600  # 100 MiB
@@ -37,7 +37,7 @@ async def service(scope: Any, receive: Any, send: Any) -> None:
         message = await receive()
         size += len(message.get("body", b""))
         more = message.get("more_body", False)
-    db = await current_operation().connection()
+    db = await current_async_operation().connection()
     await db.execute(INSERT)
     await send({"type": "http.response.start", "status": 201, "headers": []})
     if scope["path"] == "/download":
@@ -52,7 +52,7 @@ def wsgi_service(environ: Any, start_response: Any) -> Any:
     size = 0
     while chunk := environ["wsgi.input"].read(CHUNK):
         size += len(chunk)
-    current_sync_operation().connection().execute(INSERT)
+    current_operation().connection().execute(INSERT)
     start_response("201 Created", [])
     if environ["PATH_INFO"] == "/download":
         return (b"x" * CHUNK for _ in range(CHUNKS))

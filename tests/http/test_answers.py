@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from semel import Policy, current_sync_operation
+from semel import Policy, current_operation
 from semel.stores.memory import MemoryStore
 from semel.stores.sqlite import SQLiteStore
 from tests.http.harness import BODY, Recorder, Request, until
@@ -372,7 +372,7 @@ def test_a_handler_that_says_that_nothing_happened_may_run_again(
         books.execute("create table sales (run)")
 
     def sell(number: int, request: Any) -> Any:
-        operation = current_sync_operation()
+        operation = current_operation()
         if guarantee == "atomic":
             operation.connection().execute("insert into sales values (?)", (number,))
         if number == 1:

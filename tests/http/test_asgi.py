@@ -20,7 +20,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
-from semel import ASGIMiddleware, Idempotency, Operation, Policy, StoreSetupError, current_operation
+from semel import (
+    ASGIMiddleware,
+    AsyncOperation,
+    Idempotency,
+    Policy,
+    StoreSetupError,
+    current_async_operation,
+)
 from semel.stores.memory import MemoryStore
 from tests.http.harness import Client, asgi_server, until
 
@@ -138,7 +145,7 @@ def test_a_committed_stream_ends_when_its_client_goes(serve: Serve, tmp_path: Pa
     ended = threading.Event()
 
     async def run(request: Request) -> Response:
-        await current_operation().commit()
+        await current_async_operation().commit()
 
         async def forever() -> AsyncIterator[bytes]:
             try:
@@ -163,7 +170,7 @@ def test_a_stream_committed_in_its_midst_ends_when_its_client_goes(serve: Serve)
     ended = threading.Event()
 
     async def run(request: Request) -> Response:
-        op = current_operation()
+        op = current_async_operation()
 
         async def forever() -> AsyncIterator[bytes]:
             try:
@@ -435,7 +442,7 @@ async def test_other_protocols_pass_untouched() -> None:
 
 
 async def test_op_is_there_below_the_handler_and_gone_after_it() -> None:
-    seen: list[Operation] = []
+    seen: list[AsyncOperation] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.create_task(below())
@@ -443,7 +450,7 @@ async def test_op_is_there_below_the_handler_and_gone_after_it() -> None:
         await send({"type": "http.response.body", "body": b""})
 
     async def below() -> None:
-        seen.append(current_operation())
+        seen.append(current_async_operation())
 
     middleware = ASGIMiddleware(app, Idempotency("memory://"))
     await plain(middleware, {})

@@ -236,7 +236,7 @@ def test_forms_are_read_in_time_linear_in_their_size() -> None:
     """Bodies of twice the size, as ratios: nested, of many parts, with long headers, of marks."""
     from time import process_time
 
-    from semel.web import forms
+    from semel.web.http import forms
 
     def attack(kind: str, size: int) -> bytes:
         return {

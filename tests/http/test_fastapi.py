@@ -9,19 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, UploadFile
+from fastapi import APIRouter, FastAPI, HTTPException, UploadFile
 from pydantic import BaseModel
 
-from semel import ASGIMiddleware, Idempotency, Issuer, Operation, Policy, SyncOperation
+from semel import ASGIMiddleware, Idempotency, Issuer, Policy
 from semel.core.keys import parse_key
-from semel.web.fastapi import init_app, operation, sync_operation
+from semel.web.fastapi import AsyncOp, Op, init_app
 from tests.http.harness import Client, asgi_server
-
-Op = Annotated[Operation, Depends(operation)]
-SyncOp = Annotated[SyncOperation, Depends(sync_operation)]
 
 
 class Charge(BaseModel):
@@ -60,7 +57,7 @@ def make_app(shop: Path, **settings: Any) -> FastAPI:
 
     @app.post("/charges", status_code=201)
     @idempotency.route(guarantee="atomic")
-    async def charge(wanted: Charge, op: Op) -> dict[str, int]:
+    async def charge(wanted: Charge, op: AsyncOp) -> dict[str, int]:
         db = await op.connection()
         await db.execute("insert into charges values (?)", (wanted.amount,))
         if wanted.amount > 100:
@@ -68,7 +65,7 @@ def make_app(shop: Path, **settings: Any) -> FastAPI:
         return {"attempt": op.attempt}
 
     @app.post("/plain-charges", status_code=201)
-    def plain_charge(wanted: Charge, op: SyncOp) -> dict[str, str]:
+    def plain_charge(wanted: Charge, op: Op) -> dict[str, str]:
         op.connection().execute("insert into charges values (?)", (wanted.amount,))
         return {"thread": threading.current_thread().name}
 
@@ -119,7 +116,7 @@ def test_more_plain_handlers_than_threads_do_not_wait_for_each_other(
     app = FastAPI()
 
     @app.post("/charges", status_code=201)
-    def charge(op: SyncOp) -> dict[str, int]:
+    def charge(op: Op) -> dict[str, int]:
         op.connection().execute("insert into charges values (1)")
         if not entered.is_set():
             entered.set()
@@ -241,7 +238,7 @@ def test_the_middleware_alone_is_enough(shop: Path, serve: Any) -> None:
     app.add_middleware(ASGIMiddleware, idempotency=Idempotency(f"sqlite:///{shop}"))
 
     @app.post("/charges", status_code=201)
-    async def charge(op: Op) -> dict[str, int]:
+    async def charge(op: AsyncOp) -> dict[str, int]:
         db = await op.connection()
         await db.execute("insert into charges values (1)")
         return {}

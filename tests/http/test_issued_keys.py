@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from semel import Idempotency, Issuer, Policy, StoreSetupError, current_sync_operation
+from semel import Idempotency, Issuer, Policy, StoreSetupError, current_operation
 from semel.core.record import Response
 from semel.core.remembered import RememberedRequest
 from semel.stores.memory import MemoryStore
-from semel.web import completer
-from semel.web.body import Body
+from semel.web.http import completer
+from semel.web.http.body import Body
 from tests.http.harness import Answer, Recorder, Request, Server
 from tests.http.test_answers import created
 
@@ -253,7 +253,7 @@ def test_a_parked_operation_that_is_settled_outlasts_its_key(start: Any, clock: 
 
     def parks(number: int, request: Request) -> Any:
         if number == 1:
-            current_sync_operation().park("nobody knows")
+            current_operation().park("nobody knows")
         return 201, [], [b"ran again"]
 
     recorder = Recorder(parks)

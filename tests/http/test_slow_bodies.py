@@ -8,7 +8,7 @@ from datetime import timedelta
 from semel import Idempotency, Policy
 from semel.core.commands import Lookup
 from semel.core.keys import hash_key
-from semel.web.body import Intake
+from semel.web.http.body import Intake
 from tests.http.harness import Recorder, Server, serve
 
 HEAD = (

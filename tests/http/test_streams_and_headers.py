@@ -12,9 +12,9 @@ import pytest
 from semel import Policy
 from semel.core.commands import Complete, StoreUnavailable
 from semel.core.record import Response, State
-from semel.operation import SyncOperation, current
+from semel.operation import Operation, current
 from semel.stores.memory import MemoryStore
-from semel.web.headers import is_valid
+from semel.web.http.headers import is_valid
 from tests.http.harness import Recorder, Request, until
 
 
@@ -290,7 +290,7 @@ def charge(recorder_behaviour: Any = None) -> Any:
     def behave(number: int, request: Request) -> Any:
         driver = current.get()
         assert driver is not None
-        db = SyncOperation(driver).connection()
+        db = Operation(driver).connection()
         db.execute("insert into charges values (?)", (number,))
         if recorder_behaviour is not None:
             return recorder_behaviour(number, request)

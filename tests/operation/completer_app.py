@@ -6,13 +6,12 @@ import asyncio
 import os
 import time
 from datetime import timedelta
-from typing import Annotated
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from flask import Flask, request
 
-from semel import ASGIMiddleware, Idempotency, Operation, Policy, WSGIMiddleware
-from semel.web.fastapi import operation
+from semel import ASGIMiddleware, Idempotency, Policy, WSGIMiddleware
+from semel.web.fastapi import AsyncOp
 from semel.web.flask import operation as flask_operation
 
 PLACE = "%s" if os.environ["SHOP"].startswith("postgresql") else "?"
@@ -33,9 +32,7 @@ slow = float(os.environ.get("SLOW", "0"))
 
 
 @app.post("/orders/{item}", status_code=201)
-async def order(
-    item: str, body: dict[str, int], op: Annotated[Operation, Depends(operation)]
-) -> str:
+async def order(item: str, body: dict[str, int], op: AsyncOp) -> str:
     await asyncio.sleep(slow)
     db = await op.connection()
     await db.execute(INSERT, (item, body["amount"]))
@@ -43,13 +40,13 @@ async def order(
 
 
 @app.post("/poison", status_code=201)
-async def poison(op: Annotated[Operation, Depends(operation)]) -> str:
+async def poison(op: AsyncOp) -> str:
     os.kill(os.getpid(), 9)
     return "never"
 
 
 @app.post("/forbidden")
-async def forbidden(op: Annotated[Operation, Depends(operation)]) -> str:
+async def forbidden(op: AsyncOp) -> str:
     from fastapi import HTTPException
 
     await asyncio.sleep(slow)

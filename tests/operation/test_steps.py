@@ -6,18 +6,17 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from flask import Flask
 
 from semel import (
     ASGIMiddleware,
     Idempotency,
     NotDone,
-    Operation,
     Policy,
     WSGIMiddleware,
     derive,
@@ -29,11 +28,11 @@ from semel.core.record import Response, State
 from semel.stores.memory import MemoryStore
 from semel.stores.postgres import PostgreSQLStore
 from semel.stores.sqlite import SQLiteStore
-from semel.web.fastapi import operation
+from semel.web.fastapi import AsyncOp
 from semel.web.flask import operation as flask_operation
 from tests import servers
 
-Op = Annotated[Operation, Depends(operation)]
+AsyncOp = AsyncOp
 KEY = {"Idempotency-Key": "k"}
 
 
@@ -74,7 +73,7 @@ class Shop:
             self._flask.wsgi_app = WSGIMiddleware(self._flask.wsgi_app, idempotency)  # type: ignore[method-assign]
             self._flask.post("/charges")(self._on_thread)
 
-    async def _on_loop(self, op: Op) -> Any:
+    async def _on_loop(self, op: AsyncOp) -> Any:
         more = {"codec": self.codec} if self.codec else {}
         told = await op.step("charge", self.call, on_unknown=self.on_unknown, **more)
         self._afterwards(op)
@@ -254,7 +253,7 @@ async def test_an_async_call_is_awaited(idempotency: Idempotency) -> None:
         return derived
 
     @app.post("/charges", status_code=201)
-    async def charge(op: Op) -> list[str]:
+    async def charge(op: AsyncOp) -> list[str]:
         return list(await asyncio.gather(op.step("one", far), op.step("two", far)))
 
     transport = httpx.ASGITransport(app=app)

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import Body, Depends, FastAPI, Request, Response
+from fastapi import Body, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
-from semel import ASGIMiddleware, Operation
-from semel.web.fastapi import operation
+from semel import ASGIMiddleware
+from semel.web.fastapi import AsyncOp
 from tests.probes import shop
 
 
@@ -23,7 +23,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 app = FastAPI(lifespan=lifespan)
 app.add_middleware(ASGIMiddleware, idempotency=shop.idempotency)
-Op = Annotated[Operation, Depends(operation)]
+AsyncOp = AsyncOp
 Wanted = Annotated[dict[str, Any], Body()]
 
 
@@ -31,7 +31,7 @@ Wanted = Annotated[dict[str, Any], Body()]
 @app.post("/other")
 @app.post("/impatient")
 @app.post("/brief")
-async def charge(wanted: Wanted, op: Op, request: Request) -> Response:
+async def charge(wanted: Wanted, op: AsyncOp, request: Request) -> Response:
     fate = shop.Fate(wanted, op.key_hash)
     fate.before_the_charge()
     if fate.what == "wait":
@@ -49,7 +49,7 @@ async def charge(wanted: Wanted, op: Op, request: Request) -> Response:
 
 
 @app.post("/upload")
-async def upload(request: Request, op: Op) -> Response:
+async def upload(request: Request, op: AsyncOp) -> Response:
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -59,7 +59,7 @@ async def upload(request: Request, op: Op) -> Response:
 
 
 @app.post("/stream")
-async def stream(op: Op) -> StreamingResponse:
+async def stream(op: AsyncOp) -> StreamingResponse:
     async def chunks() -> AsyncIterator[bytes]:
         yield b"first "
         await asyncio.to_thread(shop.wait_for, "go")
@@ -69,7 +69,7 @@ async def stream(op: Op) -> StreamingResponse:
 
 
 @app.post("/atomic-stream")
-async def atomic_stream(op: Op) -> StreamingResponse:
+async def atomic_stream(op: AsyncOp) -> StreamingResponse:
     db = await op.connection()
     await db.execute(shop.CHARGE, ("stream", 1))
     await op.commit()

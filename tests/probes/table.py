@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+
 from docs.probes_table import PROBES
 
 KINDS = {"asgi": "Semel ASGI (FastAPI, uvicorn)", "wsgi": "Semel WSGI (Flask, gunicorn)"}

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from lab.judge.findings import summary
+from lab.sim.exhaustive import Scope, allowed, explore
+from lab.sim.mutants import MUTANTS, Mutant, hunt
+from lab.sim.simulator import Run, World, simulate, void_for
 from semel.core import commands as c
 from semel.core.policy import Guarantee
 from semel.core.record import TRANSITIONS, State
 from semel.stores.memory import MemoryTable
-from semel.testing.exhaustive import Scope, allowed, explore
-from semel.testing.findings import summary
-from semel.testing.mutants import MUTANTS, Mutant, hunt
-from semel.testing.simulator import Run, World, simulate, void_for
 
 pytestmark = pytest.mark.sim
 

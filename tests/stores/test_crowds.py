@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from semel.core.commands import Claim, Complete, Found, Release, Renew, StoreCommand, Takeover
 from semel.core.record import Response
-from semel.stores import sql
+from semel.stores import statements as sql
 from semel.stores.sqlite import SQLiteStore
-from semel.stores.sqlite_crowds import Asked, carry_out
+from semel.stores.sqlite.batches import Asked, carry_out
 
 NOW = 1_000_000.0
 

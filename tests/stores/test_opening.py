@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lab.sim.claims_by_transaction import OpeningTable
 from semel.core.commands import (
     Claim,
     Claimed,
@@ -24,7 +25,6 @@ from semel.core.commands import (
     Takeover,
 )
 from semel.core.record import Response
-from semel.testing.opening import OpeningTable
 
 from .contract import Clock, postgresql
 

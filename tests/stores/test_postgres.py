@@ -9,16 +9,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import psycopg
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from flask import Flask
 
-from semel import ASGIMiddleware, Idempotency, Operation, Policy, SyncOperation, WSGIMiddleware
+from semel import ASGIMiddleware, Idempotency, Policy, WSGIMiddleware
 from semel.core.commands import (
     Claim,
     Claimed,
@@ -34,18 +34,17 @@ from semel.core.commands import (
 from semel.core.record import Response, State
 from semel.stores import StoreSetupError, open_store
 from semel.stores.postgres import PostgreSQLStore
-from semel.stores.postgres_connections import Connector
-from semel.stores.sql import migrations
+from semel.stores.postgres.connections import Connector
+from semel.stores.statements import migrations
 from semel.testing.proxy import Proxy
-from semel.web.fastapi import operation, sync_operation
+from semel.web.fastapi import AsyncOp, Op
 from semel.web.flask import operation as flask_operation
 from tests import servers
 
 ANSWER = Response(201, ((b"content-type", b"text/plain"),), b"done")
 MIGRATIONS = [number for number, _ in migrations("postgresql")]
 _names = itertools.count()
-Op = Annotated[Operation, Depends(operation)]
-SyncOp = Annotated[SyncOperation, Depends(sync_operation)]
+AsyncOp = AsyncOp
 
 
 @pytest.fixture
@@ -231,14 +230,14 @@ def serve(store: Any, policy: Policy | None = None) -> tuple[FastAPI, list[int]]
     app.add_middleware(ASGIMiddleware, idempotency=idempotency)
 
     @app.post("/orders", status_code=201)
-    async def order(op: Op) -> dict[str, int]:
+    async def order(op: AsyncOp) -> dict[str, int]:
         runs.append(op.attempt)
         db = await op.connection()
         await db.execute("insert into orders values (%s, %s)", (op.key_hash.hex(), op.attempt))
         return {"run": len(runs)}
 
     @app.post("/plain", status_code=201)
-    def plain(op: SyncOp) -> dict[str, int]:
+    def plain(op: Op) -> dict[str, int]:
         runs.append(op.attempt)
         op.connection().execute(
             "insert into orders values (%s, %s)", (op.key_hash.hex(), op.attempt)
@@ -246,14 +245,14 @@ def serve(store: Any, policy: Policy | None = None) -> tuple[FastAPI, list[int]]
         return {"run": len(runs)}
 
     @app.post("/fails")
-    async def fails(op: Op) -> None:
+    async def fails(op: AsyncOp) -> None:
         runs.append(op.attempt)
         db = await op.connection()
         await db.execute("insert into orders values ('x', 1)")
         raise ValueError("after the write")
 
     @app.post("/swallows", status_code=201)
-    async def swallows(op: Op) -> str:
+    async def swallows(op: AsyncOp) -> str:
         db = await op.connection()
         try:
             await db.execute("select 1/0")
@@ -262,11 +261,11 @@ def serve(store: Any, policy: Policy | None = None) -> tuple[FastAPI, list[int]]
         return "fine"
 
     @app.post("/forgets", status_code=201)
-    async def forgets(op: Op) -> str:
+    async def forgets(op: AsyncOp) -> str:
         return "took no connection"
 
     @app.post("/steps", status_code=201)
-    async def steps(op: Op) -> str:
+    async def steps(op: AsyncOp) -> str:
         db = await op.connection()
         told = await op.step("far", lambda derived: runs.append(1) or derived)
         await db.execute("insert into orders values (%s, 1)", (told,))
@@ -303,7 +302,7 @@ async def test_a_commit_that_never_arrived_is_run_again(url: str, sql: Any, prox
     app, runs = serve(store)
 
     @app.post("/cut", status_code=201)
-    async def cut(op: Op) -> str:
+    async def cut(op: AsyncOp) -> str:
         runs.append(1)
         db = await op.connection()
         await db.execute("insert into orders values ('cut', 1)")
@@ -633,7 +632,7 @@ def test_a_deadlock_is_run_again(store: PostgreSQLStore) -> None:
     other = store.begin()
     other.connection.execute("set local deadlock_timeout = '10s'")
     other.connection.execute("update semel_record set reason = 'x' where key = %s", (names[1],))
-    from semel.stores.postgres_commands import batch
+    from semel.stores.postgres.commands import batch
 
     with psycopg.connect(store._url) as third:
         third.execute("set local deadlock_timeout = '50ms'")
@@ -898,7 +897,7 @@ async def test_a_plain_handler_may_say_the_same_thing_often(
     app, _ = serve(store)
 
     @app.post("/lines", status_code=201)
-    def lines(op: SyncOp) -> str:
+    def lines(op: Op) -> str:
         for number in range(8):
             op.connection().execute("insert into orders values (%s, %s)", ("line", number))
         return "done"

@@ -12,8 +12,9 @@ import pytest
 
 from semel.core.commands import Claim, Complete, Found, Lookup, Open, StoreError, StoreUnknown
 from semel.core.record import Response
-from semel.stores import StoreSetupError, postgres_transaction
+from semel.stores import StoreSetupError
 from semel.stores.postgres import PostgreSQLStore
+from semel.stores.postgres import transaction as postgres_transaction
 from semel.testing.proxy import Proxy
 from semel.testing.servers import PostgreSQL, ServerMissing, Standby, running
 

@@ -19,7 +19,7 @@ import uvloop
 from semel.core.commands import Complete, Open, StoreError
 from semel.core.record import Response
 from semel.stores.postgres import PostgreSQLStore
-from semel.stores.postgres_watch import Watch
+from semel.stores.postgres.watch import Watch
 from tests import servers
 
 _names = itertools.count()

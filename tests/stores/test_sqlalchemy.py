@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from sqlalchemy import (
     Engine,
     ForeignKey,
@@ -33,7 +33,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.ext.asyncio import create_async_engine as create_async
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from semel import ASGIMiddleware, Idempotency, SyncOperation, failpoints
+from semel import ASGIMiddleware, Idempotency, failpoints
 from semel.core.commands import (
     Claim,
     Claimed,
@@ -53,7 +53,7 @@ from semel.failpoints import Failpoint
 from semel.stores import StoreSetupError, open_store
 from semel.stores.sqlalchemy import SQLAlchemyStore, metadata
 from semel.testing.proxy import Proxy
-from semel.web.fastapi import sync_operation
+from semel.web.fastapi import Op
 from tests import servers
 
 PRINT = b"\x01" + b"f" * 32
@@ -781,7 +781,7 @@ async def test_completions_do_not_queue_behind_claims_that_wait_for_them(tmp_pat
     app.add_middleware(ASGIMiddleware, idempotency=idempotency)
 
     @app.post("/charges", status_code=201)
-    def charge(op: Annotated[SyncOperation, Depends(sync_operation)]) -> str:
+    def charge(op: Op) -> str:
         op.session().execute(text("insert into charge values (1)"))
         time.sleep(0.05)  # holds the writer
         return "charged"

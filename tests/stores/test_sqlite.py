@@ -30,10 +30,13 @@ from semel.core.commands import (
     StoreUnavailable,
 )
 from semel.core.record import Response, State
-from semel.stores import StoreSetupError, sql, sqlite_checkpoints, sqlite_file
+from semel.stores import StoreSetupError
+from semel.stores import statements as sql
 from semel.stores.sqlite import SQLiteStore
-from semel.stores.sqlite_checkpoints import Checkpoints
-from semel.stores.sqlite_file import has_wal_reset_race
+from semel.stores.sqlite import checkpoints as sqlite_checkpoints
+from semel.stores.sqlite import file as sqlite_file
+from semel.stores.sqlite.checkpoints import Checkpoints
+from semel.stores.sqlite.file import has_wal_reset_race
 
 ANSWER = Response(201, (), b"x" * 200)
 

@@ -28,8 +28,8 @@ from semel.core.commands import (
 )
 from semel.core.record import Response, State
 from semel.stores.sqlite import SQLiteStore
-from semel.stores.sqlite_transaction import SQLiteTransaction
-from semel.stores.sqlite_writer import Turn
+from semel.stores.sqlite.transaction import SQLiteTransaction
+from semel.stores.sqlite.writer import Turn
 
 ANSWER = Response(201, (), b"done")
 
@@ -347,7 +347,7 @@ def test_a_deferred_foreign_key_that_fails_at_the_commit_undoes_it(
 def test_an_exception_inside_the_writer_is_told_and_the_writer_lives_on(
     store: SQLiteStore, point: str, told: type | None, disarmed: None, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("semel.stores.sqlite_checkpoints.CHECKPOINT_CHANGES", 1)
+    monkeypatch.setattr("semel.stores.sqlite.checkpoints.CHECKPOINT_CHANGES", 1)
     for ask in (store.execute, lambda c: asyncio.run(store.aexecute(c))):  # type: ignore[arg-type]
         key = os.urandom(16)
         failpoints.arm(f"{point}=raise")

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from semel.testing.checker import check, main
-from semel.testing.findings import INVARIANTS, Report, merged, summary, upper_bound
-from semel.testing.history import (
+from lab.judge.checker import check, main
+from lab.judge.contract import Promise
+from lab.judge.findings import INVARIANTS, Report, merged, summary, upper_bound
+from lab.judge.history import (
     EVENTS,
     Action,
     Answered,
@@ -43,7 +44,6 @@ from semel.testing.history import (
     load,
     load_event,
 )
-from semel.testing.promise import Promise
 
 ATOMIC = Promise("atomic")
 AT_LEAST_ONCE = Promise("at-least-once")
@@ -736,7 +736,7 @@ def test_l1_nothing_stays_in_flight(promise: Promise) -> None:
 
 
 def test_every_invariant_is_named_and_judged_by_a_function_that_quotes_its_rule() -> None:
-    from semel.testing.invariants import JUDGES
+    from lab.judge.invariants import JUDGES
 
     assert tuple(JUDGES) == tuple(INVARIANTS)
     for name, judge in JUDGES.items():

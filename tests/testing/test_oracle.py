@@ -10,9 +10,10 @@ from typing import Literal, NamedTuple, TypeVar
 
 import pytest
 
-from semel.testing.checker import check
-from semel.testing.findings import summary
-from semel.testing.history import (
+from lab.judge.checker import check
+from lab.judge.contract import Guarantee, Promise
+from lab.judge.findings import summary
+from lab.judge.history import (
     Answered,
     Claimed,
     Effect,
@@ -28,9 +29,8 @@ from semel.testing.history import (
     Wrote,
     dump_event,
 )
-from semel.testing.oracle import MOST_ATTEMPTS, Slot, legal, service
-from semel.testing.promise import Guarantee, Promise
-from semel.testing.specimens import Size, grow
+from lab.judge.legal_histories import Size, grow
+from lab.judge.oracle import MOST_ATTEMPTS, Slot, legal, service
 
 GUARANTEES: tuple[Guarantee, ...] = ("atomic", "at-least-once", "at-most-once")
 AFTER_EXPIRY: tuple[Literal["refuse", "run"], ...] = ("refuse", "refuse", "run")

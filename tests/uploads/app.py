@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from semel.web.uploads import DiskStorage, Limits, Storage, Uploads, intake
+from semel.uploads import DiskStorage, Limits, Storage, Uploads, intake
 
 GIBIBYTE = 1024**3
 FOLDER = Path(os.environ["UPLOADS_FOLDER"])
@@ -19,7 +19,7 @@ def storage() -> Storage:
     import boto3
 
     from semel.testing.servers import S3
-    from semel.web.uploads.s3 import S3Storage
+    from semel.uploads.s3 import S3Storage
 
     client = boto3.client(
         "s3",

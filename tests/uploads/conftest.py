@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from semel.web.uploads import DiskStorage, Uploads
+from semel.uploads import DiskStorage, Uploads
 from tests.uploads.harness import Process, Service, service
 
 SCRIPTS = Path(__file__).parent / "js"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from semel.web.uploads import Upload, Uploads
+from semel.uploads import Upload, Uploads
 from tests.http.harness import Answer, Client, asgi_server, wsgi_server
 
 ROOT = Path(__file__).parents[2]

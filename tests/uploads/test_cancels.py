@@ -14,10 +14,10 @@ import pytest
 
 from semel import failpoints
 from semel.core.record import Response
-from semel.web.uploads import DiskStorage, Uploads
-from semel.web.uploads.asgi import AT_ONCE
-from semel.web.uploads.intake import Intake
-from semel.web.uploads.protocol import Asked
+from semel.uploads import DiskStorage, Uploads
+from semel.uploads.asgi import AT_ONCE
+from semel.uploads.intake import Intake
+from semel.uploads.protocol import Asked
 
 DATA = os.urandom(2 * AT_ONCE + 1000)
 PIECES = [DATA[:AT_ONCE], DATA[AT_ONCE : 2 * AT_ONCE], DATA[2 * AT_ONCE :]]

@@ -15,7 +15,7 @@ import pytest
 from tusclient.client import TusClient
 
 from semel.testing.proxy import Proxy
-from semel.web.uploads import DiskStorage, Uploads
+from semel.uploads import DiskStorage, Uploads
 from tests.uploads.conftest import Start
 from tests.uploads.harness import Process, Service, service
 

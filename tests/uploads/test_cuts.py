@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from semel.web.uploads import DiskStorage, Uploads
+from semel.uploads import DiskStorage, Uploads
 from tests.uploads.harness import Process, Service, Tus, eventually, service
 from tests.uploads.test_protocol import checksum
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from semel.web.uploads.digests import (
+from semel.uploads.digests import (
     Check,
     Hashes,
     InvalidDigest,

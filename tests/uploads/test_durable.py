@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from semel.web.uploads import DiskStorage, Uploads
-from semel.web.uploads.durable import make_folder, write_whole
+from semel.uploads import DiskStorage, Uploads
+from semel.uploads.durable import make_folder, write_whole
 from tests.uploads.harness import files_end_at
 
 NAME = "ab" * 32

@@ -13,7 +13,7 @@ from flask import Flask
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from semel import ASGIMiddleware, Idempotency, WSGIMiddleware
-from semel.web.uploads import DiskStorage, Uploads
+from semel.uploads import DiskStorage, Uploads
 from tests.http.harness import asgi_server, wsgi_server
 from tests.uploads.harness import PIECE, TUS, Service
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from semel import ASGIMiddleware, Idempotency
-from semel.web.uploads import DiskStorage, Uploads
+from semel.uploads import DiskStorage, Uploads
 from tests.http.harness import asgi_server
 from tests.uploads.harness import Service
 

@@ -16,9 +16,9 @@ from botocore.exceptions import ClientError
 
 from semel import failpoints
 from semel.core.record import Response
-from semel.web.uploads import DiskStorage, Uploads
-from semel.web.uploads.protocol import Asked
-from semel.web.uploads.s3 import PART_SIZE, S3Storage
+from semel.uploads import DiskStorage, Uploads
+from semel.uploads.protocol import Asked
+from semel.uploads.s3 import PART_SIZE, S3Storage
 from tests import servers
 from tests.http.harness import Answer
 from tests.uploads.harness import Process, eventually

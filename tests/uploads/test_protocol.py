@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from semel.web.uploads import Limits
-from semel.web.uploads.spool import Part, Spool
-from semel.web.uploads.state import owner_hash
+from semel.uploads import Limits
+from semel.uploads.spool import Part, Spool
+from semel.uploads.state import owner_hash
 from tests.uploads.conftest import Start
 from tests.uploads.harness import PIECE, TUS, Service, eventually, files_end_at
 

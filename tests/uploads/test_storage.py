@@ -14,8 +14,8 @@ import botocore.config
 import pytest
 
 from semel.testing.servers import S3
-from semel.web.uploads import DiskStorage, Storage, StorageError
-from semel.web.uploads.s3 import PART_SIZE, S3Storage
+from semel.uploads import DiskStorage, Storage, StorageError
+from semel.uploads.s3 import PART_SIZE, S3Storage
 from tests import servers
 
 DATA = random.Random(4).randbytes(3000)

@@ -4,13 +4,13 @@ import asyncio
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import Body, Depends, FastAPI
+from fastapi import Body, FastAPI
 from fastapi.responses import JSONResponse
 
 from bench.peers.apps import books
 from bench.peers.apps.asgi import Authenticated
-from semel import ASGIMiddleware, Idempotency, Issuer, Operation, Policy
-from semel.web.fastapi import operation
+from semel import ASGIMiddleware, Idempotency, Issuer, Policy
+from semel.web.fastapi import AsyncOp
 
 books.open_tables()
 idempotency = Idempotency(
@@ -29,9 +29,7 @@ async def count() -> dict[str, int]:
 
 @app.post("/charges")
 @app.post("/refunds")
-async def charge(
-    wanted: Annotated[dict[str, Any], Body()], op: Annotated[Operation, Depends(operation)]
-) -> JSONResponse:
+async def charge(wanted: Annotated[dict[str, Any], Body()], op: AsyncOp) -> JSONResponse:
     if wanted["amount"] < 0:
         return JSONResponse({"error": "declined"}, 402)
     await asyncio.sleep(books.BEFORE)

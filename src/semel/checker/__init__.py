@@ -2,7 +2,7 @@
 
 `examine(target, …)` puts the cases (`semel.checker.cases`) to a `Target` and returns a `Report`. It
 knows nothing of the server but its answers, and of Semel only the core. The history checker of
-the simulator is something else: `semel.testing.checker`.
+the simulator is something else: `lab.judge.checker`.
 """
 
 from semel.checker.report import Report

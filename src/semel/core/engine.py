@@ -1,8 +1,9 @@
 """The life of one operation: every decision, in one place, without a clock, a socket or a thread.
 
 `run` is a generator. It yields commands (`semel.core.commands`), is sent their results, and
-returns the outcome. Three drivers carry the commands out: async, threads (`semel.drivers`), and the
-simulator with virtual time (`semel.testing`), so what is proved of one holds for all.
+returns the outcome. Three drivers carry the commands out: async, threads
+(`semel.runtime.drivers`), and the simulator with virtual time (`lab.sim`), so what is proved of one
+holds for all.
 """
 
 from __future__ import annotations

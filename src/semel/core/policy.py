@@ -122,7 +122,7 @@ class Policy:
     `guarantee="at-most-once"`) and `NOT_AN_OUTCOME`."""
     keep_headers: frozenset[str] | None = None
     """Allow-list of header names that a replay carries. None: all but those of one connection or
-    one moment (see `semel.web.headers`)."""
+    one moment (see `semel.web.http.headers`)."""
     keep_cookies: bool = False
     """Replay `Set-Cookie` too. Off: a replay would hand the first session to whoever repeats."""
     max_attempts: int = 5

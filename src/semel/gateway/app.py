@@ -13,8 +13,8 @@ from semel.gateway.proxy import Proxy
 from semel.gateway.settings import Limits, Settings
 from semel.gateway.upstream import Client
 from semel.idempotency import Idempotency, Scope, scope_name
-from semel.web.asgi import ASGIMiddleware
-from semel.web.asgi_messages import ASGIScope, Message, Receive, Send
+from semel.web.asgi.messages import ASGIScope, Message, Receive, Send
+from semel.web.asgi.middleware import ASGIMiddleware
 
 _NOBODYS: Final = bytes(16)
 """A key that no record has, to see whether the store answers."""

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from semel.web.headers import OF_ONE_CONNECTION, is_valid
+from semel.web.http.headers import OF_ONE_CONNECTION, is_valid
 
 HOP_BY_HOP: Final = OF_ONE_CONNECTION | {b"proxy-authenticate", b"proxy-authorization"}
 """Of one connection. Trailers are dropped, so what announces them is too."""

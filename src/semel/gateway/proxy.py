@@ -21,10 +21,10 @@ from semel.gateway.settings import GatewayPolicy, Settings
 from semel.gateway.upstream import Client, NotSent, Unknown, unknown
 from semel.gateway.websockets import pass_through
 from semel.idempotency import Idempotency
-from semel.operation import Operation, current, current_operation
-from semel.web.asgi_exchange import StreamAborted
-from semel.web.asgi_messages import ASGIScope, Message, Receive, Send
-from semel.web.patience import within
+from semel.operation import AsyncOperation, current, current_async_operation
+from semel.web.asgi.exchange import StreamAborted
+from semel.web.asgi.messages import ASGIScope, Message, Receive, Send
+from semel.web.asgi.timeouts import within
 
 log = logging.getLogger("semel.gateway")
 
@@ -60,7 +60,7 @@ class Proxy:
             await _lifespan(receive, send)
 
     async def _http(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
-        operation = current_operation() if current.get() is not None else None
+        operation = current_async_operation() if current.get() is not None else None
         body = _Body(scope["headers"], receive, self._settings)
         try:
             key = _key(scope["headers"])
@@ -120,7 +120,7 @@ class Proxy:
         self,
         response: ClientResponse,
         body: _Body,
-        operation: Operation | None,
+        operation: AsyncOperation | None,
         receive: Receive,
         send: Send,
     ) -> None:
@@ -167,7 +167,7 @@ class Proxy:
         error: Unknown,
         scope: ASGIScope,
         body: _Body,
-        operation: Operation | None,
+        operation: AsyncOperation | None,
         send: Send,
     ) -> None:
         """Nobody can say what the service did: park the key, or say so."""
@@ -182,7 +182,7 @@ class Proxy:
         problem = problems.UPSTREAM_TIMEOUT if error.late else problems.UPSTREAM_FAILED
         await self._refuse(problem, operation, send)
 
-    async def _refuse(self, problem: Problem, operation: Operation | None, send: Send) -> None:
+    async def _refuse(self, problem: Problem, operation: AsyncOperation | None, send: Send) -> None:
         """Answer in the gateway's own name; a key that came with it is free again."""
         if operation is not None:
             operation.release()

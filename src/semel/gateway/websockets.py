@@ -10,7 +10,7 @@ import aiohttp
 from yarl import URL
 
 from semel.gateway.upstream import WS_MESSAGE
-from semel.web.asgi_messages import ASGIScope, Receive, Send
+from semel.web.asgi.messages import ASGIScope, Receive, Send
 
 log = logging.getLogger("semel.gateway")
 

@@ -1,89 +1,22 @@
-"""What a store is, and how to open one by its URL."""
+"""Stores of idempotency records, and the factory that opens one by its URL."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from semel.core.commands import Complete, Found, Open, Reply, StoreCommand
+from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
+from semel.stores.base import Store, StoreSetupError, Transaction
 
-
-class StoreSetupError(ValueError):
-    """The store cannot be used as asked; the message says why and what to do."""
-
-
-class Transaction(Protocol):
-    """A business transaction in the database that holds the records.
-
-    A store whose transactions carry sessions of an ORM gives them a `session` and `async_session`.
-    """
-
-    token: int | None
-    """The fencing token under which the transaction itself is the claim (`Store.open`)."""
-
-    @property
-    def connection(self) -> Any:
-        """The native connection for plain code (`Any`: each store has its own kind)."""
-
-    @property
-    def async_connection(self) -> Any:
-        """The same for async code: its methods are awaited."""
-
-    def complete(self, command: Complete) -> bool:
-        """Write the completion and commit, both or neither. False: fenced, rolled back."""
-
-    async def acomplete(self, command: Complete) -> bool:
-        """As `complete`, without blocking the event loop."""
-
-    def rollback(self) -> None:
-        """Undo everything. Does not block for long and never raises."""
-
-
-@runtime_checkable
-class Store(Protocol):
-    """Keeps records. Every command is all or nothing, and durable when it returns.
-
-    Commands raise `StoreUnavailable` where they were definitely not carried out, `StoreUnknown`
-    where that cannot be told.
-    """
-
-    name: str
-    """Its kind, for logs and errors."""
-    atomic: bool
-    """Whether it offers transactions that hold business writes."""
-    lookup_first: bool
-    """Whether a read costs so little that it comes before each claim."""
-    expires_itself: bool
-    """Whether what is due has its effect at once, without a `Sweep`."""
-    opens: bool
-    """Whether a transaction can be the claim itself, so that an operation commits only once."""
-
-    def now(self) -> float:
-        """Return the store's clock, in seconds. Asked only of stores that are `lookup_first`."""
-
-    def start(self) -> None:
-        """Open it and bring its tables up to date. Raises `StoreSetupError`."""
-
-    def stop(self) -> None:
-        """Close it. Commands may still be given after another `start`."""
-
-    def execute(self, command: StoreCommand) -> Reply:
-        """Carry out one command on the calling thread."""
-
-    async def aexecute(self, command: StoreCommand) -> Reply:
-        """Carry out one command without blocking the event loop."""
-
-    def begin(self) -> Transaction:
-        """Begin a transaction. Raises `StoreSetupError` where the store is not `atomic`."""
-
-    async def abegin(self) -> Transaction:
-        """As `begin`, without blocking the event loop."""
-
-    def open(self, command: Open) -> Transaction | Found | None:
-        """Begin a transaction that holds the key; see `Open`. Only where the store `opens`."""
-
-    async def aopen(self, command: Open) -> Transaction | Found | None:
-        """As `open`, without blocking the event loop."""
+__all__ = [
+    "Store",
+    "StoreError",
+    "StoreSetupError",
+    "StoreUnavailable",
+    "StoreUnknown",
+    "Transaction",
+    "open_store",
+]
 
 
 def open_store(url: str) -> Store:
@@ -106,7 +39,7 @@ def open_store(url: str) -> Store:
 
         return MemoryStore(**_options(url, options, max_records=int))
     if parts.scheme == "sqlite":
-        from semel.stores.sqlite import SQLiteStore
+        from semel.stores.sqlite.store import SQLiteStore
 
         if parts.netloc or len(parts.path) < 2:
             raise StoreSetupError(
@@ -118,7 +51,7 @@ def open_store(url: str) -> Store:
     scheme, _, kind = parts.scheme.partition("+")
     if scheme in ("redis", "rediss", "unix") and kind in ("", "cluster"):
         try:
-            from semel.stores.redis import RedisStore
+            from semel.stores.redis.store import RedisStore
         except ImportError as error:
             raise StoreSetupError(f"{url!r} needs redis: pip install 'semel[redis]'") from error
         return RedisStore(
@@ -142,7 +75,7 @@ def open_store(url: str) -> Store:
 def _postgresql(url: str) -> Store:
     """libpq's own options stay in the URL; those that begin with semel_ are the store's."""
     try:
-        from semel.stores.postgres import PostgreSQLStore
+        from semel.stores.postgres.store import PostgreSQLStore
     except ImportError as error:
         raise StoreSetupError(f"{url!r} needs psycopg: pip install 'semel[postgres]'") from error
     parts = urlsplit(url)

@@ -36,7 +36,7 @@ from semel.core.commands import (
     Takeover,
 )
 from semel.core.record import Record, State
-from semel.stores import StoreSetupError
+from semel.stores.base import StoreSetupError
 
 
 class MemoryTable:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 try:
     from anyio.lowlevel import RunVar
     from anyio.to_thread import current_default_thread_limiter
-    from fastapi import FastAPI, Header, Request, Response, routing
+    from fastapi import Depends, FastAPI, Header, Request, Response, routing
     from starlette.routing import Mount
 except ImportError as error:  # pragma: no cover
     raise ImportError("semel.web.fastapi needs FastAPI: pip install 'semel[fastapi]'") from error
@@ -20,12 +20,12 @@ from semel.core.policy import Policy
 from semel.core.record import Response as Answer
 from semel.idempotency import POLICY_ATTRIBUTE, Idempotency
 from semel.operation import (
+    AsyncOperation,
     Operation,
-    SyncOperation,
+    current_async_operation,
     current_operation,
-    current_sync_operation,
 )
-from semel.web.asgi import ASGIMiddleware
+from semel.web.asgi.middleware import ASGIMiddleware
 from semel.web.conditional import NotMet, Preconditions
 from semel.web.openapi import document
 
@@ -55,26 +55,33 @@ _IfNoneMatch = Annotated[
 ]
 
 
-async def operation(idempotency_key: _KeyHeader = None) -> Operation:
-    """Give an async handler its operation: `op: Operation = Depends(operation)`.
+async def async_operation(idempotency_key: _KeyHeader = None) -> AsyncOperation:
+    """Give an async handler its operation; `AsyncOp` is the parameter's type ready made.
 
     A handler that takes it needs a key: without one the client gets 400 `key-missing`.
     """
-    return current_operation()
+    return current_async_operation()
 
 
-async def sync_operation(idempotency_key: _KeyHeader = None) -> SyncOperation:
-    """Give a plain `def` handler its operation: `op: SyncOperation = Depends(sync_operation)`.
+async def operation(idempotency_key: _KeyHeader = None) -> Operation:
+    """Give a plain `def` handler its operation; `Op` is the parameter's type ready made.
 
     At most half the threads of the pool run such handlers at a time, the others wait without one:
     whoever holds `op.connection()` needs a thread once more before its answer is known (FastAPI
     serialises there), and those that wait for the connection must not have taken them all.
     """
-    op = current_sync_operation()
+    op = current_operation()
     room = _room()
     await room.acquire()
     op.when_ended(room.release)
     return op
+
+
+Op = Annotated[Operation, Depends(operation)]
+"""The operation of a plain `def` handler: `def charge(order: Order, op: Op)`."""
+
+AsyncOp = Annotated[AsyncOperation, Depends(async_operation)]
+"""The operation of an async handler: `async def charge(order: Order, op: AsyncOp)`."""
 
 
 async def preconditions(

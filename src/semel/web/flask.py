@@ -16,18 +16,18 @@ from semel.core import problems
 from semel.core.commands import StoreError
 from semel.core.record import Response as Answer
 from semel.idempotency import POLICY_ATTRIBUTE, Idempotency
-from semel.operation import NoOperation, SyncOperation, current_sync_operation
+from semel.operation import NoOperation, Operation, current_operation
 from semel.web.conditional import NotMet, Preconditions
-from semel.web.wsgi import WSGIMiddleware
+from semel.web.wsgi.middleware import WSGIMiddleware
 
 log = logging.getLogger("semel")
 
 _CONVERTER = re.compile(r"<(?:([a-zA-Z_]\w*)(?:\([^)]*\))?:)?([a-zA-Z_]\w*)>")
 
 
-def operation() -> SyncOperation:
+def operation() -> Operation:
     """Return the operation of the present view. A view that takes it needs a key."""
-    return current_sync_operation()
+    return current_operation()
 
 
 def preconditions() -> Preconditions:

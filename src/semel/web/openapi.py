@@ -94,7 +94,7 @@ def _describe_replays(described: dict[str, Any]) -> None:
 
 
 def _issuing(issuer: Issuer) -> dict[str, Any]:
-    """Describe where keys are issued; see `semel.web.issuer`."""
+    """Describe where keys are issued; see `semel.web.http.issue`."""
     seconds = issuer.lifetime.total_seconds()
     wanted = {
         "type": "object",

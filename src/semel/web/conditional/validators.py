@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from semel.web.conditional.dates import format_date
 from semel.web.conditional.etags import is_tag
-from semel.web.headers import is_valid
+from semel.web.http.headers import is_valid
 
 Fields = tuple[tuple[bytes, bytes], ...]
 

@@ -10,37 +10,37 @@ except ImportError as error:  # pragma: no cover
     raise ImportError("semel.web.django needs Django: pip install 'semel[django]'") from error
 
 if TYPE_CHECKING:
-    from semel.operation import Operation, SyncOperation
+    from semel.operation import AsyncOperation, Operation
     from semel.web.django.rules import idempotency_policy
 
 __all__ = ["aoperation", "idempotency_policy", "operation"]
 
 
-def operation(request: Any) -> SyncOperation:
+def operation(request: Any) -> Operation:
     """Return the operation of a plain view. A view that takes it needs a key.
 
     Takes Django's request or REST framework's. Its writes need no `connection()`: the ORM's are in
     the transaction already.
     """
-    from semel.operation import SyncOperation
+    from semel.operation import Operation
 
-    return SyncOperation(_driver(request))
+    return Operation(_driver(request))
 
 
-def aoperation(request: Any) -> Operation:
+def aoperation(request: Any) -> AsyncOperation:
     """Return the operation of an async view; its methods are awaited."""
-    from semel.drivers import AsyncDriver
-    from semel.operation import NoOperation, Operation
+    from semel.operation import AsyncOperation, NoOperation
+    from semel.runtime.drivers import AsyncDriver
 
     driver = _driver(request)
     if not isinstance(driver, AsyncDriver):
         raise NoOperation("this server runs async views on threads (WSGI): use operation(request)")
-    return Operation(driver)
+    return AsyncOperation(driver)
 
 
 def _driver(request: Any) -> Any:
     from semel.operation import NoOperation
-    from semel.web.django.exchanges import exchange_of
+    from semel.web.django.exchange import exchange_of
 
     exchange = exchange_of(getattr(request, "_request", request))
     if exchange is None or exchange.driver is None:

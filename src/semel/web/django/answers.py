@@ -11,7 +11,7 @@ from semel.core.engine import Outcome, Refuse, Replay
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.record import Response
-from semel.web import headers as answer_headers
+from semel.web.http import headers as answer_headers
 
 
 def stored(response: Any, body: bytes | None, policy: Policy) -> Response:

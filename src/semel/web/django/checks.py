@@ -8,7 +8,7 @@ from django.conf import settings
 from django.core.checks import Error, register
 from django.core.exceptions import ImproperlyConfigured
 
-from semel.stores.django import DjangoStore
+from semel.stores.django.store import DjangoStore
 from semel.web.django.conf import configured
 
 MIDDLEWARE = "semel.web.django.middleware.IdempotencyMiddleware"

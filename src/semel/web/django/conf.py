@@ -13,7 +13,7 @@ from django.utils.module_loading import import_string
 
 from semel.core.policy import Policy, PolicyError
 from semel.idempotency import Idempotency
-from semel.stores.django import DjangoStore
+from semel.stores.django.store import DjangoStore
 
 KNOWN = (
     *("idempotency", "store", "alias", "policy", "routes", "scope", "authorize"),

@@ -26,17 +26,17 @@ from django.http import HttpRequest
 from semel.core import problems
 from semel.core.commands import StoreError
 from semel.core.engine import Bypass, Refuse
-from semel.drivers import AsyncDriver, ThreadDriver
 from semel.operation import current
-from semel.stores.django_transaction import DjangoTransaction
-from semel.web.body import HASHED_AT_ONCE
+from semel.runtime.drivers import AsyncDriver, ThreadDriver
+from semel.stores.django.transaction import DjangoTransaction
 from semel.web.django import answers, rules
+from semel.web.django.body import declared
 from semel.web.django.callers import caller
 from semel.web.django.conf import configured
-from semel.web.django.exchanges import Exchange, exchange_of
-from semel.web.django.raising import note_errors
-from semel.web.django.receiving import declared
+from semel.web.django.errors import note_errors
+from semel.web.django.exchange import Exchange, exchange_of
 from semel.web.django.streams import APassing, Passing, aheld, held
+from semel.web.http.body import HASHED_AT_ONCE
 
 log = logging.getLogger("semel")
 

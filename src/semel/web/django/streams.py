@@ -12,7 +12,7 @@ from asgiref.sync import sync_to_async
 
 from semel.core.engine import Deliver
 from semel.operation import current
-from semel.web.django.exchanges import Exchange
+from semel.web.django.exchange import Exchange
 
 log = logging.getLogger("semel")
 

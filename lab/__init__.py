@@ -1,0 +1,1 @@
+"""The laboratory: what shows that Semel keeps its promises. Not part of the wheel."""

@@ -1,0 +1,295 @@
+"""Invariants about answers: S3 replays are equal, S6 scopes do not interfere, S7 fingerprints."""
+
+from __future__ import annotations
+
+from lab.judge.findings import Findings
+from lab.judge.history import (
+    Answered,
+    Claimed,
+    Effect,
+    Stored,
+    Wrote,
+    digest_of,
+    same_answer,
+)
+from lab.judge.trail import Attempt, Evidence, Trail
+
+IN_FLIGHT_OR_PARKED = 409
+KEY_REUSED = 422
+
+
+def replays_are_equal(trail: Trail, evidence: Evidence, findings: Findings) -> None:
+    """S3: "any two stored-class responses for (scope,key,fp) are equal in status, body bytes and
+    the stored header subset".
+
+    Left out by name: `history.OF_THE_MOMENT`. Where the store's digest of the answer is known, the
+    answers must also be the stored one.
+    """
+    oks = trail.oks
+    if not oks:
+        return
+    if trail.bounds:
+        _equal_within_lives(trail, findings)
+        return
+    first: dict[str, Answered] = {}
+    for attempt, answer in oks:
+        fingerprint = attempt.sent.fingerprint
+        model = first.setdefault(fingerprint, answer)
+        if model is not answer:
+            findings.checked["S3"] += 1
+            if not same_answer(model, answer):
+                findings.violated("S3", trail, _difference(model, answer), model, answer)
+    digests = _stored_digests(trail)
+    if digests:
+        for fingerprint, answer in first.items():
+            _judge_stored(trail, findings, answer, digests.get((0, fingerprint), set()))
+
+
+def _equal_within_lives(trail: Trail, findings: Findings) -> None:
+    """An attempt that overlaps the end of a life may answer from any life it overlaps."""
+    models: dict[tuple[int, str], Answered] = {}
+    overlapping: list[tuple[Attempt, Answered]] = []
+    for attempt, answer in trail.oks:
+        lives = trail.lives(attempt)
+        if len(lives) > 1:
+            overlapping.append((attempt, answer))
+            continue
+        model = models.setdefault((lives[0], attempt.sent.fingerprint), answer)
+        if model is not answer:
+            findings.checked["S3"] += 1
+            if not same_answer(model, answer):
+                findings.violated("S3", trail, _difference(model, answer), model, answer)
+    digests = _stored_digests(trail)
+    for attempt, answer in overlapping:
+        names = [(life, attempt.sent.fingerprint) for life in trail.lives(attempt)]
+        _judge_stored(trail, findings, answer, set().union(*(digests.get(n, ()) for n in names)))
+        known = [models[name] for name in names if name in models]
+        if len(known) == len(names):
+            findings.checked["S3"] += 1
+            if not any(same_answer(model, answer) for model in known):
+                findings.violated("S3", trail, _difference(known[-1], answer), known[-1], answer)
+    for name, answer in models.items():
+        _judge_stored(trail, findings, answer, digests.get(name, set()))
+
+
+def _stored_digests(trail: Trail) -> dict[tuple[int, str], set[str]]:
+    """Return the digests of completed records, by life and fingerprint."""
+    digests: dict[tuple[int, str], set[str]] = {}
+    for place, event in trail.story:
+        if type(event) is Stored and event.state == "completed" and event.response_digest:
+            name = (trail.life(place), event.fingerprint)
+            digests.setdefault(name, set()).add(event.response_digest)
+    final = trail.final
+    if final is not None and final.response_digest and final.fingerprint is not None:
+        name = (len(trail.bounds), final.fingerprint)
+        digests.setdefault(name, {final.response_digest})
+    return digests
+
+
+def _judge_stored(trail: Trail, findings: Findings, answer: Answered, digests: set[str]) -> None:
+    if not digests:
+        return
+    findings.checked["S3"] += 1
+    if digest_of(answer.status, answer.headers, answer.body) not in digests:
+        findings.violated("S3", trail, "the answer is not the one that was stored", answer)
+
+
+def _difference(one: Answered, other: Answered) -> str:
+    if one.status != other.status:
+        return f"two answers to one request: status {one.status}, then {other.status}"
+    if one.body != other.body:
+        return "two answers to one request: their bodies differ"
+    return "two answers to one request: their headers differ"
+
+
+def scopes_do_not_interfere(trail: Trail, evidence: Evidence, findings: Findings) -> None:
+    """S6: "the answer to a request of scope A is a function of A's requests only (body, status,
+    headers, and existence: no 409/422 that reveals B's key)".
+
+    A successful body belongs to one key of one scope (`Promise.unique_bodies`); a 409 needs another
+    attempt of the same scope and key behind it (or, told as unknown, the attempt's own claim), a
+    422 one with another fingerprint; and an attempt claims and acts under its own scope and key.
+    """
+    several = len(evidence.scopes) > 1
+    if evidence.promise.unique_bodies:
+        for _, answer in trail.oks:
+            if answer.body and 200 <= answer.status < 300:
+                findings.checked["S6"] += several
+                owner = evidence.bodies.setdefault(answer.body, trail)
+                if owner is not trail:
+                    whose = f"{owner.scope}/{owner.key}"
+                    message = f"the body of another's operation was answered: that of {whose}"
+                    findings.violated("S6", trail, message, answer)
+    if trail.refusals:
+        _refusals_have_a_cause(trail, evidence, several, findings)
+    for _, event in trail.story:
+        if type(event) is Claimed or type(event) is Effect:
+            attempt = evidence.attempts.get(event.attempt)
+            if attempt is None:
+                continue
+            sent = attempt.sent
+            if sent.key != event.key or sent.scope != event.scope:
+                message = "an attempt acted under a scope or key that is not its own"
+                findings.violated("S6", trail, message, sent, event)
+
+
+def _refusals_have_a_cause(
+    trail: Trail, evidence: Evidence, several: bool, findings: Findings
+) -> None:
+    suspects = [
+        (attempt, answer)
+        for attempt, answer in trail.refusals
+        if answer.status in {IN_FLIGHT_OR_PARKED, KEY_REUSED}
+        and (answer.kind == "refused" or evidence.store_seen)
+    ]
+    if not suspects:
+        return
+    causes = _possible_holders(trail, evidence)
+    bound = _bound_from(trail, evidence)
+    for attempt, answer in suspects:
+        findings.checked["S6"] += several
+        until = attempt.answered_at
+        asked: str | None = None
+        if answer.status == KEY_REUSED:
+            asked = attempt.sent.fingerprint
+            until = min(until, bound.get(asked, until))
+        if not any(
+            place < until and (name != answer.attempt or answer.kind == "unknown")
+            for fingerprint, earliest in causes.items()
+            if asked is None or fingerprint != asked
+            for place, name in earliest
+        ):
+            message = f"{answer.status}, though nothing of this scope and key can be the cause"
+            findings.violated("S6", trail, message, attempt.sent, answer)
+
+
+def _possible_holders(trail: Trail, evidence: Evidence) -> dict[str, list[tuple[int, str]]]:
+    """Return by fingerprint the first two attempts that may have held the key, and since when.
+
+    From outside: all but those that were turned away at once.
+    """
+    holders: dict[str, list[tuple[int, str]]] = {}
+    found: list[tuple[str, int, str]] = []
+    if evidence.store_seen:
+        for place, event in trail.story:
+            if type(event) is Claimed:
+                asked = _fingerprint(evidence, event.attempt) or ""
+                found.append((asked, place, event.attempt))
+    else:
+        for attempt in trail.attempts:
+            answer = attempt.answer
+            if answer is None or answer.kind != "refused" or answer.status >= 500:
+                found.append((attempt.sent.fingerprint, attempt.sent_at, attempt.sent.attempt))
+    for asked, place, name in found:
+        earliest = holders.setdefault(asked, [])
+        if len(earliest) < 2:
+            earliest.append((place, name))
+    return holders
+
+
+def _bound_from(trail: Trail, evidence: Evidence) -> dict[str, int]:
+    """Return from where on the record is known to be complete, and nobody else's, by fingerprint.
+
+    Told from outside, in a single life: by a kept answer, or (atomic) by an effect.
+    """
+    bound: dict[str, int] = {}
+    if trail.bounds or evidence.store_seen or not evidence.promise.effects_in_order:
+        return bound
+    for attempt, _ in trail.oks:
+        bound.setdefault(attempt.sent.fingerprint, attempt.answered_at)
+    if evidence.promise.guarantee == "atomic":
+        for place, effect in trail.effects:
+            asked = _fingerprint(evidence, effect.attempt)
+            if asked is not None and effect.where == "database":
+                bound[asked] = min(place, bound.get(asked, place))
+    return bound
+
+
+def another_request_is_not_the_same(trail: Trail, evidence: Evidence, findings: Findings) -> None:
+    """S7: "same (scope,key), different fp => no execution, no replay, no state change (422)".
+
+    A record is bound to the fingerprint of its claim until it is released, purged or settled.
+    """
+    if not trail.attempts:
+        return
+    first = trail.attempts[0].sent.fingerprint
+    others = 0
+    for attempt in trail.attempts:
+        others += attempt.sent.fingerprint != first
+    for _, event in trail.story:
+        others += type(event) is Stored and event.fingerprint != first
+    if not others:
+        return
+    findings.checked["S7"] += others
+    bound = _judge_claims(trail, evidence, findings)
+    effects: list[dict[str | None, Effect]] = [
+        {_fingerprint(evidence, effect.attempt): effect for _, effect in life}
+        for life in trail.effects_by_life()
+    ]
+    answered: dict[int, Attempt] = {}
+    for attempt, answer in trail.oks:
+        lives = trail.lives(attempt)
+        asked = attempt.sent.fingerprint
+        if len(lives) > 1:
+            known = {bound[life] for life in lives if life in bound}
+            if known and asked not in known and evidence.store_seen:
+                message = "a kept answer was given to another request"
+                findings.violated("S7", trail, message, attempt.sent, answer)
+            continue
+        owner = answered.setdefault(lives[0], attempt)
+        acted = effects[lives[0]]
+        if asked != bound.get(lives[0], owner.sent.fingerprint):
+            message = "a kept answer was given to another request"
+            findings.violated("S7", trail, message, owner.sent, attempt.sent, answer)
+        elif acted and 200 <= answer.status < 300 and not {asked, None} & acted.keys():
+            message = "success was answered to a request other than the one that took effect"
+            findings.violated("S7", trail, message, attempt.sent, answer, *acted.values())
+    for life, owner in answered.items():
+        asked = bound.get(life, owner.sent.fingerprint)
+        for fingerprint, effect in effects[life].items():
+            if fingerprint is None or fingerprint == asked or effect.where == "elsewhere":
+                continue
+            run = evidence.attempts[effect.attempt]
+            if run.sent_at > owner.answered_at or evidence.promise.guarantee == "atomic":
+                message = "another request under the same key took effect"
+                findings.violated("S7", trail, message, owner.sent, run.sent, effect)
+
+
+def _judge_claims(trail: Trail, evidence: Evidence, findings: Findings) -> dict[int, str]:
+    """Judge who may claim; return the fingerprint of each life's completed record."""
+    completed: dict[int, str] = {}
+    holder: Claimed | None = None
+    life = 0
+    for place, event in trail.story:
+        if trail.bounds and trail.life(place) != life:
+            life = trail.life(place)
+            holder = None
+        if type(event) is Claimed:
+            asked = _fingerprint(evidence, event.attempt)
+            held = _fingerprint(evidence, holder.attempt) if holder is not None else None
+            if asked is not None and held is not None and asked != held:
+                message = "a claim was granted to another request"
+                findings.violated("S7", trail, message, holder, event)
+            holder = event
+        elif type(event) is Wrote and event.applied:
+            if event.action == "complete":
+                asked = _fingerprint(evidence, event.attempt)
+                if asked is not None:
+                    completed.setdefault(life, asked)
+            elif event.action == "release":
+                holder = None
+        elif type(event) is Stored:
+            asked = _fingerprint(evidence, holder.attempt) if holder is not None else None
+            if event.state == "in_flight" and asked not in {None, event.fingerprint}:
+                message = "the record does not hold the fingerprint of its claim"
+                findings.violated("S7", trail, message, holder, event)
+            if event.state == "absent":
+                holder = None
+            elif event.state == "completed":
+                completed.setdefault(life, event.fingerprint)
+    return completed
+
+
+def _fingerprint(evidence: Evidence, attempt: str) -> str | None:
+    known = evidence.attempts.get(attempt)
+    return None if known is None else known.sent.fingerprint

@@ -1,0 +1,359 @@
+"""Invariants about records: S4 written once, S5 fencing, S10 steps, L1 nothing stays in flight."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lab.judge.contract import Promise
+from lab.judge.findings import Findings
+from lab.judge.history import (
+    Answered,
+    Claimed,
+    Effect,
+    FinalRecord,
+    Foreign,
+    Purged,
+    Settled,
+    State,
+    Stored,
+    Wrote,
+)
+from lab.judge.trail import Evidence, StoryEvent, Trail
+
+CHANGES: Final[frozenset[tuple[State, State]]] = frozenset(
+    {
+        ("absent", "in_flight"),
+        ("in_flight", "in_flight"),
+        ("in_flight", "completed"),
+        ("in_flight", "parked"),
+        ("in_flight", "absent"),
+    }
+)
+"""The changes of state that need no further reason (design, section 2)."""
+
+CLOSING: Final[dict[str, State]] = {
+    "complete": "completed",
+    "park": "parked",
+    "release": "absent",
+}
+"""The state that each closing write leads to."""
+
+
+def written_once(trail: Trail, evidence: Evidence, findings: Findings) -> None:
+    """S4: "state=done at t => (resp,fp) unchanged for all t' in [t,exp); done never returns to
+    inflight".
+
+    Besides, every change of state is one of the table's; a record in flight or parked is never
+    purged, and none before its expiry.
+    """
+    if not evidence.store_seen:
+        return
+    record = _Record(evidence.promise)
+    for _, event in trail.story:
+        following = _state_after(event)
+        if following is not None:
+            findings.checked["S4"] += 1
+            wrong = record.follow(event, following)
+            if wrong is not None:
+                findings.violated("S4", trail, wrong, event)
+    if evidence.surveyed:
+        findings.checked["S4"] += 1
+        wrong = record.ends_as(trail.final)
+        if wrong is not None:
+            findings.violated("S4", trail, wrong, trail.final)
+
+
+class _Record:
+    """A record as the events tell of it, so far."""
+
+    def __init__(self, promise: Promise) -> None:
+        self.state: State = "absent"
+        self._promise = promise
+        self._token = 0
+        self._digest: str | None = None
+        self._fingerprint: str | None = None
+        self._expires: float | None = None
+
+    def follow(self, event: StoryEvent, following: State) -> str | None:
+        """Take the event in; say what is wrong with it, or None."""
+        wrong = None
+        digest = fingerprint = None
+        if type(event) is Stored:
+            digest, fingerprint = event.response_digest, event.fingerprint
+        elif type(event) is Wrote:
+            digest = event.response_digest
+        if following == self.state:
+            if following == "completed" and self.differs(digest, fingerprint):
+                wrong = "a completed record was changed"
+            elif type(event) is Purged:
+                wrong = "a record was purged that was not there"
+        else:
+            wrong = self._why_not(event, following)
+            self._digest = self._fingerprint = self._expires = None
+        self.state = following
+        self._digest = self._digest or digest
+        self._fingerprint = self._fingerprint or fingerprint
+        if type(event) is Stored:
+            self._token = event.token
+            if event.expires is not None:
+                self._expires = event.expires
+        elif type(event) is Claimed or type(event) is Wrote:
+            self._token = event.token
+        return wrong
+
+    def ends_as(self, final: FinalRecord | None) -> str | None:
+        """Say what is wrong with the record that was found in the end, or None."""
+        found = "absent" if final is None else final.state
+        if found != self.state and (self.state, found) != ("completed", "expired"):
+            return f"the record was {self.state}, but in the end it is {found}"
+        if final is not None and found == "completed":
+            if self.differs(final.response_digest, final.fingerprint):
+                return "a completed record was changed in the end"
+        return None
+
+    def differs(self, digest: str | None, fingerprint: str | None) -> bool:
+        """Say whether these differ from what is known; None is not known."""
+        return (None not in {digest, self._digest} and digest != self._digest) or (
+            None not in {fingerprint, self._fingerprint} and fingerprint != self._fingerprint
+        )
+
+    def _why_not(self, event: StoryEvent, following: State) -> str | None:
+        change = (self.state, following)
+        if change in CHANGES and type(event) is not Purged:
+            return None
+        due = self._expires is None or event.time >= self._expires - self._promise.clock_error
+        if type(event) is Purged:
+            allowed = due and self.state in {"completed", "expired"}
+        elif following == "in_flight" and self.state in {"completed", "expired"}:
+            allowed = due and self._promise.after_expiry == "run"
+        elif change == ("completed", "expired"):
+            allowed = due
+        elif change == ("absent", "completed"):
+            # One transaction from claim to commit: the record is first seen when it is complete.
+            first_seen = type(event) is Stored and event.token > self._token
+            allowed = first_seen and self._promise.guarantee == "atomic"
+        else:
+            allowed = self.state == "parked" and type(event) is Settled
+        if allowed:
+            return None
+        return f"{self.state} became {following}" + ("" if due else " before its expiry")
+
+
+def _state_after(event: StoryEvent) -> State | None:
+    if type(event) is Stored or type(event) is Settled:
+        return event.state
+    if type(event) is Claimed:
+        return "in_flight"
+    if type(event) is Purged:
+        return "absent"
+    if type(event) is Wrote and event.applied:
+        return CLOSING.get(event.action)
+    return None
+
+
+def fencing(trail: Trail, evidence: Evidence, findings: Findings) -> None:
+    """S5: "tokens per key strictly increase; a write (complete, step, heartbeat, RELEASE/unlock,
+    effect) under token k is applied only if k = current token and state=inflight".
+
+    Tokens increase across lives too: a stopped process may wake in a later one. Effects are fenced
+    by the atomic guarantee only; there none follows a kept answer either. A claim is taken over, or
+    parked by another, only after its lease has ended by the store's clock (judged where
+    `lease_until` is known).
+    """
+    fence = _Fence(evidence.promise.clock_error)
+    atomic = evidence.promise.guarantee == "atomic"
+    for _, event in trail.story:
+        holder = fence.holder
+        wrong = None
+        if type(event) is Claimed:
+            findings.checked["S5"] += holder is not None
+            wrong = fence.grant(event)
+        elif type(event) is Wrote and event.applied:
+            findings.checked["S5"] += 1
+            wrong = fence.apply(event)
+        elif type(event) is Effect:
+            if fence.knows(event):
+                findings.checked["S5"] += 1
+                wrong = fence.commit(event, fenced=atomic and event.where == "database")
+        elif type(event) is Purged or type(event) is Settled:
+            fence.closed = "by its end"
+        elif type(event) is Stored:
+            if event.state == "absent":
+                fence.closed = fence.closed or "by its end"
+            elif holder is not None and event.token < holder.token:
+                wrong = f"a record of token {event.token} was stored over that of {holder.token}"
+        if wrong is not None:
+            findings.violated("S5", trail, wrong, holder, event)
+    if atomic and evidence.promise.effects_in_order and trail.oks and trail.effects:
+        _none_follows_an_answer(trail, findings)
+
+
+def _none_follows_an_answer(trail: Trail, findings: Findings) -> None:
+    """What was answered and kept is complete, so nothing can be in flight after it."""
+    answered: dict[int, tuple[int, Answered]] = {}
+    for attempt, answer in trail.oks:
+        lives = trail.lives(attempt)
+        if len(lives) == 1:
+            answered.setdefault(lives.start, (attempt.answered_at, answer))
+    for life, effects in enumerate(trail.effects_by_life()):
+        if life not in answered:
+            continue
+        until, answer = answered[life]
+        for place, effect in effects:
+            if effect.where == "database":
+                findings.checked["S5"] += 1
+                if place > until:
+                    message = "an effect was committed after a kept answer was given"
+                    findings.violated("S5", trail, message, answer, effect)
+
+
+class _Fence:
+    """The claim that is current, and what it still allows."""
+
+    def __init__(self, clock_error: float) -> None:
+        self.holder: Claimed | None = None
+        self.closed: str | None = None
+        """How the claim ended, if it has."""
+        self._lease_until: float | None = None
+        self._highest = 0
+        self._granted: dict[int, str] = {}
+        self._over: set[int] = set()
+        """Tokens whose run has written what became of it."""
+        self._clock_error = clock_error
+
+    def grant(self, claimed: Claimed) -> str | None:
+        """Make this the current claim; say what is wrong with it, or None."""
+        wrong = None
+        holder = self.holder
+        again = (
+            holder is not None
+            and claimed.token == holder.token
+            and claimed.attempt == holder.attempt
+            and self.closed is None
+        )
+        if not again and holder is not None:
+            if claimed.token <= self._highest:
+                wrong = f"token {claimed.token} was granted after {self._highest}"
+            elif self.closed is None and self._lease_holds(claimed.time):
+                wrong = "a claim was taken over before its lease had ended"
+        self.holder = claimed
+        self.closed = None
+        self._lease_until = claimed.lease_until
+        self._highest = max(self._highest, claimed.token)
+        self._granted[claimed.token] = claimed.attempt
+        return wrong
+
+    def apply(self, wrote: Wrote) -> str | None:
+        """Apply the write; say why it should have been refused, or None."""
+        wrong = self._why_refused(wrote)
+        if wrong is not None:
+            wrong = f"{wrote.action} applied {wrong}"
+        elif wrote.action == "renew" and wrote.lease_until is not None:
+            self._lease_until = wrote.lease_until
+        if wrote.action in CLOSING:
+            self.closed = f"by {wrote.action}"
+            if wrote.action != "park":
+                self._over.add(wrote.token)
+        return wrong
+
+    def knows(self, effect: Effect) -> bool:
+        """Say whether there is a token on either side to compare."""
+        return self.holder is not None and effect.token is not None
+
+    def commit(self, effect: Effect, *, fenced: bool) -> str | None:
+        """Say why the effect cannot, or (fenced) must not, have been made under its token.
+
+        It may stand before or after its own completion: they are one commit.
+        """
+        assert self.holder is not None
+        assert effect.token is not None
+        if self._granted.get(effect.token) != effect.attempt:
+            return "an effect was made under a token that its attempt was not granted"
+        if fenced:
+            current = effect.token == self.holder.token and self.closed in {None, "by complete"}
+            return None if current else "an effect was committed under a claim no longer held"
+        if effect.token in self._over:
+            return "an effect was made after its own run was over"
+        return None
+
+    def _why_refused(self, wrote: Wrote) -> str | None:
+        if self.holder is None:
+            return "without any claim"
+        if wrote.token != self.holder.token:
+            return f"under token {wrote.token} while {self.holder.token} was current"
+        if self.closed is not None:
+            return f"after the claim was ended {self.closed}"
+        if wrote.attempt != self.holder.attempt:
+            if wrote.action != "park":
+                return "by another than the claim's holder"
+            if self._lease_holds(wrote.time):
+                return "by another before the lease had ended"
+        return None
+
+    def _lease_holds(self, time: float) -> bool:
+        return self._lease_until is not None and time < self._lease_until - self._clock_error
+
+
+def steps(trail: Trail, evidence: Evidence, findings: Findings) -> None:
+    """S10: "output of step i is write-once; step i+1 starts only after i is committed; a derived
+    foreign key is a pure function of (scope,key,step-name), not of the attempt".
+
+    A recorded step is not called again by a run that was claimed after it was recorded. Two steps
+    never share a derived key.
+    """
+    recorded: dict[tuple[int, str], tuple[int, Wrote]] = {}
+    began: dict[str, int] = {}
+    for place, event in trail.story:
+        if type(event) is Claimed:
+            began[event.attempt] = place
+        elif type(event) is Wrote and event.action == "step" and event.applied:
+            findings.checked["S10"] += 1
+            name = (trail.life(place), event.step or "")
+            earlier = recorded.setdefault(name, (place, event))
+            if earlier[0] != place:
+                message = f"step {event.step!r} was recorded twice"
+                findings.violated("S10", trail, message, earlier[1], event)
+    last: dict[str, Foreign] = {}
+    for place, call in trail.foreign:
+        findings.checked["S10"] += 1
+        life = trail.life(place)
+        _judge_derived_key(trail, evidence, call, findings)
+        done = recorded.get((life, call.step))
+        sent = evidence.attempts.get(call.attempt)
+        run = began.get(call.attempt, sent.sent_at if sent is not None else place)
+        if done is not None and done[0] < run:
+            message = f"step {call.step!r} was called again though it was recorded"
+            findings.violated("S10", trail, message, done[1], call)
+        before = last.get(call.attempt)
+        if before is not None and before.step != call.step and evidence.store_seen:
+            known = recorded.get((life, before.step))
+            if known is None or known[0] > place:
+                message = f"step {call.step!r} began before step {before.step!r} was recorded"
+                findings.violated("S10", trail, message, before, call)
+        last[call.attempt] = call
+
+
+def _judge_derived_key(trail: Trail, evidence: Evidence, call: Foreign, findings: Findings) -> None:
+    name = (call.scope, call.key, call.step)
+    owner = evidence.derived.setdefault(call.derived_key, name)
+    if owner != name:
+        message = f"its derived key is also that of {'/'.join(owner)}"
+        findings.violated("S10", trail, message, call)
+    first = evidence.derived_of.setdefault(name, call)
+    if first.derived_key != call.derived_key:
+        message = f"step {call.step!r} was called under two derived keys"
+        findings.violated("S10", trail, message, first, call)
+
+
+def nothing_stays_in_flight(trail: Trail, evidence: Evidence, findings: Findings) -> None:
+    """L1: "every inflight record reaches done or parked within lease + scan + attempts x
+    T_handler" (or is absent: given back).
+
+    Judged by the survey, which the harness makes when that time has passed.
+    """
+    if not evidence.surveyed:
+        return
+    findings.checked["L1"] += 1
+    if trail.final is not None and trail.final.state == "in_flight":
+        last = trail.story[-1][1] if trail.story else None
+        findings.violated("L1", trail, "still in flight in the end", last, trail.final)

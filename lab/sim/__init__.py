@@ -1,0 +1,1 @@
+"""Simulated histories, all schedules of the small scope, planted bugs."""

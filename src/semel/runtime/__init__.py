@@ -1,0 +1,1 @@
+"""Carries the engine out: drivers, the renewal of leases, repeats that wait."""

@@ -1,0 +1,280 @@
+"""The two loops that carry out what the engine yields: on an event loop, and on threads.
+
+An adapter asks a driver to `begin`, runs the handler in its own way where that returns None, and
+hands the answer to `finish`. What may be sent is what these return; nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from semel.core.commands import (
+    Answer,
+    Claim,
+    Claimed,
+    Complete,
+    Found,
+    Open,
+    Park,
+    Release,
+    RunHandler,
+    Sleep,
+    StoreError,
+    StoreUnknown,
+    Takeover,
+    Wait,
+)
+from semel.core.engine import Life, Outcome
+from semel.core.policy import Seconds
+from semel.core.record import UnreadableRecord
+from semel.failpoints import failpoint
+from semel.runtime.leases import Leases
+from semel.runtime.waiters import Waiters
+from semel.stores.base import Store, Transaction
+
+log = logging.getLogger("semel")
+
+_HANDLER = frozenset({RunHandler})
+_CHANGES = frozenset({Claim, Open, Takeover, Park, RunHandler})
+_POINTS: dict[type, tuple[str, str]] = {
+    Claim: ("before_claim", "after_claim"),
+    Open: ("before_claim", "after_claim"),
+    Takeover: ("before_takeover", "after_takeover"),
+    Complete: ("before_complete", "after_complete"),
+    Release: ("before_release", "after_release"),
+    Park: ("before_park", "after_park"),
+}
+
+
+class Runtime:
+    """What operations of one process share: the store, the leases held, the repeats waiting."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.leases = Leases(store)
+        self.waiters = Waiters()
+
+
+class _Driver:
+    """What both drivers have in common: one operation's state."""
+
+    __slots__ = (
+        "_lease",
+        "_life",
+        "_pending",
+        "claim",
+        "keep",
+        "key",
+        "outcome",
+        "parked",
+        "released",
+        "runtime",
+        "taken",
+        "transaction",
+    )
+
+    def __init__(self, runtime: Runtime, life: Life, key: bytes, seconds: Seconds) -> None:
+        self.runtime = runtime
+        self.key = key
+        self.claim: RunHandler | None = None
+        """The claim under which the handler runs."""
+        self.transaction: Transaction | None = None
+        """The business transaction: that the handler has asked for, or that is the claim."""
+        self.taken = False
+        """Whether the handler has asked for it."""
+        self.parked: str | None = None
+        """Why the handler has given up on knowing what it did."""
+        self.released = False
+        """Whether the handler knows that it did nothing."""
+        self.keep = seconds.expires
+        """Seconds that recorded steps outlive an operation that ended without a record."""
+        self.outcome: Outcome | None = None
+        """What `finish` returned: the operation is over."""
+        self._life = life
+        self._lease = seconds.lease
+        self._pending: Any = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the claim is known to be another's by now."""
+        return self.claim is not None and (self.key, self.claim.token) in self.runtime.leases.lost
+
+    def _next(self, value: Any) -> Any:
+        """The engine's next command; at its end None, with the outcome set."""
+        try:
+            return self._life.send(value)
+        except StopIteration as end:
+            self.outcome = end.value
+            return None
+
+    def _failed(self, error: Exception) -> Any:
+        """Tell the engine that a command failed, and get its next one."""
+        if not isinstance(error, (StoreError, UnreadableRecord)):
+            log.error("the store failed in a way it should not", exc_info=error)
+            error = StoreUnknown(str(error))
+        elif not isinstance(error, UnreadableRecord):
+            log.warning("operation %s: %s", self.key[:6].hex(), error)
+        try:
+            return self._life.throw(error)
+        except StopIteration as end:
+            self.outcome = end.value
+            return None
+
+    def _started(self, claim: RunHandler) -> None:
+        self.claim = claim
+        if self.transaction is None:
+            self.runtime.leases.hold(self.key, claim.token, self._lease)
+        self.runtime.waiters.running(self.key)
+
+    def _opened(self, told: Any) -> Any:
+        """Take the transaction that is the claim, and tell the engine of it."""
+        if told is None or isinstance(told, Found):
+            return told
+        self.transaction = told
+        return Claimed(told.token, 1, opened=True)
+
+    def _undo(self, kind: type) -> bool:
+        """Undo the transaction before a command that ends the claim. True: that was the claim."""
+        transaction = self.transaction
+        if transaction is None or kind is Claim:  # a claim beside it, to park under
+            return False
+        transaction.rollback()
+        return kind is Release and transaction.token is not None
+
+    def _ended(self) -> None:
+        if self.transaction is not None:
+            self.transaction.rollback()
+        if self.claim is not None:
+            self.runtime.leases.drop(self.key, self.claim.token)
+            self.runtime.waiters.ended(self.key)
+
+
+class AsyncDriver(_Driver):
+    """Carries one operation out on the running event loop."""
+
+    __slots__ = ()
+
+    async def look(self) -> Outcome | None:
+        """Wait where the first request is in flight. None: a claim has to be made, with `begin`.
+
+        May be cancelled at any point: nothing has changed.
+        """
+        return await self._drive(self._next(None), _CHANGES)
+
+    async def begin(self) -> Outcome | None:
+        """Claim. None: the handler is to run now, then `finish` to be called, come what may."""
+        command = self._pending if self._pending is not None else self._next(None)
+        outcome = await self._drive(command, _HANDLER)
+        if outcome is None:
+            self._started(self._pending)
+        return outcome
+
+    async def finish(self, answer: Answer) -> Outcome:
+        """Record what came of the handler; return what may be sent."""
+        if self.parked is not None or self.released:
+            answer = answer._replace(parked=self.parked, released=self.released)
+        try:
+            outcome = await self._drive(self._next(answer), frozenset())
+        finally:
+            self._ended()
+        assert outcome is not None
+        return outcome
+
+    async def _drive(self, command: Any, until: frozenset[type]) -> Outcome | None:
+        while command is not None:
+            kind = type(command)
+            if kind in until:
+                self._pending = command
+                return None
+            try:
+                value = await self._perform(kind, command)
+            except Exception as error:  # noqa: BLE001
+                command = self._failed(error)
+            else:
+                command = self._next(value)
+        return self.outcome
+
+    async def _perform(self, kind: type, command: Any) -> Any:
+        points = _POINTS.get(kind)
+        if points is None:
+            if kind is Wait:
+                return await self.runtime.waiters.await_end(command)
+            if kind is Sleep:
+                return await asyncio.sleep(command.seconds)
+            return await self.runtime.store.aexecute(command)
+        before, after = points
+        failpoint(before)
+        transaction = self.transaction
+        if transaction is not None and kind is Complete:
+            value: Any = await transaction.acomplete(command)
+        elif self._undo(kind):
+            value = True
+        elif kind is Open:
+            value = self._opened(await self.runtime.store.aopen(command))
+        else:
+            value = await self.runtime.store.aexecute(command)
+        failpoint(after)
+        return value
+
+
+class ThreadDriver(_Driver):
+    """Carries one operation out on the calling thread."""
+
+    __slots__ = ()
+
+    def begin(self) -> Outcome | None:
+        """Wait and claim. None: the handler is to run now, then `finish` to be called."""
+        outcome = self._drive(self._next(None), _HANDLER)
+        if outcome is None:
+            self._started(self._pending)
+        return outcome
+
+    def finish(self, answer: Answer) -> Outcome:
+        """Record what came of the handler; return what may be sent."""
+        if self.parked is not None or self.released:
+            answer = answer._replace(parked=self.parked, released=self.released)
+        try:
+            outcome = self._drive(self._next(answer), frozenset())
+        finally:
+            self._ended()
+        assert outcome is not None
+        return outcome
+
+    def _drive(self, command: Any, until: frozenset[type]) -> Outcome | None:
+        while command is not None:
+            kind = type(command)
+            if kind in until:
+                self._pending = command
+                return None
+            try:
+                value = self._perform(kind, command)
+            except Exception as error:  # noqa: BLE001
+                command = self._failed(error)
+            else:
+                command = self._next(value)
+        return self.outcome
+
+    def _perform(self, kind: type, command: Any) -> Any:
+        points = _POINTS.get(kind)
+        if points is None:
+            if kind is Wait:
+                return self.runtime.waiters.wait_end(command)
+            if kind is Sleep:
+                return time.sleep(command.seconds)
+            return self.runtime.store.execute(command)
+        before, after = points
+        failpoint(before)
+        transaction = self.transaction
+        if transaction is not None and kind is Complete:
+            value: Any = transaction.complete(command)
+        elif self._undo(kind):
+            value = True
+        elif kind is Open:
+            value = self._opened(self.runtime.store.open(command))
+        else:
+            value = self.runtime.store.execute(command)
+        failpoint(after)
+        return value

@@ -1,0 +1,10 @@
+"""Records in PostgreSQL, through psycopg."""
+
+from semel.stores.postgres.store import (
+    AsyncConnection,
+    Connection,
+    PostgreSQLStore,
+    PostgreSQLTransaction,
+)
+
+__all__ = ["AsyncConnection", "Connection", "PostgreSQLStore", "PostgreSQLTransaction"]

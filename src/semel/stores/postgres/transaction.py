@@ -1,0 +1,209 @@
+"""The business transaction: the claim, the work and the record, in no more messages than bare."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from semel.core.commands import Complete, Open, StoreUnknown
+from semel.core.record import encode_response
+from semel.failpoints import failpoint
+from semel.stores.postgres.connections import (
+    AsyncConnection,
+    Borrowed,
+    Connection,
+    fenced,
+    translate,
+)
+from semel.stores.postgres.messages import (
+    BEGIN,
+    BOUND,
+    COMMIT,
+    COMPLETE,
+    FINISH,
+    OPEN,
+    Message,
+    failure,
+    pack_bigint,
+    pack_double,
+    require,
+)
+from semel.stores.postgres.pools import is_clean
+
+log = logging.getLogger("semel")
+
+GiveBack = Callable[[Any], None]
+
+
+def begin_message(connection: Connection | AsyncConnection, idle: bytes) -> Message:
+    """Begin, beside a claim that is a record. `idle`: milliseconds."""
+    if connection.prepared is not None:  # the session was given its bound when it was made
+        return ((BEGIN, ()),)
+    return (BEGIN, ()), (BOUND, (idle,))
+
+
+def open_message(connection: Connection | AsyncConnection, command: Open, idle: bytes) -> Message:
+    """Begin, lock the key, look it up: one message. See `semel_open`."""
+    bound = None if connection.prepared is not None else idle
+    return (BEGIN, ()), (OPEN, (command.key[:8], command.key, bound))
+
+
+def token_of(connection: Connection | AsyncConnection, results: list[Any]) -> int | None:
+    """Read what `semel_open` said: a token, 0 for a record, None while another has the key."""
+    require(connection, results)
+    value: bytes | None = results[-1].get_value(0, 0)
+    return int.from_bytes(value, "big", signed=True) if value is not None else None
+
+
+class PostgreSQLTransaction:
+    """One operation's transaction on one connection of the pool.
+
+    `opened` is the command that it is the claim for; without one the claim is a record.
+    """
+
+    __slots__ = ("_connection", "_give_back", "_opened", "token")
+
+    def __init__(
+        self,
+        connection: Any,
+        give_back: GiveBack,
+        opened: Open | None = None,
+        token: int | None = None,
+    ) -> None:
+        self._connection = connection
+        self._give_back = give_back
+        self._opened = opened
+        self.token = token
+
+    @property
+    def connection(self) -> Connection:
+        """For plain code."""
+        had = self._had()
+        if isinstance(had, AsyncConnection):
+            had.unwatch_for_thread()
+            return Borrowed(had)
+        connection: Connection = had
+        return connection
+
+    @property
+    def async_connection(self) -> AsyncConnection:
+        """For async code."""
+        connection: AsyncConnection = self._had()
+        connection.watch()
+        return connection
+
+    def _had(self) -> Any:
+        if self._connection is None:
+            raise psycopg.ProgrammingError("the operation is over: its transaction has ended")
+        return self._connection
+
+    def _message(self, command: Complete) -> Message:
+        """Write the record and commit: one message; what refuses the first part stops the other."""
+        key, token = command.key, pack_bigint(command.token)
+        answer = encode_response(command.response)
+        times = pack_double(command.expires), pack_double(command.tombstone)
+        opened = self._opened
+        if opened is not None and self.token == command.token:
+            row = (key, token, opened.owner, opened.fingerprint, answer, *times)
+            return (FINISH, row), (COMMIT, ())
+        return (COMPLETE, (key, token, answer, *times)), (COMMIT, ())
+
+    def _begun(self) -> Any:
+        connection = self._had()
+        status = connection.pgconn.transaction_status
+        if status not in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            self.rollback()
+            raise StoreUnknown(
+                "the transaction had ended before its operation: the handler has said commit or"
+                " rollback itself, or the server has ended the connection"
+            )
+        return connection
+
+    def complete(self, command: Complete) -> bool:
+        """Write the completion and commit."""
+        connection = self._begun()
+        connection.limit = COMMIT_LIMIT
+        failpoint("before_commit")
+        try:
+            results = connection.send(self._message(command))
+        except BaseException as error:
+            self._discard()
+            if isinstance(error, Exception):
+                raise translate(error) from error
+            raise
+        failpoint("after_commit")
+        return self._judge(connection, results)
+
+    async def acomplete(self, command: Complete) -> bool:
+        """Write the completion and commit, without blocking the event loop."""
+        connection = self._begun()
+        if isinstance(connection, Connection):  # a plain handler's, on a thread beside this loop
+            return await asyncio.to_thread(self.complete, command)
+        connection.limit = COMMIT_LIMIT
+        failpoint("before_commit")
+        try:
+            results = await connection.send(self._message(command))
+        except BaseException as error:
+            self._discard()
+            if isinstance(error, Exception):
+                raise translate(error) from error
+            raise
+        failpoint("after_commit")
+        return self._judge(connection, results)
+
+    def _judge(self, connection: Any, results: list[Any]) -> bool:
+        self.rollback()
+        if any(result.command_status == b"COMMIT" for result in results):
+            return True  # whatever became of the connection after it
+        error = failure(connection, results) or psycopg.errors.InFailedSqlTransaction(
+            "a statement of the handler had failed, so nothing could be committed"
+        )
+        if fenced(error):
+            return False
+        raise translate(error) from error
+
+    def rollback(self) -> None:
+        """Undo what is not committed, and give the connection back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.limit = COMMIT_LIMIT
+            self._give_back(connection)
+
+    def _discard(self) -> None:
+        """Close the connection: it is not known what it is in the middle of."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.finish()
+            self._give_back(connection)
+
+
+COMMIT_LIMIT = 30.0
+"""Seconds that the server has for a commit before its outcome is called unknown."""
+
+
+def finish_sync(connection: Connection) -> None:
+    """End what is open on a connection, or the connection. Never raises."""
+    try:
+        if not connection.closed and not is_clean(connection):
+            connection.undo()
+    except Exception as error:  # noqa: BLE001  # the server's own timeouts end the transaction
+        log.debug("could not roll back: %s", error)
+        connection.finish()
+
+
+async def finish_async(connection: AsyncConnection) -> None:
+    """As `finish_sync`; where it is cancelled, the connection is ended."""
+    try:
+        if not connection.closed and not is_clean(connection):
+            await connection.undo()
+    except asyncio.CancelledError:
+        connection.finish()
+        raise
+    except Exception as error:  # noqa: BLE001
+        log.debug("could not roll back: %s", error)
+        connection.finish()

@@ -1,0 +1,241 @@
+"""redis-py's clients as Semel needs them: bounded, nothing sent twice, one server or a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+
+import redis
+import redis.asyncio
+from redis.asyncio.cluster import RedisCluster as AsyncCluster
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.cluster import RedisCluster
+from redis.exceptions import ConnectionError as Disconnected
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import TimeoutError as NoAnswer
+from redis.retry import Retry
+
+from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
+from semel.stores.batching import Lane
+from semel.stores.redis.commands import SCRIPTS, Call, message
+
+TOGETHER: Final = 64
+"""Most commands in one call of a script: about a millisecond of a server with one thread."""
+ERRORS: Final = (RedisError, RedisClusterException)
+
+
+class Server:
+    """Where it is and how it is talked to."""
+
+    def __init__(
+        self,
+        url: str,
+        prefix: str,
+        timeout: float,
+        connections: int,
+        cluster: bool,
+        clock: Callable[[], float] | None,
+    ) -> None:
+        self.url = url
+        self.prefix = prefix
+        self.connections = connections
+        self.cluster = cluster
+        self.timeout = timeout
+        self.clock = clock
+        self.timeouts = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+
+    def message(self, calls: Sequence[Call]) -> list[Any]:
+        """Return what follows a script's name; see `redis_commands.message`."""
+        now = "" if self.clock is None else repr(self.clock())
+        return message(self.prefix, now, calls)
+
+    def apart(self, calls: Sequence[Call]) -> list[Sequence[Call]]:
+        """Divide calls of one script: keys of a cluster lie in different places."""
+        most = 1 if self.cluster else TOGETHER
+        return [calls[n : n + most] for n in range(0, len(calls), most)]
+
+
+class Threads:
+    """The client of this process's threads."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        kept: dict[str, Any] = {
+            "max_connections": server.connections,
+            "retry": Retry(NoBackoff(), 0),  # nothing is sent twice behind our back
+            **server.timeouts,
+        }
+        self.client: Any
+        if server.cluster:
+            kept |= {"connection_pool_class": redis.BlockingConnectionPool}
+            self.client = RedisCluster.from_url(server.url, timeout=server.timeout, **kept)
+        else:
+            pool = redis.BlockingConnectionPool.from_url(server.url, timeout=server.timeout, **kept)
+            self.client = redis.Redis(connection_pool=pool)
+
+    def call(self, calls: Sequence[Call]) -> list[Any]:
+        """Call one script for all of them; return what each is told. Raises `StoreError`."""
+        told: list[Any] = []
+        for together in self._server.apart(calls):
+            script = SCRIPTS[together[0].script]
+            arguments = self._server.message(together)
+            with translated():
+                try:
+                    told += self.client.evalsha(script.sha, *arguments)
+                except NoScriptError:  # it is kept from now on
+                    told += self.client.eval(script.text, *arguments)
+        for each in told:
+            if isinstance(each, RedisError):
+                raise translate(each) from each
+        return told
+
+    def nodes(self) -> Iterator[redis.Redis]:
+        """Give a client of each server: of one, or of a cluster's primaries and replicas."""
+        if not self._server.cluster:
+            yield self.client
+            return
+        for node in self.client.get_nodes():
+            yield self.client.get_redis_connection(node)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+
+class Loop:
+    """The client of one event loop: the commands of a moment go together, script by script."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, server: Server) -> None:
+        self._loop = loop
+        self._server = server
+        self._free = asyncio.Semaphore(server.connections)
+        self._opening = asyncio.Lock()
+        self._opened = False
+        self._lanes: dict[str, Lane] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._client = self._made()
+
+    def _made(self) -> Any:
+        kept: dict[str, Any] = {
+            "max_connections": self._server.connections,
+            "retry": AsyncRetry(NoBackoff(), 0),
+            **self._server.timeouts,
+        }
+        if self._server.cluster:
+            return AsyncCluster.from_url(self._server.url, **kept)
+        return redis.asyncio.Redis.from_url(self._server.url, **kept)
+
+    async def ask(self, call: Call) -> Any:
+        """Have a script called; return what it tells. Raises `StoreError`."""
+        if self._server.cluster:  # nobody waits for another's node
+            told = (await self._call([call]))[0]
+            if isinstance(told, StoreError):
+                raise told
+            return told
+        lane = self._lanes.get(call.script)
+        if lane is None:
+            lane = self._lanes[call.script] = Lane(self._loop, self._send, patient=True)
+        return await lane.ask(call)
+
+    async def _send(self, calls: Sequence[Call]) -> list[Any]:
+        parts = self._server.apart(calls)
+        if len(parts) == 1:
+            return await self._call(parts[0])
+        told = await asyncio.gather(*map(self._each, parts))
+        return [reply for part in told for reply in part]
+
+    async def _each(self, calls: Sequence[Call]) -> list[Any]:
+        """As `_call`, but an error is told to these, not raised to all."""
+        try:
+            return await self._call(calls)
+        except StoreError as error:
+            return [error] * len(calls)
+
+    async def _call(self, calls: Sequence[Call]) -> list[Any]:
+        script = SCRIPTS[calls[0].script]
+        arguments = self._server.message(calls)
+        async with self._free, self._using() as client:
+            try:
+                told = await client.evalsha(script.sha, *arguments)
+            except NoScriptError:
+                told = await client.eval(script.text, *arguments)
+        return [translate(each) if isinstance(each, RedisError) else each for each in told]
+
+    @asynccontextmanager
+    async def _using(self) -> AsyncIterator[Any]:
+        """Give the client. Raises redis-py's errors as `StoreError`s.
+
+        redis-py's client of a cluster neither opens under a crowd of commands nor recovers from a
+        lost node under one: they cut each other's connections off, for good. So it is opened before
+        them, and one that has lost a connection is given up for a new one.
+        """
+        client: Any = None
+        try:
+            if not self._opened:
+                await self._open()
+            client = self._client
+            yield client
+        except (*ERRORS, AttributeError) as error:
+            lost = not isinstance(error, ResponseError)
+            if lost and self._server.cluster and client is self._client:
+                self._opened = False
+            raise translate(error) from error
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if self._opened:
+                return
+            if self._server.cluster:
+                task = self._loop.create_task(self._retire(self._client))
+                self._retiring.add(task)
+                task.add_done_callback(self._retiring.discard)
+                self._client = self._made()
+                await self._client.initialize()
+            self._opened = True
+
+    async def _retire(self, client: Any) -> None:
+        """Close a client once the commands that it had under way must have ended."""
+        await asyncio.sleep(self._server.timeout * 2)
+        await client.aclose()
+
+    async def index(self, name: str, member: str, score: float) -> None:
+        """Mark a key whose request is remembered. Raises `StoreError`."""
+        async with self._free, self._using() as client:
+            await client.zadd(name, {member: score})
+
+    def close(self) -> None:
+        """Close the client, from any thread."""
+        if self._loop.is_closed():
+            return
+        if self._loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop)
+        else:
+            self._loop.run_until_complete(self._client.aclose())
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise redis-py's errors as `StoreError`s."""
+    try:
+        yield
+    except ERRORS as error:
+        raise translate(error) from error
+
+
+def translate(error: Exception) -> StoreError:
+    """Say what an error means for what was asked: what the server answers has not been done."""
+    text = f"Redis: {type(error).__name__}: {error}"
+    if isinstance(error, (ResponseError, RedisClusterException)):
+        return StoreUnavailable(text)
+    if isinstance(error, Disconnected) and not isinstance(error, NoAnswer):
+        if any(words in str(error) for words in _NOT_SENT):
+            return StoreUnavailable(text)
+        if getattr(error, "status_code", None) or "LOADING" in str(error):
+            return StoreUnavailable(text)
+    return StoreUnknown(text)
+
+
+_NOT_SENT: Final = ("connecting", "No connection available", "Too many connections")

@@ -1,0 +1,297 @@
+"""The business transaction: the handler's session, whose real commit carries the record."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import event, exc
+from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
+from semel.core.commands import Complete
+from semel.failpoints import failpoint
+from semel.stores.base import StoreSetupError
+from semel.stores.sqlalchemy.errors import translate
+
+log = logging.getLogger("semel")
+
+C = TypeVar("C", Connection, AsyncConnection)
+Write = Callable[[Connection, Complete], bool]
+
+COMMIT_LIMIT: Final = 30.0
+"""Seconds that an async engine's server has for a commit before its outcome is called unknown."""
+_JOINED: Final[dict[str, Any]] = {"binds": None, "join_transaction_mode": "create_savepoint"}
+
+
+def begin(connection: Connection) -> None:
+    """Begin it, and mark its beginning where a failed statement can end it unseen."""
+    connection.begin()
+    if connection.dialect.name == "sqlite":
+        begin_immediate(connection)
+    if not _aborts(connection):
+        connection.exec_driver_sql("savepoint semel")
+
+
+def _aborts(connection: Connection) -> bool:
+    """Whether a transaction that has failed refuses to commit.
+
+    PostgreSQL's does. InnoDB undoes all of it for a deadlock, SQLite for a full disk, and what a
+    handler does after it has swallowed the error is a new transaction: it must not commit a record
+    whose effect has gone.
+    """
+    return connection.dialect.name == "postgresql"
+
+
+def begin_immediate(connection: Connection) -> None:
+    """Take SQLite's one write lock now, and have the driver know of a transaction.
+
+    Python's driver begins one only before a write, so savepoints would come to stand outside. Where
+    an engine's own "begin" listener has begun already, that stands.
+    """
+    if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
+        connection.exec_driver_sql("begin immediate")
+
+
+class _Work:
+    """What is done on the connection, whichever engine it is of."""
+
+    def __init__(self, connection: Connection, write: Write) -> None:
+        self._sync_connection = connection
+        self._write = write
+        self._transaction = connection.get_transaction()
+        self._ending = False
+        self.committing = False
+        """Whether the commit was sent: an error after that says nothing of its outcome."""
+        for ending in ("commit", "rollback"):
+            event.listen(connection, ending, self._refuse)
+
+    def _refuse(self, connection: Connection) -> None:
+        if not self._ending:
+            raise exc.InvalidRequestError(
+                "the transaction belongs to the operation and commits with its answer: use"
+                " op.session(), whose commit() and rollback() are savepoints, or"
+                " connection.begin_nested(); raise an error to roll all of it back"
+            )
+
+    def finish(self, connection: Connection, session: Session | None, command: Complete) -> bool:
+        """Flush, write the completion, commit. False: fenced, and rolled back."""
+        if session is not None:
+            session.commit()  # releases its savepoint
+        root = self._transaction
+        if root is None or not root.is_active:
+            raise exc.InvalidRequestError("the transaction has ended before its operation")
+        if not _aborts(connection):
+            connection.exec_driver_sql("release savepoint semel")  # fails where it is another
+        applied = self._write(connection, command)
+        self._ending = True
+        if not applied:
+            root.rollback()
+            return False
+        failpoint("before_commit")
+        self.committing = True
+        root.commit()
+        failpoint("after_commit")
+        return True
+
+    def roll_back(self) -> None:
+        """Undo everything."""
+        self._ending = True
+        if self._transaction is not None:
+            self._transaction.close()
+
+
+class SQLAlchemyTransaction:
+    """One operation's transaction on one connection of a sync engine, for plain handlers."""
+
+    token: int | None = None  # the claim is a record of its own
+
+    def __init__(
+        self, connection: Connection, write: Write, sessions: sessionmaker[Any] | None
+    ) -> None:
+        self._connection: Connection | None = connection
+        self._work = _Work(connection, write)
+        self._sessions = sessions or sessionmaker()
+        self._session: Session | None = None
+
+    @property
+    def connection(self) -> Connection:
+        """SQLAlchemy's connection, in the transaction. Its `commit` and `rollback` are refused."""
+        return _had(self._connection)
+
+    @property
+    def async_connection(self) -> Any:
+        """Refuse: its statements would block the event loop."""
+        raise StoreSetupError(NEEDS_ASYNC)
+
+    @property
+    def session(self) -> Session:
+        """The one session of the transaction; its `commit` and `rollback` are savepoints."""
+        connection = _had(self._connection)
+        if self._session is None:
+            self._session = self._sessions(bind=connection, **_JOINED)
+        return self._session
+
+    @property
+    def async_session(self) -> Any:
+        """Refuse: its statements would block the event loop."""
+        raise StoreSetupError(NEEDS_ASYNC)
+
+    def complete(self, command: Complete) -> bool:
+        """Flush the session, write the completion and commit."""
+        connection, self._connection = _had(self._connection), None
+        try:
+            return self._work.finish(connection, self._session, command)
+        except BaseException as error:
+            if self._work.committing or not isinstance(error, Exception):
+                with _quietly():
+                    connection.invalidate()  # nobody knows what it is in the middle of
+            if isinstance(error, Exception):
+                raise translate(error, committing=self._work.committing) from error
+            raise
+        finally:
+            self._close(connection)
+
+    async def acomplete(self, command: Complete) -> bool:
+        """As `complete`, for a plain handler that ran on a thread beside the event loop."""
+        return await asyncio.to_thread(self.complete, command)
+
+    def rollback(self) -> None:
+        """Undo what is not committed, and give the connection back."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        loop = asyncio._get_running_loop()
+        if loop is not None:
+            loop.run_in_executor(None, self._close, connection)
+        else:
+            self._close(connection)
+
+    def _close(self, connection: Connection) -> None:
+        with _quietly():
+            self._work.roll_back()
+        with _quietly():
+            if self._session is not None:
+                self._session.close()
+        with _quietly():
+            connection.close()
+
+
+class AsyncSQLAlchemyTransaction:
+    """The same on a connection of an `AsyncEngine`, for async handlers."""
+
+    token: int | None = None
+
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        write: Write,
+        sessions: async_sessionmaker[Any] | None,
+        ending: set[asyncio.Task[None]],
+    ) -> None:
+        assert connection.sync_connection is not None
+        self._connection: AsyncConnection | None = connection
+        self._work = _Work(connection.sync_connection, write)
+        self._sessions = sessions or async_sessionmaker(expire_on_commit=False)
+        self._session: AsyncSession | None = None
+        self._loop = asyncio.get_running_loop()
+        self._ending = ending
+
+    @property
+    def async_connection(self) -> AsyncConnection:
+        """SQLAlchemy's connection, in the transaction. Its `commit` and `rollback` are refused."""
+        return _had(self._connection)
+
+    @property
+    def connection(self) -> Any:
+        """Refuse: a thread has no way to the event loop's connection."""
+        raise StoreSetupError(NEEDS_SYNC)
+
+    @property
+    def async_session(self) -> AsyncSession:
+        """The one session of the transaction; its `commit` and `rollback` are savepoints."""
+        connection = _had(self._connection)
+        if self._session is None:
+            self._session = self._sessions(bind=connection, **_JOINED)
+        return self._session
+
+    @property
+    def session(self) -> Any:
+        """Refuse, as `connection` does."""
+        raise StoreSetupError(NEEDS_SYNC)
+
+    def complete(self, command: Complete) -> bool:
+        """Refuse: the transaction lives on its event loop."""
+        raise StoreSetupError(NEEDS_SYNC)
+
+    async def acomplete(self, command: Complete) -> bool:
+        """Flush the session, write the completion and commit, without blocking the event loop."""
+        connection, self._connection = _had(self._connection), None
+        session = self._session.sync_session if self._session is not None else None
+        try:
+            async with asyncio.timeout(COMMIT_LIMIT):
+                applied: bool = await connection.run_sync(self._work.finish, session, command)
+                return applied
+        except BaseException as error:
+            if self._work.committing or not isinstance(error, Exception):
+                await asyncio.shield(self._start(_discard(connection)))
+            if isinstance(error, Exception):
+                raise translate(error, committing=self._work.committing) from error
+            raise
+        finally:
+            await asyncio.shield(self._start(self._close(connection)))
+
+    def rollback(self) -> None:
+        """Undo what is not committed, and give the connection back, meanwhile."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._start(self._close(connection))
+
+    def _start(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self._loop.create_task(work)
+        self._ending.add(task)  # or it may be collected before its end
+        task.add_done_callback(self._ending.discard)
+        return task
+
+    async def _close(self, connection: AsyncConnection) -> None:
+        with _quietly():
+            await connection.run_sync(lambda _: self._work.roll_back())
+        with _quietly():
+            if self._session is not None:
+                await self._session.close()
+        with _quietly():
+            await connection.close()
+
+
+async def _discard(connection: AsyncConnection) -> None:
+    with _quietly():
+        await connection.invalidate()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Tidy up: what fails here has been told already, or is the server's to end."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # drivers raise what they like from a broken socket
+        log.debug("could not end a transaction: %s", error)
+
+
+def _had(connection: C | None) -> C:
+    if connection is None:
+        raise exc.ResourceClosedError("the operation is over: its transaction has ended")
+    return connection
+
+
+NEEDS_ASYNC: Final = (
+    "an async handler's op.session() and op.connection() need SQLAlchemyStore(AsyncEngine)"
+    " (create_async_engine); with a sync Engine write the handler as a plain def"
+)
+NEEDS_SYNC: Final = (
+    "a plain handler's op.session() and op.connection() need SQLAlchemyStore(Engine)"
+    " (create_engine); with an AsyncEngine write the handler as async def"
+)

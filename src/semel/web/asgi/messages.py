@@ -1,0 +1,197 @@
+"""What ASGI says: who asks, by which key, the body, and answers that are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from typing import Any
+
+from semel.core import problems
+from semel.core.engine import Outcome, Refuse, Replay
+from semel.core.policy import Policy
+from semel.core.problems import Problem
+from semel.web.asgi.timeouts import within
+from semel.web.http import headers as answer_headers
+from semel.web.http.body import Body, Intake
+
+Message = MutableMapping[str, Any]
+ASGIScope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
+
+
+_WANTED = frozenset(
+    {
+        b"idempotency-key",
+        b"content-type",
+        b"content-encoding",
+        b"content-length",
+        b"authorization",
+        b"cookie",
+    }
+)
+
+
+def wanted(scope: ASGIScope) -> tuple[list[bytes], dict[bytes, bytes]]:
+    """Return the values of the key's header, and the other headers that are looked at."""
+    found: dict[bytes, bytes] = {}
+    fields: list[bytes] = []
+    for name, value in scope["headers"]:
+        if name in _WANTED:
+            if name == b"idempotency-key":
+                fields.append(value)
+            elif name in found:  # doubled: HTTP/2 may split cookies, RFC 9113 section 8.2.3
+                found[name] += (b"; " if name == b"cookie" else b", ") + value
+            else:
+                found[name] = value
+    return fields, found
+
+
+class View:
+    """What a `scope` function sees of an ASGI request."""
+
+    __slots__ = ("method", "native", "path")
+
+    def __init__(self, scope: ASGIScope) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.native = scope
+
+    def header(self, name: str) -> str | None:
+        wanted = name.lower().encode("latin-1")
+        values = [value for field, value in self.native["headers"] if field == wanted]
+        return b", ".join(values).decode("latin-1") if values else None
+
+
+def route_path(scope: ASGIScope) -> str:
+    """The path as the application's own routes are written, without where it is mounted."""
+    path: str = scope["path"]
+    root: str = scope["root_path"]
+    if path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :]
+    return path
+
+
+def cookie_value(header: bytes, name: bytes) -> bytes:
+    for part in header.split(b";"):
+        found, _, value = part.strip().partition(b"=")
+        if found == name:
+            return value
+    return b""
+
+
+def authenticated_user(scope: ASGIScope) -> str | None:
+    """The framework's authenticated user (Starlette's and Django's `scope["user"]`)."""
+    user = scope["user"]
+    if not getattr(user, "is_authenticated", False):
+        return None
+    for attribute in ("identity", "pk", "username"):
+        try:
+            value = getattr(user, attribute, None)
+        except NotImplementedError:
+            continue
+        if value:
+            return str(value)
+    raise TypeError(
+        f"{type(user).__name__} has no identity, pk or username that tells callers apart: name the"
+        " caller with Idempotency(scope=…)"
+    )
+
+
+async def read_body(
+    policy: Policy, receive: Receive, write: Callable[[bytes], object], length: bytes
+) -> Problem | bool | None:
+    """Read the body to its end. A problem, True where the client has gone, or None."""
+    refusal: Problem | None = None
+    if length.isdigit() and int(length) > policy.max_request_body:
+        refusal = problems.request_too_large(policy.max_request_body)
+    intake = None
+    left = policy.seconds.body_timeout
+    while True:
+        try:
+            message = await within(left, receive())
+        except TimeoutError:
+            return problems.BODY_TIMEOUT
+        if message["type"] == "http.disconnect":
+            return True
+        chunk = message.get("body", b"")
+        if intake is None:
+            if not message.get("more_body", False) and len(chunk) <= policy.max_request_body:
+                write(chunk)
+                return refusal
+            intake = Intake(policy)
+        too_large = intake.count(len(chunk))
+        if too_large is not None:
+            return too_large
+        if refusal is None and chunk:
+            write(chunk)
+        if not message.get("more_body", False):
+            return refusal
+        left = intake.left()
+
+
+class Unread:
+    """A body that was read, as the application receives it; then whatever comes after it."""
+
+    __slots__ = ("_chunks", "_given", "_receive", "_size")
+
+    def __init__(self, body: Body, receive: Receive) -> None:
+        self._chunks: Iterator[bytes] | None = body.chunks()
+        self._size = body.size
+        self._given = 0
+        self._receive = receive
+
+    def next(self) -> Message | None:
+        """Return the next message of the body, or None after its end."""
+        if self._chunks is None:
+            return None
+        chunk = next(self._chunks, b"")
+        self._given += len(chunk)
+        more = self._given < self._size
+        if not more:
+            self._chunks = None
+        return {"type": "http.request", "body": chunk, "more_body": more}
+
+    async def __call__(self) -> Message:
+        return self.next() or await self._receive()
+
+
+def with_length(
+    headers: Iterable[tuple[bytes, bytes]], status: int, body: bytes
+) -> list[tuple[bytes, bytes]]:
+    fields = list(headers)
+    has_body = status >= 200 and status not in (204, 304)
+    if has_body and all(name != b"content-length" for name, _ in fields):
+        fields.append((b"content-length", b"%d" % len(body)))
+    return fields
+
+
+async def send_whole(
+    status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes, send: Send
+) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_outcome(outcome: Outcome, problem_base: str, send: Send) -> None:
+    """Send a replay or a refusal."""
+    if type(outcome) is Replay:
+        response = outcome.response
+        body = response.body or b""
+        headers = answer_headers.replayed(response.headers)
+        await send_whole(response.status, with_length(headers, response.status, body), body, send)
+    else:
+        assert isinstance(outcome, Refuse)
+        await send_problem(outcome.problem, problem_base, send)
+
+
+async def send_problem(
+    problem: Problem, problem_base: str, send: Send, scope: ASGIScope | None = None
+) -> None:
+    """Send a problem. `scope` is given where the body has not been read to its end."""
+    response = problem.response(problem_base)
+    body = response.body or b""
+    headers = with_length(response.headers, response.status, body)
+    if problem is problems.BODY_TIMEOUT and scope and scope["http_version"].startswith("1"):
+        headers.append((b"connection", b"close"))  # RFC 9110 section 15.5.9
+    await send_whole(response.status, headers, body, send)

@@ -1,0 +1,149 @@
+"""Which key a request goes by, and the rules that come with it.
+
+A key that the client names (a header, a form's field) or that the request's content gives (a
+natural key, the payload itself). Those of one kind never meet those of another: what the client
+names has no spaces in it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from semel.core.keys import InvalidKey, parse_key
+from semel.core.policy import Policy, RequestView
+from semel.idempotency import Idempotency
+from semel.issuer import GRACE
+from semel.web.http import forms
+from semel.web.http.body import IN_MEMORY, Body
+
+log = logging.getLogger("semel")
+
+_MALFORMED: Final = (LookupError, TypeError, ValueError, AttributeError)
+"""What a `key` function may raise on a request that is not as it should be."""
+
+
+class Named(NamedTuple):
+    """A request's key, and the rules it runs under."""
+
+    key: str
+    policy: Policy
+    left: float | None = None
+    """Of an issued key: for how many seconds it is good still."""
+
+    @property
+    def late(self) -> bool:
+        """Whether it is good no more."""
+        return self.left is not None and self.left <= 0
+
+
+class ReadRequest:
+    """A request and its body, as a `key` function sees them."""
+
+    __slots__ = ("_body", "_view", "method", "native", "path")
+
+    def __init__(self, view: RequestView, body: Body) -> None:
+        self.method = view.method
+        self.path = view.path
+        self.native = view.native
+        self._view = view
+        self._body = body
+
+    def header(self, name: str) -> str | None:
+        """Return a header's value, or None."""
+        return self._view.header(name)
+
+    @property
+    def body(self) -> bytes:
+        """The body; of one longer than 1 MiB, the first MiB."""
+        parts, size = [], 0
+        for chunk in self._body.chunks():
+            parts.append(chunk)
+            size += len(chunk)
+            if size >= IN_MEMORY:
+                break
+        return b"".join(parts)[:IN_MEMORY]
+
+    def json(self) -> Any:
+        """Return the body's JSON value, or None where it is none."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+
+    def form(self) -> dict[str, str]:
+        """Return the fields of an HTML form (urlencoded or multipart), files left out."""
+        return self._form().fields
+
+    def _form(self) -> forms.Form:
+        return forms.read(self.header("content-type") or "", self._body.chunks())
+
+    def key_in(self, field: str) -> bytes | None:
+        """Return the value of a form's field, or None where the form has none.
+
+        Raises `InvalidKey` where it may have one that cannot be read: it must not run unprotected.
+        """
+        fields, whole = self._form()
+        if not fields.get(field) and not whole:
+            raise InvalidKey(
+                f"the form is cut short, or too large to find its field {field} in; put that field"
+                " before the others"
+            )
+        return fields[field].encode() if fields.get(field) else None
+
+
+def may_be_in_content(policy: Policy) -> bool:
+    """Say whether a request without the header may have a key all the same."""
+    return policy.key is not None or policy.form_field is not None
+
+
+def name(
+    idempotency: Idempotency,
+    policy: Policy,
+    fields: Sequence[bytes],
+    scope: str,
+    view: RequestView,
+    body: Body,
+) -> Named | None:
+    """Return the key of a request whose body has been read, or None where it has none.
+
+    `fields`: the values of its `Idempotency-Key` lines; `scope`: whose request it is. Raises
+    `InvalidKey`.
+    """
+    if not fields and policy.form_field is not None:
+        value = ReadRequest(view, body).key_in(policy.form_field)
+        fields = (value,) if value is not None else ()
+    key = parse_key(fields)
+    if key is not None:
+        return _by_client(idempotency, policy, key, scope, view)
+    if policy.key == "payload":
+        rules = policy.without_header
+        return Named(f"payload {body.fingerprint(rules.algorithm).hex()}", rules)
+    if policy.key is None:
+        return None
+    try:
+        natural = policy.key(ReadRequest(view, body))
+        if isinstance(natural, str):
+            natural.encode()  # a lone surrogate of JSON names nothing
+    except _MALFORMED as error:
+        log.debug("%s %s has no natural key: %r", view.method, view.path, error)
+        return None
+    if natural is None or natural == "":  # an empty field names nothing
+        return None
+    if not isinstance(natural, str):
+        raise TypeError(f"key= has to return a string or None, not {natural!r}")
+    return Named(f"{view.method} {view.path} {natural}", policy.without_header)
+
+
+def _by_client(
+    idempotency: Idempotency, policy: Policy, key: str, scope: str, view: RequestView
+) -> Named:
+    issuer = idempotency.issuer
+    if issuer is None or not (issuer.owns(key) or policy.required == "issued"):
+        return Named(key, policy.with_header)
+    left = issuer.check(key, scope, view.method, view.path)
+    if left is None:
+        raise InvalidKey("the key was not issued to this caller for this request")
+    return Named(key, policy.with_header.until(left, GRACE), left)

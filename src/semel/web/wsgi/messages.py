@@ -1,0 +1,114 @@
+"""What WSGI says: the request's body, who asks, and answers that are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from semel.core.engine import Outcome, Refuse, Replay
+from semel.core.policy import Policy
+from semel.core.problems import Problem
+from semel.web.http import headers as answer_headers
+from semel.web.http.body import CHUNK, Body, Input, Intake
+
+Environ = dict[str, Any]
+Headers = list[tuple[str, str]]
+StartResponse = Callable[..., Callable[[bytes], object]]
+WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+_REASONS = {
+    200: "OK",
+    201: "Created",
+    202: "Accepted",
+    204: "No Content",
+    303: "See Other",
+    400: "Bad Request",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    410: "Gone",
+    413: "Content Too Large",
+    422: "Unprocessable Content",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+
+class View:
+    """What a `scope` function sees of a WSGI request."""
+
+    def __init__(self, environ: Environ) -> None:
+        self.method: str = environ["REQUEST_METHOD"]
+        path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        self.path = path.encode("latin-1").decode("utf-8", "replace")  # PEP 3333 has it as bytes
+        self.native = environ
+
+    def header(self, name: str) -> str | None:
+        wanted = name.upper().replace("-", "_")
+        if wanted not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            wanted = f"HTTP_{wanted}"
+        value: str | None = self.native.get(wanted)
+        return value
+
+
+def read_body(policy: Policy, environ: Environ, write: Callable[[bytes], object]) -> Problem | None:
+    """Read the body to its end."""
+    stream = environ["wsgi.input"]
+    declared = environ.get("CONTENT_LENGTH") or ""
+    left = int(declared) if declared.isdigit() else None
+    if left is None and not environ.get("wsgi.input_terminated"):
+        if "HTTP_TRANSFER_ENCODING" in environ:
+            raise RuntimeError(
+                "this server does not say where a chunked body ends (wsgi.input_terminated), so"
+                " the request cannot be told from another; use a server or a proxy that does"
+            )
+        return None
+    return Intake(policy).take(_chunks(stream, left), left or 0, write)
+
+
+def _chunks(stream: Any, left: int | None) -> Iterator[bytes]:
+    """What a stream has, but no more than `left` bytes."""
+    while left is None or left > 0:
+        chunk = stream.read(CHUNK if left is None else min(CHUNK, left))
+        if not chunk:
+            return
+        if left is not None:
+            left -= len(chunk)
+        yield chunk
+
+
+def with_body(environ: Environ, body: Body) -> Environ:
+    """Return the request with its body to be read once more."""
+    again = {**environ, "wsgi.input": Input(body), "CONTENT_LENGTH": str(body.size)}
+    again.pop("HTTP_TRANSFER_ENCODING", None)
+    return again
+
+
+def send_whole(
+    status: int,
+    fields: Iterable[tuple[bytes, bytes]],
+    body: bytes,
+    start_response: StartResponse,
+) -> list[bytes]:
+    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields]
+    has_body = status >= 200 and status not in (204, 304)
+    if has_body and not any(name == "content-length" for name, _ in headers):
+        headers.append(("content-length", str(len(body))))
+    start_response(f"{status} {_REASONS.get(status, 'Status')}", headers)
+    return [body] if has_body else []
+
+
+def send_outcome(outcome: Outcome, problem_base: str, start_response: StartResponse) -> list[bytes]:
+    """Send a replay or a refusal."""
+    if isinstance(outcome, Replay):
+        response = outcome.response
+        headers = answer_headers.replayed(response.headers)
+        return send_whole(response.status, headers, response.body or b"", start_response)
+    assert isinstance(outcome, Refuse)
+    return send_problem(outcome.problem, problem_base, start_response)
+
+
+def send_problem(problem: Problem, problem_base: str, start_response: StartResponse) -> list[bytes]:
+    """Send a problem."""
+    response = problem.response(problem_base)
+    return send_whole(response.status, response.headers, response.body or b"", start_response)
