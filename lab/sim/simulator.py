@@ -2,9 +2,9 @@
 
 A third driver beside `semel.runtime.drivers`: it carries out what the engine yields in virtual
 time, on a heap of events, with one random generator and no thread, socket or clock. The store is
-the real `MemoryTable` behind a network that loses commands and answers; servers crash between any two steps
-and stand still past their leases; clients retry, double-click, change their minds and share key
-texts across scopes. What happens is a history, and the history checker judges it.
+the real `MemoryTable` behind a network that loses commands and answers; servers crash between any
+two steps and stand still past their leases; clients retry, double-click, change their minds and
+share key texts across scopes. What happens is a history, and the history checker judges it.
 
 `python -m lab.sim.simulator --requests 1000000` runs until that many requests were sent.
 """
