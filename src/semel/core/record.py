@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 
 class State(enum.IntEnum):
@@ -74,6 +75,22 @@ class Record(NamedTuple):
     """Why a parked record is parked."""
 
 
+COLUMNS: Final = (
+    "key",
+    "state",
+    "token",
+    "owner",
+    "attempt",
+    "fingerprint",
+    "lease_until",
+    "due_at",
+    "purge_at",
+    "answer",
+    "reason",
+)
+"""The columns of a stored record, in the order of `Record`'s fields and of `read_row`."""
+
+
 class UnreadableRecord(Exception):
     """A stored record was written by a newer version, or is damaged; nothing may run on a guess."""
 
@@ -124,3 +141,24 @@ def decode_response(data: bytes) -> Response:
     except struct.error as error:
         raise UnreadableRecord(f"a stored answer is damaged: {error}") from error
     return Response(status, tuple(headers), data[position:] if kept else None)
+
+
+def read_row(row: Sequence[Any]) -> Record:
+    """Return the record that a row of `COLUMNS` holds, whichever store has read it.
+
+    Raises `UnreadableRecord` where its response cannot be read.
+    """
+    key, state, token, owner, attempt, fingerprint, lease, due, purge, answer, reason = row
+    return Record(
+        bytes(key),
+        State(state),
+        token,
+        bytes(owner),
+        attempt,
+        bytes(fingerprint),
+        lease,
+        due or 0.0,
+        purge or 0.0,
+        decode_response(bytes(answer)) if answer is not None else None,
+        reason,
+    )
