@@ -6,7 +6,7 @@ the simulator is something else: `lab.judge.checker`.
 """
 
 from semel.checker.report import Report
-from semel.checker.runner import CannotRun, Limits, examine
+from semel.checker.runner import CannotRun, CheckLimits, examine
 from semel.checker.target import BadTarget, Effects, Target
 
-__all__ = ["BadTarget", "CannotRun", "Effects", "Limits", "Report", "Target", "examine"]
+__all__ = ["BadTarget", "CannotRun", "CheckLimits", "Effects", "Report", "Target", "examine"]

@@ -17,7 +17,7 @@ from typer import Argument, Option, confirm
 from semel.checker import terminal
 from semel.checker.html import page
 from semel.checker.report import Result
-from semel.checker.runner import CannotRun, Limits, examine, plan
+from semel.checker.runner import CannotRun, CheckLimits, examine, plan
 from semel.checker.target import BadTarget, Effects, Target, read_header
 
 CANNOT_RUN = 2
@@ -94,7 +94,7 @@ def check(
             patience=_seconds("--patience", patience),
             kills=kills if command else 0,
         )
-        limits = Limits(max_requests, max_seconds, _seconds("--timeout", timeout))
+        limits = CheckLimits(max_requests, max_seconds, _seconds("--timeout", timeout))
     except BadTarget as error:
         _stop(str(error))
     _ask(target, limits, command, yes)
@@ -141,7 +141,7 @@ def _seconds(option: str, text: str) -> float:
     return float(match[1]) * {"ms": 0.001, "s": 1, "": 1, "m": 60}[match[2]]
 
 
-def _ask(target: Target, limits: Limits, command: str | None, yes: bool) -> None:
+def _ask(target: Target, limits: CheckLimits, command: str | None, yes: bool) -> None:
     """Say what will be done, and have it agreed to."""
     said = [
         f"This sends at most {limits.requests} requests, {target.together} at once at most, to"

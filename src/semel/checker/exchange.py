@@ -25,7 +25,7 @@ class Manner(Enum):
 
 
 @dataclass(frozen=True)
-class Request:
+class WireRequest:
     """One request, to the byte."""
 
     method: str
@@ -41,7 +41,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class WireResponse:
     """What came back. `status` 0: nothing did, and `failure` says why."""
 
     status: int
@@ -69,7 +69,7 @@ class Answer:
         """The first value of a header."""
         return next(iter(self.all(name)), None)
 
-    def same(self, other: Answer) -> bool:
+    def same(self, other: WireResponse) -> bool:
         """Whether both tell the same result. That the status is kept too is a case of its own."""
         return self.done and other.done and self.body == other.body
 
@@ -77,16 +77,16 @@ class Answer:
         return str(self.status) if self.status else f"no answer ({self.failure})"
 
 
-class Send(NamedTuple):
+class SendOne(NamedTuple):
     """Send one request and read its answer."""
 
-    request: Request
+    request: WireRequest
 
 
 class Together(NamedTuple):
     """Send all at the same moment, each on a connection of its own."""
 
-    requests: tuple[Request, ...]
+    requests: tuple[WireRequest, ...]
 
 
 class Count(NamedTuple):
@@ -102,11 +102,11 @@ class Pause(NamedTuple):
 class Crash(NamedTuple):
     """Send a request, `kill -9` the server, start it again."""
 
-    request: Request
+    request: WireRequest
     after: float | None
     """Seconds from the first byte to the kill; None: as soon as the answer is there."""
 
 
-Action: TypeAlias = Send | Together | Count | Pause | Crash
+Action: TypeAlias = SendOne | Together | Count | Pause | Crash
 T = TypeVar("T")
 Steps: TypeAlias = Generator[Action, Any, T]

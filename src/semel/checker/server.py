@@ -20,7 +20,7 @@ class ServerFailed(RuntimeError):
     """The server does not start; the message holds what it said."""
 
 
-class Server:
+class ServerUnderTest:
     """A command, in a process group of its own. Nothing else is ever killed."""
 
     def __init__(self, command: str, wire: Wire) -> None:

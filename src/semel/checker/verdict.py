@@ -15,7 +15,7 @@ class Outcome(Enum):
     NOT_RUN = "not run"
 
 
-class Verdict(NamedTuple):
+class CaseVerdict(NamedTuple):
     """What a case found, in words."""
 
     outcome: Outcome
@@ -26,19 +26,19 @@ class NotRun(Exception):
     """A case cannot be run here; the message says why."""
 
 
-def passed(said: str) -> Verdict:
+def passed(said: str) -> CaseVerdict:
     """Return a pass."""
-    return Verdict(Outcome.PASSED, said)
+    return CaseVerdict(Outcome.PASSED, said)
 
 
-def fault(said: str) -> Verdict:
+def fault(said: str) -> CaseVerdict:
     """Return a fault: something that a client relies on does not hold."""
-    return Verdict(Outcome.FAULT, said)
+    return CaseVerdict(Outcome.FAULT, said)
 
 
-def warning(said: str) -> Verdict:
+def warning(said: str) -> CaseVerdict:
     """Return a warning: where the sources leave a choice, or ask for it with a SHOULD or a MAY."""
-    return Verdict(Outcome.WARNING, said)
+    return CaseVerdict(Outcome.WARNING, said)
 
 
 class Clause(NamedTuple):

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 from urllib.parse import urlsplit
 
-from semel.checker.exchange import Answer, Manner, Request
+from semel.checker.exchange import Manner, WireRequest, WireResponse
 
 LARGEST: Final = 8 * 1024 * 1024
 """Bytes of an answer that are read; what is longer counts as no answer."""
@@ -34,11 +34,11 @@ class Wire:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._timeout = timeout
 
-    def send(self, request: Request, sent: threading.Event | None = None) -> Answer:
+    def send(self, request: WireRequest, sent: threading.Event | None = None) -> WireResponse:
         """Send a request and read its answer. `sent` is set when it is about to be written."""
         return self._exchange(request, time.monotonic() + self._timeout, None, sent)
 
-    def together(self, requests: Sequence[Request]) -> list[Answer]:
+    def together(self, requests: Sequence[WireRequest]) -> list[WireResponse]:
         """Send all at once: connect first, then write at the same moment."""
         ready = threading.Barrier(len(requests))
         end = time.monotonic() + self._timeout
@@ -56,11 +56,11 @@ class Wire:
 
     def _exchange(
         self,
-        request: Request,
+        request: WireRequest,
         end: float,
         ready: threading.Barrier | None,
         sent: threading.Event | None = None,
-    ) -> Answer:
+    ) -> WireResponse:
         started = time.monotonic()
         try:
             try:
@@ -77,17 +77,17 @@ class Wire:
                 self._write(connection, request)
                 if request.manner in (Manner.CUT, Manner.HALF):
                     time.sleep(request.hold)
-                    return Answer(0, failure="we cut the connection")
+                    return WireResponse(0, failure="we cut the connection")
                 answer = _read(connection, request.method, end)
         except TimeoutError:
-            return Answer(0, failure="timed out", seconds=time.monotonic() - started)
+            return WireResponse(0, failure="timed out", seconds=time.monotonic() - started)
         except ConnectionRefusedError:
-            return Answer(0, failure="connection refused")
+            return WireResponse(0, failure="connection refused")
         except (OSError, http.client.HTTPException, ValueError) as error:
             said = str(error) or type(error).__name__
-            return Answer(0, failure=said[:200], seconds=time.monotonic() - started)
+            return WireResponse(0, failure=said[:200], seconds=time.monotonic() - started)
         status, headers, body = answer
-        return Answer(status, headers, body, seconds=time.monotonic() - started)
+        return WireResponse(status, headers, body, seconds=time.monotonic() - started)
 
     def _connect(self) -> socket.socket:
         plain = socket.create_connection((self.host, self.port), timeout=self._timeout)
@@ -96,7 +96,7 @@ class Wire:
             return plain
         return self._tls.wrap_socket(plain, server_hostname=self.host)
 
-    def _write(self, connection: socket.socket, request: Request) -> None:
+    def _write(self, connection: socket.socket, request: WireRequest) -> None:
         head, body = self.head(request), request.body
         try:
             if request.manner is Manner.HALF:
@@ -112,7 +112,7 @@ class Wire:
         except (BrokenPipeError, ConnectionResetError):
             pass  # answered and closed in mid-request: the answer may be there to read
 
-    def head(self, request: Request) -> bytes:
+    def head(self, request: WireRequest) -> bytes:
         """Return the request line and headers as they are sent."""
         named = {name.lower() for name, _ in request.headers}
         lines = [f"{request.method} {request.path} HTTP/1.1".encode()]

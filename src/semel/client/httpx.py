@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 try:
     import anyio
@@ -18,20 +18,23 @@ except ImportError as error:  # pragma: no cover
     raise ImportError("semel.client.httpx needs httpx: pip install 'semel[client]'") from error
 
 from semel.client.budget import Budget
-from semel.client.errors import JournalError, RequestTooLarge, Unsettled
 from semel.client.journal import Journal
 from semel.client.keys import KeyPool, uuid7
-from semel.client.logical import Attempt, Holding, Keys, Logical, Settings, credentials, drive
-from semel.client.retry import Broke, Retry, Sleep
-from semel.client.verdict import Answered
+from semel.client.logical import (
+    AttemptResult,
+    Holding,
+    Keys,
+    Logical,
+    TransportSettings,
+    credentials,
+    drive,
+)
+from semel.client.retry import Broke, Retry, RetryPause
+from semel.client.verdict import ReceivedResponse
 from semel.core.keys import HEADER
 from semel.failpoints import failpoint
 
-if TYPE_CHECKING:
-    from semel.client.kept import Kept
-
 _NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-_OUTCOMES: Final = (Unsettled, JournalError, RequestTooLarge, httpx.HTTPError)
 _HOPELESS: Final = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 
 
@@ -67,7 +70,7 @@ class RetryTransport(httpx.BaseTransport):
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._inner = transport if transport is not None else httpx.HTTPTransport()
-        self._settings = Settings(retry, keys, journal, budget, clock, draw)
+        self._settings = TransportSettings(retry, keys, journal, budget, clock, draw)
         self._sleep = sleep
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -92,14 +95,14 @@ class RetryTransport(httpx.BaseTransport):
     def _drive(self, logical: Logical, request: httpx.Request) -> httpx.Response:
         held = logical.key is not None
 
-        def send(seconds: float) -> Attempt[httpx.Response]:
+        def send(seconds: float) -> AttemptResult[httpx.Response]:
             return self._attempt(request, seconds, held=held)
 
         return drive(logical, send, self._sleep, httpx.Response.close)
 
     def _attempt(
         self, request: httpx.Request, seconds: float, *, held: bool
-    ) -> Attempt[httpx.Response]:
+    ) -> AttemptResult[httpx.Response]:
         over = self._settings.started()
         body = bytearray()
         try:
@@ -152,7 +155,7 @@ class AsyncRetryTransport(httpx.AsyncBaseTransport):
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._inner = transport if transport is not None else httpx.AsyncHTTPTransport()
-        self._settings = Settings(retry, keys, journal, budget, clock, draw)
+        self._settings = TransportSettings(retry, keys, journal, budget, clock, draw)
         self._sleep = sleep
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -181,10 +184,10 @@ class AsyncRetryTransport(httpx.AsyncBaseTransport):
                 life = await anyio.to_thread.run_sync(logical.begin)
             else:
                 life = logical.begin()
-            attempt: Attempt[httpx.Response] | None = None
+            attempt: AttemptResult[httpx.Response] | None = None
             command = next(life)
             while True:
-                if isinstance(command, Sleep):
+                if isinstance(command, RetryPause):
                     assert attempt is not None
                     if attempt.response is not None:
                         await attempt.response.aclose()
@@ -208,7 +211,7 @@ class AsyncRetryTransport(httpx.AsyncBaseTransport):
 
     async def _attempt(
         self, request: httpx.Request, seconds: float, *, held: bool
-    ) -> Attempt[httpx.Response]:
+    ) -> AttemptResult[httpx.Response]:
         over = self._settings.started()
         body = bytearray()
         try:
@@ -241,29 +244,9 @@ class AsyncRetryTransport(httpx.AsyncBaseTransport):
             pool.fetched()
 
 
-def resend(client: httpx.Client, request: Kept) -> httpx.Response | Exception:
-    """Send a journaled request through a client; return the answer, or why there is none."""
-    try:
-        return client.send(_rebuilt(client, request))
-    except _OUTCOMES as error:
-        return error
-
-
-async def aresend(client: httpx.AsyncClient, request: Kept) -> httpx.Response | Exception:
-    """Do as `resend`, with an async client."""
-    try:
-        return await client.send(_rebuilt(client, request))
-    except _OUTCOMES as error:
-        return error
-
-
-def _rebuilt(client: httpx.Client | httpx.AsyncClient, request: Kept) -> httpx.Request:
-    return client.build_request(
-        request.method, request.url, headers=request.headers, content=request.body
-    )
-
-
-def _logical(settings: Settings, request: httpx.Request, body: bytes, key: str | None) -> Logical:
+def _logical(
+    settings: TransportSettings, request: httpx.Request, body: bytes, key: str | None
+) -> Logical:
     headers = request.headers.multi_items()
     return Logical(settings, request.method, str(request.url), headers, body, key)
 
@@ -300,17 +283,17 @@ def _streams(response: httpx.Response) -> bool:
     return response.status_code < 400 and kind.startswith("text/event-stream")
 
 
-def _answered(response: httpx.Response, body: bytes) -> Attempt[httpx.Response]:
+def _answered(response: httpx.Response, body: bytes) -> AttemptResult[httpx.Response]:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Attempt(Answered(response.status_code, headers, body), response, None)
+    return AttemptResult(ReceivedResponse(response.status_code, headers, body), response, None)
 
 
-def _broke(error: httpx.TransportError) -> Attempt[httpx.Response]:
+def _broke(error: httpx.TransportError) -> AttemptResult[httpx.Response]:
     if isinstance(error, _HOPELESS):
         sent, again = isinstance(error, httpx.LocalProtocolError), False
     else:
         sent, again = not isinstance(error, _NOT_SENT), True
-    return Attempt(Broke(repr(error), sent, again), None, error)
+    return AttemptResult(Broke(repr(error), sent, again), None, error)
 
 
 def _ask(pool: KeyPool, request: httpx.Request) -> httpx.Request:

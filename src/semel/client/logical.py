@@ -14,10 +14,10 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 from semel.client.budget import Budget
 from semel.client.errors import RequestTooLarge, Unsettled
 from semel.client.journal import Journal
-from semel.client.kept import Kept, worth_keeping
 from semel.client.keys import CREDENTIALS, KeyPool
-from semel.client.retry import REPEATABLE, Broke, Ending, Life, Retry, Sleep, live
-from semel.client.verdict import Answered
+from semel.client.retry import REPEATABLE, Broke, Ending, Life, Retry, RetryPause, live
+from semel.client.stored_request import StoredRequest, worth_keeping
+from semel.client.verdict import ReceivedResponse
 from semel.core.keys import parse_key
 from semel.failpoints import failpoint
 
@@ -30,7 +30,7 @@ Way = Literal["keyed", "repeatable", "once"]
 """`repeatable`: idempotent by its method, so retried without a key. `once`: not retried at all."""
 
 
-class Settings:
+class TransportSettings:
     """What the transports are made with. Their docstrings say what each means."""
 
     def __init__(
@@ -89,10 +89,10 @@ class Settings:
         return lambda seconds: self._clock() - start > seconds
 
 
-class Attempt(NamedTuple, Generic[Response]):
+class AttemptResult(NamedTuple, Generic[Response]):
     """One attempt as its driver saw it: what to tell the life, and the answer or the error."""
 
-    told: Answered | Broke
+    told: ReceivedResponse | Broke
     response: Response | None
     error: Exception | None
 
@@ -106,7 +106,7 @@ class Logical:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: TransportSettings,
         method: str,
         url: str,
         headers: Iterable[tuple[str, str]] = (),
@@ -135,14 +135,14 @@ class Logical:
         if self._journal is not None and self.key is not None:
             shown = worth_keeping(headers, credentials=self._journal.keep_credentials)
             now = self._journal.clock()
-            begun = self._journal.begin(Kept(self.key, method, url, shown, body, now))
+            begun = self._journal.begin(StoredRequest(self.key, method, url, shown, body, now))
             with self._lock:
                 self._entered = True
                 if self._ended:
                     self._journal.finish(self.key, settled=False)
         return self._settings.live(keyed=self.key is not None, begun=begun, attempts=self._attempts)
 
-    def conclude(self, ending: Ending, attempt: Attempt[Response]) -> Response:
+    def conclude(self, ending: Ending, attempt: AttemptResult[Response]) -> Response:
         """Return the answer, or raise the error or `Unsettled`, that this ending means."""
         if ending.kind == "unsettled":
             assert self.key is not None
@@ -173,17 +173,17 @@ class Logical:
 
 def drive(
     logical: Logical,
-    send: Callable[[float], Attempt[Response]],
+    send: Callable[[float], AttemptResult[Response]],
     sleep: Callable[[float], None],
     drop: Callable[[Response], None],
 ) -> Response:
     """Carry a logical request out on the calling thread. `drop` closes an answer nobody reads."""
     try:
         life = logical.begin()
-        attempt: Attempt[Response] | None = None
+        attempt: AttemptResult[Response] | None = None
         command = next(life)
         while True:
-            if isinstance(command, Sleep):
+            if isinstance(command, RetryPause):
                 assert attempt is not None
                 if attempt.response is not None:
                     drop(attempt.response)

@@ -1,7 +1,7 @@
 """The life of a logical request, decided without I/O: send, wait, give up, and how it ended.
 
-As `core.engine`, it is a generator. It yields `Send` and `Sleep`; the drivers for httpx and
-requests carry them out and tell what came of them.
+As `core.engine`, it is a generator. It yields `SendAttempt` and `RetryPause`; the drivers for httpx
+and requests carry them out and tell what came of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 from semel.client.budget import Budget
 from semel.client.errors import Try
-from semel.client.verdict import Answered, judge
+from semel.client.verdict import ReceivedResponse, judge
 
 REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """Idempotent by method (RFC 9110 section 9.2.2): sent again without a key."""
@@ -49,13 +49,13 @@ class Retry:
                 raise ValueError(f"{field.name}: give a number over 0, not {value!r}")
 
 
-class Send(NamedTuple):
+class SendAttempt(NamedTuple):
     """Send the request; no part of the attempt may take longer than `seconds`."""
 
     seconds: float
 
 
-class Sleep(NamedTuple):
+class RetryPause(NamedTuple):
     """Wait before the next attempt."""
 
     seconds: float
@@ -79,7 +79,7 @@ class Ending(NamedTuple):
     tries: tuple[Try, ...]
 
 
-Life = Generator[Send | Sleep, Answered | Broke | None, Ending]
+Life = Generator[SendAttempt | RetryPause, ReceivedResponse | Broke | None, Ending]
 
 
 def live(
@@ -103,7 +103,7 @@ def live(
     maybe = begun
     budget.earn()
     while True:
-        told = yield Send(max(0.001, retry.deadline - (clock() - started)))
+        told = yield SendAttempt(max(0.001, retry.deadline - (clock() - started)))
         assert told is not None
         after, again, free = None, True, False
         if isinstance(told, Broke):
@@ -121,7 +121,7 @@ def live(
         worth_it = again and len(tries) < retry.attempts and pause < left
         if not (worth_it and (free or budget.spend())):
             return Ending("unsettled" if keyed and maybe else "told", tuple(tries))
-        yield Sleep(pause)
+        yield RetryPause(pause)
 
 
 def _pause(retry: Retry, tried: int, after: float | None, drawn: float) -> float:

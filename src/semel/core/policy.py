@@ -36,7 +36,7 @@ class RequestView(Protocol):
         """Return a header's value, or None."""
 
 
-class ReadRequest(RequestView, Protocol):
+class FullRequestView(RequestView, Protocol):
     """The same with its body, as a `key` function sees it."""
 
     @property
@@ -50,7 +50,7 @@ class ReadRequest(RequestView, Protocol):
         """Return the fields of an HTML form (urlencoded or multipart), files left out."""
 
 
-NaturalKey = Callable[[ReadRequest], str | None]
+NaturalKey = Callable[[FullRequestView], str | None]
 """Gives the key that the business has for a request, or None where it has none."""
 
 

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from semel.demo.shops import Store
+from semel.demo.shops import ShopStore
 from semel.demo.storm import Tally
 
 COLOURS = {
@@ -54,7 +54,7 @@ def line(tally: Tally) -> str:
 
 
 def _crashes(tally: Tally) -> bool:
-    return tally.store is Store.POSTGRESQL
+    return tally.store is ShopStore.POSTGRESQL
 
 
 def rows(tally: Tally) -> list[tuple[str, int]]:
@@ -81,8 +81,9 @@ def rows(tally: Tally) -> list[tuple[str, int]]:
 
 
 SHOPS = {
-    Store.SQLITE: "One server, one SQLite file. The server is killed with <code>kill -9</code>.",
-    Store.POSTGRESQL: "Four servers behind a round-robin balancer, on PostgreSQL. Servers are"
+    ShopStore.SQLITE: "One server, one SQLite file. The server is killed with"
+    " <code>kill -9</code>.",
+    ShopStore.POSTGRESQL: "Four servers behind a round-robin balancer, on PostgreSQL. Servers are"
     " killed with <code>kill -9</code>, the database with <code>pg_ctl stop -m immediate</code>.",
 }
 """What the storm was against, as HTML."""

@@ -11,7 +11,7 @@ from semel.demo import sqlite
 from semel.demo.server import Shop, throwaway
 
 
-class Store(StrEnum):
+class ShopStore(StrEnum):
     """What the shop keeps its books in."""
 
     SQLITE = "sqlite"
@@ -19,13 +19,13 @@ class Store(StrEnum):
 
 
 @asynccontextmanager
-async def open_shop(store: Store, *, protected: bool) -> AsyncIterator[Shop]:
+async def open_shop(store: ShopStore, *, protected: bool) -> AsyncIterator[Shop]:
     """Run a fresh shop, with Semel or without, and throw it away in the end.
 
     Raises `ImportError` and `ServerMissing`, which say what to install, where PostgreSQL or its
     driver is not here.
     """
-    if store is Store.POSTGRESQL:
+    if store is ShopStore.POSTGRESQL:
         from semel.demo import postgresql
 
         async with postgresql.serve(protected=protected) as shop:

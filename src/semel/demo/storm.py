@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from semel.demo.server import Shop
-from semel.demo.shops import Store, open_shop
+from semel.demo.shops import ShopStore, open_shop
 
 LAST_WORD = 30.0
 """Seconds after the storm in which every purchase still has to get its answer."""
@@ -35,7 +35,7 @@ class Tally:
 
     protected: bool
     seconds: float
-    store: Store = Store.SQLITE
+    store: ShopStore = ShopStore.SQLITE
     started: float = dataclasses.field(default_factory=time.monotonic)
     answers: Counter[str] = dataclasses.field(default_factory=Counter)
     purchases: list[Purchase] = dataclasses.field(default_factory=list)
@@ -72,7 +72,7 @@ class Tally:
         self.lost = sum(p.acknowledged and p.order_id not in charges for p in self.purchases)
 
 
-class Client:
+class Shopper:
     """Somebody who buys, loses answers, clicks twice, and tries again."""
 
     def __init__(self, port: int, tally: Tally, rng: random.Random) -> None:
@@ -175,7 +175,7 @@ async def storm(
     clients: int,
     seconds: float,
     kill_every: float,
-    store: Store = Store.SQLITE,
+    store: ShopStore = ShopStore.SQLITE,
     crash_every: float = 5.0,
     seed: int = 1,
     progress: Callable[[Tally], None] = lambda tally: None,
@@ -189,7 +189,7 @@ async def storm(
     async with open_shop(store, protected=protected) as shop:
         tally = Tally(protected, seconds, store)
         end = tally.started + seconds
-        people = [Client(shop.port, tally, random.Random(rng.random())) for _ in range(clients)]
+        people = [Shopper(shop.port, tally, random.Random(rng.random())) for _ in range(clients)]
         tasks = [asyncio.ensure_future(person.shop_until(end)) for person in people]
         tasks.append(asyncio.ensure_future(_kill(shop, tally, kill_every, end)))
         tasks.append(asyncio.ensure_future(_crash(shop, tally, crash_every, end)))

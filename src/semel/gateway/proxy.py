@@ -17,8 +17,8 @@ from semel.core import problems
 from semel.core.problems import Problem
 from semel.failpoints import failpoint
 from semel.gateway import headers
-from semel.gateway.settings import GatewayPolicy, Settings
-from semel.gateway.upstream import Client, NotSent, Unknown, unknown
+from semel.gateway.settings import GatewayPolicy, GatewaySettings
+from semel.gateway.upstream import NotSent, Unknown, UpstreamClient, unknown
 from semel.gateway.websockets import pass_through
 from semel.idempotency import Idempotency
 from semel.operation import AsyncOperation, current, current_async_operation
@@ -35,10 +35,12 @@ _RESEND_PAUSE: Final = 0.2
 """Seconds before an unknown outcome is sent again; twice as long each time."""
 
 
-class Proxy:
+class ReverseProxy:
     """Hands HTTP requests and WebSockets to the service."""
 
-    def __init__(self, settings: Settings, idempotency: Idempotency, client: Client) -> None:
+    def __init__(
+        self, settings: GatewaySettings, idempotency: Idempotency, client: UpstreamClient
+    ) -> None:
         self._settings = settings
         self._idempotency = idempotency
         self._client = client
@@ -207,7 +209,7 @@ class _Body:
     """A request's body on its way to the service: at once where it is short, else as it comes."""
 
     def __init__(
-        self, fields: Iterable[tuple[bytes, bytes]], receive: Receive, settings: Settings
+        self, fields: Iterable[tuple[bytes, bytes]], receive: Receive, settings: GatewaySettings
     ) -> None:
         self._receive = receive
         self._limit = settings.limits.body

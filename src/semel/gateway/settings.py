@@ -85,7 +85,7 @@ class Callers:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
+class GatewayLimits:
     """`[limits]`: what a client may send."""
 
     head: int = 64 * 1024
@@ -121,7 +121,7 @@ class IssuerSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class GatewaySettings:
     """Everything a gateway is told. `load` and `settings` make one."""
 
     upstream: Upstream
@@ -131,7 +131,7 @@ class Settings:
     grace: timedelta = timedelta(seconds=30)
     """How long what is in flight may take to end after SIGTERM."""
     callers: Callers = dataclasses.field(default_factory=Callers)
-    limits: Limits = dataclasses.field(default_factory=Limits)
+    limits: GatewayLimits = dataclasses.field(default_factory=GatewayLimits)
     health: Health = dataclasses.field(default_factory=Health)
     issuer: IssuerSettings | None = None
     policy: GatewayPolicy = dataclasses.field(
@@ -159,7 +159,7 @@ class Settings:
             raise SettingsError(f"[issuer] {error}") from error
 
 
-def load(path: Path, **overrides: object) -> Settings:
+def load(path: Path, **overrides: object) -> GatewaySettings:
     """Read a TOML file; `overrides` are `upstream`, `store`, `listen`, `workers` where not None.
 
     Raises `SettingsError`.
@@ -167,7 +167,7 @@ def load(path: Path, **overrides: object) -> Settings:
     return settings(values.read(path), **overrides)
 
 
-def settings(document: Mapping[str, object], **overrides: object) -> Settings:
+def settings(document: Mapping[str, object], **overrides: object) -> GatewaySettings:
     """Make settings of a TOML document. Raises `SettingsError` naming the field and the fix."""
     given = {name: value for name, value in overrides.items() if value is not None}
     tables = dict(document)
@@ -175,7 +175,7 @@ def settings(document: Mapping[str, object], **overrides: object) -> Settings:
         upstream = values.table(tables.get("upstream", {}), "[upstream]")
         tables["upstream"] = {**upstream, "url": given.pop("upstream")}
     tables.update(given)
-    values.known(tables, [field.name for field in dataclasses.fields(Settings)], "")
+    values.known(tables, [field.name for field in dataclasses.fields(GatewaySettings)], "")
     for name, fix in (
         ("upstream", '[upstream] url = "http://127.0.0.1:3000"'),
         ("store", 'store = "sqlite:///keys.db"'),
@@ -192,7 +192,7 @@ def settings(document: Mapping[str, object], **overrides: object) -> Settings:
     for name, kind in _TABLES.items():
         if name in tables:
             parts[name] = values.build(kind, tables.pop(name), f"[{name}]")
-    made: Settings = values.build(Settings, tables, "", **parts)
+    made: GatewaySettings = values.build(GatewaySettings, tables, "", **parts)
     _check(made)
     return made
 
@@ -200,7 +200,7 @@ def settings(document: Mapping[str, object], **overrides: object) -> Settings:
 _TABLES: dict[str, type] = {
     "upstream": Upstream,
     "callers": Callers,
-    "limits": Limits,
+    "limits": GatewayLimits,
     "health": Health,
     "issuer": IssuerSettings,
 }
@@ -228,7 +228,7 @@ def _policy(rules: object, base: GatewayPolicy, where: str) -> GatewayPolicy | N
     return policy
 
 
-def _check(made: Settings) -> None:
+def _check(made: GatewaySettings) -> None:
     parts = urlsplit(made.upstream.url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SettingsError(

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
 from semel.failpoints import failpoint
-from semel.gateway.settings import Limits, Upstream
+from semel.gateway.settings import GatewayLimits, Upstream
 from semel.gateway.values import SettingsError
 
 try:
@@ -69,10 +69,10 @@ async def _once(request: ClientRequest, handler: ClientHandlerType) -> ClientRes
         raise Unknown(_said(error), late=False) from error
 
 
-class Client:
+class UpstreamClient:
     """The connections of one worker to the service. `start` and `close` on its event loop."""
 
-    def __init__(self, settings: Upstream, limits: Limits) -> None:
+    def __init__(self, settings: Upstream, limits: GatewayLimits) -> None:
         self._settings = settings
         self._limits = limits
         self._base = settings.url.rstrip("/")

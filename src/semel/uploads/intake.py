@@ -11,7 +11,7 @@ from semel.core.record import Response
 from semel.failpoints import failpoint
 from semel.uploads import problems, protocol
 from semel.uploads.digests import Check, Hashes
-from semel.uploads.problems import Refused, invalid, mismatch
+from semel.uploads.problems import UploadRefused, invalid, mismatch
 from semel.uploads.spool import Part, Spool
 from semel.uploads.state import Upload
 from semel.uploads.storage import Storage, StorageError
@@ -23,13 +23,13 @@ KEEP_EVERY = 8 * 1024 * 1024
 take from a client that sends a whole file in one request."""
 
 
-ANSWERED = (Refused, StorageError, OSError)
+ANSWERED = (UploadRefused, StorageError, OSError)
 """What `answer_to` knows an answer to."""
 
 
 def answer_to(error: Exception, problem_base: str) -> Response:
     """Return the answer to one of `ANSWERED`."""
-    if isinstance(error, Refused):
+    if isinstance(error, UploadRefused):
         return protocol.refused(error.problem, problem_base)
     log.warning("upload: %s", error)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -37,7 +37,7 @@ def answer_to(error: Exception, problem_base: str) -> Response:
     return protocol.refused(problem, problem_base)
 
 
-class Intake:
+class UploadIntake:
     """Takes a body. After a `write` that answers, after `end` and after `cut` it is closed, and a
     further `cut` does nothing.
 
@@ -138,7 +138,7 @@ class Intake:
                 self._store()
             else:
                 self._keep()
-        except (OSError, StorageError, Refused) as error:
+        except (OSError, StorageError, UploadRefused) as error:
             log.warning("upload: %s", error)  # what was acknowledged before stands
         finally:
             self._leave()

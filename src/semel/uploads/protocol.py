@@ -28,7 +28,7 @@ from semel.uploads.digests import (
     digest_checks,
     repr_digest,
 )
-from semel.uploads.problems import Refused, invalid
+from semel.uploads.problems import UploadRefused, invalid
 from semel.uploads.state import Upload, is_upload_id
 
 VERSION = "1.0.0"
@@ -43,7 +43,7 @@ _PIECE = "application/offset+octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class UploadRequest:
     """A request, as both adapters see it."""
 
     method: str
@@ -59,7 +59,7 @@ class Discover:
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class StoreFile:
     """Store the body, the whole file."""
 
     length: int
@@ -103,26 +103,26 @@ class Terminate:
     id: str
 
 
-Wish = Discover | Store | Create | Inspect | Append | Terminate
+Wish = Discover | StoreFile | Create | Inspect | Append | Terminate
 
 
-def understand(asked: Asked, max_size: int) -> Wish:
-    """Return what a request asks for. Raises `Refused`."""
+def understand(asked: UploadRequest, max_size: int) -> Wish:
+    """Return what a request asks for. Raises `UploadRefused`."""
     headers = asked.headers
     method = headers.get("x-http-method-override", asked.method).upper()
     name = asked.path.strip("/")
     if method == "OPTIONS":
         return Discover()
     if method not in (("HEAD", "PATCH", "DELETE") if name else ("POST",)):
-        raise Refused(problems.UPLOAD_METHOD)
+        raise UploadRefused(problems.UPLOAD_METHOD)
     resumable = headers.get("tus-resumable")
     if resumable != VERSION and (resumable is not None or name):
-        raise Refused(problems.UPLOAD_VERSION)
+        raise UploadRefused(problems.UPLOAD_VERSION)
     try:
         if not name:
             return _create(headers, max_size) if resumable else _store(headers, max_size)
         if not is_upload_id(name):
-            raise Refused(problems.UPLOAD_NOT_FOUND)
+            raise UploadRefused(problems.UPLOAD_NOT_FOUND)
         if method == "PATCH":
             return _append(name, headers)
         return Inspect(name) if method == "HEAD" else Terminate(name)
@@ -130,14 +130,14 @@ def understand(asked: Asked, max_size: int) -> Wish:
         raise invalid(str(error)) from None
 
 
-def _store(headers: Mapping[str, str], max_size: int) -> Store:
+def _store(headers: Mapping[str, str], max_size: int) -> StoreFile:
     if headers.get("content-type", "").lower().startswith(_FORMS):
-        raise Refused(problems.UPLOAD_TYPE)
+        raise UploadRefused(problems.UPLOAD_TYPE)
     length = _number(headers, "Content-Length")
     if length is None:
-        raise Refused(problems.UPLOAD_LENGTH_MISSING)
+        raise UploadRefused(problems.UPLOAD_LENGTH_MISSING)
     _within(length, max_size)
-    return Store(length, _digests(headers, "Content-Digest") + _digests(headers, "Repr-Digest"))
+    return StoreFile(length, _digests(headers, "Content-Digest") + _digests(headers, "Repr-Digest"))
 
 
 def _create(headers: Mapping[str, str], max_size: int) -> Create:
@@ -149,7 +149,7 @@ def _create(headers: Mapping[str, str], max_size: int) -> Create:
         field = headers.get("idempotency-key")
         key = parse_key([] if field is None else [field.encode("latin-1", "replace")])
     except InvalidKey as error:
-        raise Refused(common.key_invalid(str(error))) from None
+        raise UploadRefused(common.key_invalid(str(error))) from None
     body_length = _number(headers, "Content-Length")
     has_body = bool(body_length) or "transfer-encoding" in headers
     if has_body:
@@ -175,7 +175,7 @@ def _append(name: str, headers: Mapping[str, str]) -> Append:
 
 def _is_piece(headers: Mapping[str, str]) -> None:
     if headers.get("content-type", "").partition(";")[0].strip().lower() != _PIECE:
-        raise Refused(problems.UPLOAD_TYPE)
+        raise UploadRefused(problems.UPLOAD_TYPE)
 
 
 def _piece_checks(headers: Mapping[str, str]) -> tuple[Check, ...]:
@@ -191,7 +191,7 @@ def _digests(headers: Mapping[str, str], field: str) -> tuple[Check, ...]:
 
 def _within(length: int, max_size: int) -> None:
     if length > max_size:
-        raise Refused(common.request_too_large(max_size))
+        raise UploadRefused(common.request_too_large(max_size))
 
 
 def _number(headers: Mapping[str, str], field: str) -> int | None:
@@ -251,7 +251,7 @@ def created(upload: Upload, mount: str, *, with_body: bool = True) -> Response:
 
 
 def stored(upload: Upload, mount: str) -> Response:
-    """Answer `Store`: by nothing but the caller and the content, so every repeat gets the same."""
+    """Answer `StoreFile`: by the caller and the content alone, so every repeat gets the same."""
     assert upload.digest is not None
     return Response(201, (*_ALWAYS, _location(upload, mount), *_identity(upload.digest)), b"")
 

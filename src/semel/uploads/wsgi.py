@@ -5,17 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 from semel.core.record import Response
 from semel.idempotency import named_scope, scope_name
 from semel.uploads import problems, protocol
-from semel.uploads.intake import Intake
-from semel.uploads.protocol import Asked
+from semel.uploads.intake import UploadIntake
+from semel.uploads.protocol import UploadRequest
+from semel.uploads.uploads import UploadService
 from semel.web.wsgi.messages import Environ, StartResponse, View
-
-if TYPE_CHECKING:
-    from semel.uploads.uploads import Uploads
 
 log = logging.getLogger("semel")
 
@@ -30,9 +27,9 @@ class Cut(Exception):
 
 
 class UploadsWSGI:
-    """See `Uploads`."""
+    """The WSGI application of an `UploadService`."""
 
-    def __init__(self, uploads: Uploads) -> None:
+    def __init__(self, uploads: UploadService) -> None:
         self._uploads = uploads
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -43,8 +40,8 @@ class UploadsWSGI:
         else:
             mount = environ.get("SCRIPT_NAME", "").encode("latin-1").decode(errors="replace")
             outcome = self._uploads.begin(asked, self._whose(environ), mount.rstrip("/"))
-            answer = self._take(outcome, environ) if isinstance(outcome, Intake) else outcome
-            if not isinstance(outcome, Intake):
+            answer = self._take(outcome, environ) if isinstance(outcome, UploadIntake) else outcome
+            if not isinstance(outcome, UploadIntake):
                 _drain(environ)
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer[1]]
         body = (answer.body or b"") if environ["REQUEST_METHOD"] != "HEAD" else b""
@@ -53,7 +50,7 @@ class UploadsWSGI:
         start_response(f"{answer.status} {_reason(answer.status)}", headers)
         return [body] if body else []
 
-    def _take(self, intake: Intake, environ: Environ) -> Response:
+    def _take(self, intake: UploadIntake, environ: Environ) -> Response:
         try:
             for chunk in _chunks(environ):
                 refusal = intake.write((chunk,))
@@ -75,7 +72,7 @@ class UploadsWSGI:
         return scope_name((environ.get("REMOTE_USER") or None, authorization, b""))
 
 
-def _asked(environ: Environ) -> Asked:
+def _asked(environ: Environ) -> UploadRequest:
     headers = {
         name[5:].replace("_", "-").lower(): str(value)
         for name, value in environ.items()
@@ -84,7 +81,7 @@ def _asked(environ: Environ) -> Asked:
     for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
         if environ.get(name):
             headers[name.replace("_", "-").lower()] = environ[name]
-    return Asked(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""), headers)
+    return UploadRequest(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""), headers)
 
 
 def _is_endless(environ: Environ) -> bool:

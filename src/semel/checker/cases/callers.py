@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from semel.checker.case import case
 from semel.checker.cases.needs import NO_AUTH, OTHER_CALLER
-from semel.checker.exchange import Answer, Steps
+from semel.checker.exchange import Steps, WireResponse
 from semel.checker.scene import Scene
 from semel.checker.steps import begin, send, watched
 from semel.checker.verdict import (
     AUTHENTICATE,
     SECURITY,
+    CaseVerdict,
     NotRun,
-    Verdict,
     fault,
     passed,
     warning,
@@ -24,8 +24,8 @@ from semel.checker.verdict import (
     effects=2,
     needs=(OTHER_CALLER,),
 )
-def other_caller(scene: Scene) -> Steps[Verdict]:
-    def both() -> Steps[tuple[Answer, Answer]]:
+def other_caller(scene: Scene) -> Steps[CaseVerdict]:
+    def both() -> Steps[tuple[WireResponse, WireResponse]]:
         first = yield from begin(scene)
         answer = yield from send(scene.request(headers=scene.target.other_headers))
         return first, answer
@@ -51,7 +51,7 @@ def other_caller(scene: Scene) -> Steps[Verdict]:
 @case(
     "A repeat without credentials is refused", AUTHENTICATE, SECURITY, effects=1, needs=(NO_AUTH,)
 )
-def no_auth(scene: Scene) -> Steps[Verdict]:
+def no_auth(scene: Scene) -> Steps[CaseVerdict]:
     """A replay is authorised like any other request."""
     if scene.target.bare_headers == scene.target.headers:
         raise NotRun("no --header holds a credential to leave out")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from semel.checker.case import case
 from semel.checker.cases.needs import COMMAND, COUNTED
-from semel.checker.exchange import Answer, Pause, Steps
+from semel.checker.exchange import Pause, Steps, WireResponse
 from semel.checker.scene import Scene
 from semel.checker.steps import begin, count, crash, persist, watched
 from semel.checker.verdict import (
     FIRST,
     NOT_IDEMPOTENT,
     RETRY,
+    CaseVerdict,
     NotRun,
-    Verdict,
     fault,
     passed,
     warning,
@@ -20,7 +20,7 @@ from semel.checker.verdict import (
 
 
 @case("What was answered survives a kill", RETRY, FIRST, effects=1, needs=(COMMAND, COUNTED))
-def killed_after_answer(scene: Scene) -> Steps[Verdict]:
+def killed_after_answer(scene: Scene) -> Steps[CaseVerdict]:
     """Killed as soon as the client has its answer: the effect is there, and so is the record."""
     before = yield from count()
     first = yield from crash(scene.request(), None)
@@ -47,7 +47,7 @@ def killed_after_answer(scene: Scene) -> Steps[Verdict]:
     per_kill=1,
     needs=(COMMAND, COUNTED),
 )
-def killed_in_flight(scene: Scene) -> Steps[Verdict]:
+def killed_in_flight(scene: Scene) -> Steps[CaseVerdict]:
     """Killed at moments spread over the time that a request takes, again and again.
 
     Which moment does harm is luck: a pass is worth the number of kills. Effects: one a kill.
@@ -77,7 +77,7 @@ def killed_in_flight(scene: Scene) -> Steps[Verdict]:
     return passed(f"{kills} kills, one effect and one answer each")
 
 
-def _killed(scene: Scene, after: float) -> Steps[tuple[Answer, Answer]]:
+def _killed(scene: Scene, after: float) -> Steps[tuple[WireResponse, WireResponse]]:
     cut = yield from crash(scene.request(), after)
     answer = yield from persist(scene)
     yield Pause(0.05)

@@ -15,8 +15,8 @@ from semel.checker.verdict import (
     RETRY,
     STRIPE,
     UNIQUE,
+    CaseVerdict,
     NotRun,
-    Verdict,
     fault,
     passed,
     warning,
@@ -35,7 +35,7 @@ KEPT: Final = ("Content-Type", "Content-Language", "Location", "ETag", "Last-Mod
 
 
 @case("The request works, and has one effect", FIRST, effects=1)
-def first_request(scene: Scene) -> Steps[Verdict]:
+def first_request(scene: Scene) -> Steps[CaseVerdict]:
     """The ground that all others stand on."""
     answer, effects = yield from watched(send(scene.request()))
     if not answer.done:
@@ -46,7 +46,7 @@ def first_request(scene: Scene) -> Steps[Verdict]:
 
 
 @case("A repeat is not run again", RETRY, STRIPE, NOT_IDEMPOTENT, effects=1)
-def replay_runs_once(scene: Scene) -> Steps[Verdict]:
+def replay_runs_once(scene: Scene) -> Steps[CaseVerdict]:
     """The heart of it."""
     (first, again), effects = yield from watched(twice(scene))
     if ran(effects, first, again):
@@ -65,7 +65,7 @@ def replay_runs_once(scene: Scene) -> Steps[Verdict]:
 
 
 @case("A repeat has the first status", RETRY, STRIPE, effects=1)
-def replay_status(scene: Scene) -> Steps[Verdict]:
+def replay_status(scene: Scene) -> Steps[CaseVerdict]:
     first, again = yield from twice(scene)
     if again.status != first.status:
         return fault(f"the first was answered {first}, its repeat {again}")
@@ -73,7 +73,7 @@ def replay_status(scene: Scene) -> Steps[Verdict]:
 
 
 @case("A repeat has the first body, to the byte", RETRY, STRIPE, effects=1)
-def replay_body(scene: Scene) -> Steps[Verdict]:
+def replay_body(scene: Scene) -> Steps[CaseVerdict]:
     first, again = yield from twice(scene)
     if again.body != first.body:
         return fault("the repeat has another body")
@@ -81,7 +81,7 @@ def replay_body(scene: Scene) -> Steps[Verdict]:
 
 
 @case("A repeat has the first headers", RETRY, effects=1)
-def replay_headers(scene: Scene) -> Steps[Verdict]:
+def replay_headers(scene: Scene) -> Steps[CaseVerdict]:
     first, again = yield from twice(scene)
     for name in KEPT:
         if again.all(name) != first.all(name):
@@ -97,7 +97,7 @@ def replay_headers(scene: Scene) -> Steps[Verdict]:
 
 
 @case("A repeat is marked as one", STRIPE, effects=1)
-def replay_marked(scene: Scene) -> Steps[Verdict]:
+def replay_marked(scene: Scene) -> Steps[CaseVerdict]:
     """No source asks for it; Stripe and most libraries do it."""
     first, again = yield from twice(scene)
     for name in MARKERS:
@@ -107,7 +107,7 @@ def replay_marked(scene: Scene) -> Steps[Verdict]:
 
 
 @case("Another key is another operation", UNIQUE, effects=2)
-def another_key(scene: Scene) -> Steps[Verdict]:
+def another_key(scene: Scene) -> Steps[CaseVerdict]:
     """Keys tell operations apart, even where the requests are equal."""
     if "{{" in scene.target.body:
         raise NotRun("the body has placeholders: its requests are never equal")
@@ -127,7 +127,7 @@ def another_key(scene: Scene) -> Steps[Verdict]:
 
 
 @case("Neither answer nor repeat may be cached by others", CACHED_POST, effects=1)
-def replay_not_cached(scene: Scene) -> Steps[Verdict]:
+def replay_not_cached(scene: Scene) -> Steps[CaseVerdict]:
     for answer in (yield from twice(scene)):
         said = ", ".join(answer.all("Cache-Control")).lower()
         if "no-store" not in said and ("public" in said or "s-maxage" in said):

@@ -6,7 +6,7 @@ import json
 
 from semel.checker.case import case
 from semel.checker.cases.needs import OTHER_METHOD, OTHER_PATH
-from semel.checker.exchange import Answer, Request, Steps
+from semel.checker.exchange import Steps, WireRequest, WireResponse
 from semel.checker.scene import Scene
 from semel.checker.steps import begin, ran, send, watched
 from semel.checker.verdict import (
@@ -15,16 +15,18 @@ from semel.checker.verdict import (
     SECURITY,
     STRIPE,
     UNIQUE,
+    CaseVerdict,
     NotRun,
-    Verdict,
     fault,
     passed,
     warning,
 )
 
 
-def _then(scene: Scene, other: Request) -> Steps[tuple[tuple[Answer, Answer], int | None]]:
-    def both() -> Steps[tuple[Answer, Answer]]:
+def _then(
+    scene: Scene, other: WireRequest
+) -> Steps[tuple[tuple[WireResponse, WireResponse], int | None]]:
+    def both() -> Steps[tuple[WireResponse, WireResponse]]:
         first = yield from begin(scene)
         answer = yield from send(other)
         return first, answer
@@ -33,7 +35,7 @@ def _then(scene: Scene, other: Request) -> Steps[tuple[tuple[Answer, Answer], in
 
 
 @case("The same key with another body is refused", REUSED, UNIQUE, STRIPE, effects=1)
-def other_body(scene: Scene) -> Steps[Verdict]:
+def other_body(scene: Scene) -> Steps[CaseVerdict]:
     """422 is the draft's status, 400 Stripe's. To answer another question's answer is a lie."""
     other = scene.other_body
     if other is None or other == scene.body:
@@ -55,7 +57,7 @@ def other_body(scene: Scene) -> Steps[Verdict]:
 
 
 @case("The same JSON in another order is not run again", RETRY, effects=1)
-def same_json(scene: Scene) -> Steps[Verdict]:
+def same_json(scene: Scene) -> Steps[CaseVerdict]:
     """Whether that is the same request is the API's choice: a replay or a refusal, not a run."""
     try:
         members = json.loads(scene.body)
@@ -83,7 +85,7 @@ def same_json(scene: Scene) -> Steps[Verdict]:
     effects=2,
     needs=(OTHER_PATH,),
 )
-def other_path(scene: Scene) -> Steps[Verdict]:
+def other_path(scene: Scene) -> Steps[CaseVerdict]:
     """To refuse it, and to take it for another operation, are both in use."""
     (first, answer), effects = yield from _then(
         scene, scene.request(path=scene.target.other_path or "")
@@ -97,14 +99,16 @@ def other_path(scene: Scene) -> Steps[Verdict]:
     effects=2,
     needs=(OTHER_METHOD,),
 )
-def other_method(scene: Scene) -> Steps[Verdict]:
+def other_method(scene: Scene) -> Steps[CaseVerdict]:
     (first, answer), effects = yield from _then(
         scene, scene.request(method=scene.target.other_method or "")
     )
     return _elsewhere("method", first, answer, effects)
 
 
-def _elsewhere(what: str, first: Answer, answer: Answer, effects: int | None) -> Verdict:
+def _elsewhere(
+    what: str, first: WireResponse, answer: WireResponse, effects: int | None
+) -> CaseVerdict:
     if answer.same(first) and (effects is None or effects < 2):
         return fault(f"another {what} got the first one's answer")
     if answer.status >= 500 or not answer.status:
