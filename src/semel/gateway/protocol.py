@@ -102,12 +102,9 @@ class GatewayProtocol(HttpToolsProtocol):
         size = hosts = lengths = 0
         codings: list[bytes] = []
         for name, value in self.headers:
-            size += len(name) + len(value) + _LINE
-            if not value.isascii():
-                try:
-                    value.decode()
-                except UnicodeDecodeError:
-                    self._refuse(400, "A header's value is not UTF-8.")
+            size += len(name) + len(value)
+            if not value.isascii() and not _is_utf8(value):
+                self._refuse(400, "A header's value is not UTF-8.")
             if name == b"host":
                 hosts += 1
                 if _HOST.fullmatch(value) is None:
@@ -118,8 +115,13 @@ class GatewayProtocol(HttpToolsProtocol):
                     self._refuse(400, "Content-Length is not a number.")
             elif name == b"transfer-encoding":
                 codings.append(value.strip().lower())
+        size += _LINE * len(self.headers)
         if size > self._limits.head or len(self.headers) > self._limits.headers:
             self._refuse(431, "The request's head is too large.")
+        self._check_framing(hosts, lengths, codings)
+
+    def _check_framing(self, hosts: int, lengths: int, codings: list[bytes]) -> None:
+        """Refuse what leaves open which host is meant, or where the body ends."""
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             self._refuse(505, "This version of HTTP is not spoken here.")
@@ -165,6 +167,14 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class _Together:

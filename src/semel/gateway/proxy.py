@@ -65,35 +65,7 @@ class ReverseProxy:
         operation = current_async_operation() if current.get() is not None else None
         body = _Body(scope["headers"], receive, self._settings)
         try:
-            key = _key(scope["headers"])
-            resend = 0
-            if operation is not None:
-                policy = self._idempotency.routes.find(scope["method"], scope["path"])
-                if isinstance(policy, GatewayPolicy) and policy.forward_key:
-                    key = key or operation.derive("gateway").encode()
-                    if policy.guarantee != "at-most-once":
-                        resend = self._settings.upstream.resend
-                else:
-                    key = None
-            fields = self._fields(scope, key)
-            data = await body.read()
-            url = self._client.url(scope["raw_path"], scope["query_string"])
-            before: Unknown | None = None
-            for left in range(resend, -1, -1):
-                try:
-                    response = await self._client.send(scope["method"], url, fields, data)
-                    with contextlib.closing(response):
-                        await self._answer(response, body, operation, receive, send)
-                    return
-                except NotSent:
-                    if before is None:
-                        raise
-                except Unknown as error:
-                    before = error
-                if not left or body.streams or body.sending_on:
-                    raise before
-                log.warning("sending again under the same key: %s", before)
-                await asyncio.sleep(_RESEND_PAUSE * 2 ** (resend - left))
+            await self._forward(scope, body, operation, receive, send)
         except _Refused as refused:
             await self._refuse(refused.problem, operation, send)
         except _Gone:
@@ -106,6 +78,49 @@ class ReverseProxy:
                 await self._refuse(body.refused, operation, send)
             elif not body.gone:
                 await self._unknown(error, scope, body, operation, send)
+
+    async def _forward(
+        self,
+        scope: ASGIScope,
+        body: _Body,
+        operation: AsyncOperation | None,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Send a request to the service, again where that is safe, and its response to the client.
+
+        Raises `_Refused` and `_Gone`, `NotSent`, and `Unknown` where one attempt may have arrived.
+        """
+        key, resend = self._key(scope, operation)
+        fields = self._fields(scope, key)
+        data = await body.read()
+        url = self._client.url(scope["raw_path"], scope["query_string"])
+        before: Unknown | None = None
+        for left in range(resend, -1, -1):
+            try:
+                response = await self._client.send(scope["method"], url, fields, data)
+                with contextlib.closing(response):
+                    await self._answer(response, body, operation, receive, send)
+                return
+            except NotSent:
+                if before is None:
+                    raise
+            except Unknown as error:
+                before = error
+            if not left or body.streams or body.sending_on:
+                raise before
+            log.warning("sending again under the same key: %s", before)
+            await asyncio.sleep(_RESEND_PAUSE * 2 ** (resend - left))
+
+    def _key(self, scope: ASGIScope, operation: AsyncOperation | None) -> tuple[bytes | None, int]:
+        """Return the key that the service gets, and how often an unknown outcome is sent again."""
+        if operation is None:
+            return _client_key(scope["headers"]), 0
+        policy = self._idempotency.routes.find(scope["method"], scope["path"])
+        if not isinstance(policy, GatewayPolicy) or not policy.forward_key:
+            return None, 0
+        resend = 0 if policy.guarantee == "at-most-once" else self._settings.upstream.resend
+        return _client_key(scope["headers"]) or operation.derive("gateway").encode(), resend
 
     def _fields(self, scope: ASGIScope, key: bytes | None) -> list[tuple[str, str]]:
         client = scope.get("client")
@@ -237,10 +252,7 @@ class _Body:
             raise _Refused(problems.request_too_large(self._limit))
         if not bounded:
             self._limit = 1 << 62
-        try:
-            self._first, more = await self._next()
-        except (_Gone, _Refused):
-            raise
+        self._first, more = await self._next()
         if not more:
             return self._first if self._length is not None else None
         self.streams = True
@@ -300,7 +312,7 @@ async def _watching(
         watcher.cancel()
 
 
-def _key(fields: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+def _client_key(fields: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     for name, value in fields:
         if name == headers.KEY:
             return value
