@@ -90,7 +90,7 @@ ALLOWED = {
         [CREATED, says(409, ("Retry-After", "1")), says(409, ("Retry-After", "1")), CREATED],
         None,
     ),
-    "waiting for the first one's answer": (conflicts.concurrent_answers, [CREATED], None),
+    "waiting for the first one's response": (conflicts.concurrent_answers, [CREATED], None),
     "422 for another body, as the draft says": (requests.other_body, [CREATED, says(422)], ONE),
     "400 for another body, as Stripe does": (requests.other_body, [CREATED, says(400)], ONE),
     "the same JSON replayed": (requests.same_json, [CREATED], ONE),

@@ -18,7 +18,7 @@ Need: TypeAlias = Callable[[Target], str | None]
 
 @dataclass(frozen=True)
 class Case:
-    """One question put to the API."""
+    """One question about the API, with the generator that answers it."""
 
     name: str
     title: str

@@ -1,10 +1,10 @@
-"""What passes between a case and the wire, as data. No I/O.
+"""The actions that a case yields, and the responses that it gets, as data without I/O.
 
-A case is a generator. It yields actions, is handed what came of each, and returns a verdict:
+A case is a generator. It yields actions, receives the result of each, and returns a verdict:
 
-    Send      -> Answer             Count -> int | None (None: effects are not counted)
-    Together  -> list[Answer]       Pause -> None
-    Crash     -> Answer             (the server is killed around this request, and started again)
+    SendOne   -> WireResponse         Count -> int | None (None: effects are not counted)
+    Together  -> list[WireResponse]   Pause -> None
+    Crash     -> WireResponse         (the server is killed around this request, and started again)
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 
 class Manner(Enum):
-    """How a request is put on the wire."""
+    """The manner in which a request is written to the socket."""
 
     WHOLE = "whole"
-    CUT = "whole; the connection is cut before the answer"
+    CUT = "whole; the connection is cut before the response"
     HALF = "half of the body; the connection is cut"
     SLOW = "the body in ten pieces, over a second"
 
@@ -42,7 +42,7 @@ class WireRequest:
 
 @dataclass(frozen=True)
 class WireResponse:
-    """What came back. `status` 0: nothing did, and `failure` says why."""
+    """A response. `status` 0: none came, and `failure` says why."""
 
     status: int
     headers: tuple[tuple[str, str], ...] = ()
@@ -74,11 +74,11 @@ class WireResponse:
         return self.done and other.done and self.body == other.body
 
     def __str__(self) -> str:
-        return str(self.status) if self.status else f"no answer ({self.failure})"
+        return str(self.status) if self.status else f"no response ({self.failure})"
 
 
 class SendOne(NamedTuple):
-    """Send one request and read its answer."""
+    """Send one request and read its response."""
 
     request: WireRequest
 
@@ -90,7 +90,7 @@ class Together(NamedTuple):
 
 
 class Count(NamedTuple):
-    """Ask how many effects there are."""
+    """Count the effects so far."""
 
 
 class Pause(NamedTuple):
@@ -104,7 +104,7 @@ class Crash(NamedTuple):
 
     request: WireRequest
     after: float | None
-    """Seconds from the first byte to the kill; None: as soon as the answer is there."""
+    """Seconds from the first byte to the kill; None: as soon as the response is there."""
 
 
 Action: TypeAlias = SendOne | Together | Count | Pause | Crash

@@ -1,4 +1,4 @@
-"""What an examination found, as data; and that as JSON and as JUnit's XML."""
+"""The findings of an examination, as data, as JSON and as JUnit's XML."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class EvidenceItem(NamedTuple):
-    """A piece of evidence: a request and its answer, or a note."""
+    """A piece of evidence: a request and its response, or a note."""
 
     request: WireRequest | None
     answer: WireResponse | None
@@ -33,7 +33,7 @@ class EvidenceItem(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """A case and what it found."""
+    """A case and its verdict, with the evidence."""
 
     case: Case
     verdict: CaseVerdict

@@ -1,4 +1,4 @@
-"""Carries out what the cases ask for, within limits, and keeps what was sent and what came back."""
+"""Runs the cases within limits, and records what was sent and received."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class CannotRun(RuntimeError):
 
 @dataclass(frozen=True)
 class CheckLimits:
-    """What an examination may use up. What is over is not run."""
+    """The limits of an examination. A case beyond them is not run."""
 
     requests: int = 1000
     """Requests in all; counting effects takes requests too."""
@@ -172,7 +172,7 @@ def examine(
     limits: CheckLimits | None = None,
     progress: Callable[[Result], None] = lambda result: None,
 ) -> Report:
-    """Put the cases to a target and report.
+    """Run the cases against a target and report.
 
     - `command`: how to start the server; it is killed and started again (`target.kills`), and
       stopped in the end. Nothing may listen on its port before.

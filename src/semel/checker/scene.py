@@ -1,4 +1,4 @@
-"""What a case starts from: the target, a key and a body that nobody has used before."""
+"""The starting point of a case: the target, and a key and a body that are new."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from semel.core.keys import HEADER
 
 @dataclass(frozen=True)
 class Scene:
-    """A target, and what is new in this case."""
+    """A target, with a new key and body for one case."""
 
     target: Target
     key: str

@@ -1,4 +1,4 @@
-"""The server that `--command` starts, to be killed and started again."""
+"""The server that `--command` starts, and that the cases kill and restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small steps that cases are written in."""
+"""The steps from which cases are composed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from semel.checker.scene import Scene
 from semel.checker.verdict import NotRun
 
 COME_BACK = frozenset({0, 409, 423, 425, 429, 500, 502, 503, 504})
-"""Statuses, and no answer at all, after which a client sends the same request again."""
+"""Statuses, and no response at all, after which a client sends the same request again."""
 
 
 def send(request: WireRequest) -> Steps[WireResponse]:
@@ -76,7 +76,7 @@ def twice(
 
 
 def persist(scene: Scene, request: WireRequest | None = None) -> Steps[WireResponse]:
-    """Send a request until it has an answer that is no "come back", for `patience` seconds.
+    """Send a request until it has a response that is no "come back", for `patience` seconds.
 
     Three times at least: an API that makes retries wait may use up all patience with the first.
     """
@@ -98,7 +98,7 @@ def persist(scene: Scene, request: WireRequest | None = None) -> Steps[WireRespo
 def ran(effects: int | None, first: WireResponse, again: WireResponse) -> bool | None:
     """Whether two successful requests were two operations; None: it cannot be told.
 
-    By the effects where they are counted, else by the answers: different ones come of two runs.
+    By the effects where they are counted, else by the responses: different ones come of two runs.
     """
     if effects is not None:
         return effects > 1

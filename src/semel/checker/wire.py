@@ -1,6 +1,7 @@
-"""Puts requests on the wire to the byte: what ordinary clients refuse to send is needed here.
+"""A raw HTTP client that controls every byte: cases send what ordinary clients refuse to send.
 
-Standard library only: a socket for each request, written by hand, the answer read by `http.client`.
+Standard library only: a socket for each request, written by hand, and a response read by
+`http.client`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 from semel.checker.exchange import Manner, WireRequest, WireResponse
 
 LARGEST: Final = 8 * 1024 * 1024
-"""Bytes of an answer that are read; what is longer counts as no answer."""
+"""Bytes of a response that are read; what is longer counts as no response."""
 _PIECES = 10
 
 
@@ -35,7 +36,7 @@ class Wire:
         self._timeout = timeout
 
     def send(self, request: WireRequest, sent: threading.Event | None = None) -> WireResponse:
-        """Send a request and read its answer. `sent` is set when it is about to be written."""
+        """Send a request and read its response. `sent` is set when it is about to be written."""
         return self._exchange(request, time.monotonic() + self._timeout, None, sent)
 
     def together(self, requests: Sequence[WireRequest]) -> list[WireResponse]:
@@ -47,7 +48,7 @@ class Wire:
             return [one.result() for one in waiting]
 
     def listens(self) -> bool:
-        """Whether somebody takes connections there."""
+        """Return whether the port accepts connections."""
         try:
             with socket.create_connection((self.host, self.port), timeout=1):
                 return True
@@ -110,7 +111,7 @@ class Wire:
             else:
                 connection.sendall(head + body)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # answered and closed in mid-request: the answer may be there to read
+            pass  # answered and closed in mid-request: the response may be there to read
 
     def head(self, request: WireRequest) -> bytes:
         """Return the request line and headers as they are sent."""
@@ -137,7 +138,7 @@ def _read(
         while chunk := response.read1(65536):
             body += chunk
             if len(body) > LARGEST:
-                raise ValueError(f"the answer is longer than {LARGEST} bytes")
+                raise ValueError(f"the response is longer than {LARGEST} bytes")
             if time.monotonic() > end:
                 raise TimeoutError
         if response.length:

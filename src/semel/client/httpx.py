@@ -1,4 +1,4 @@
-"""httpx: transports that retry, each logical request under one key.
+"""Transports for httpx that retry, each logical request under one key.
 
 httpx2 is another library whose classes are not httpx's: these transports do not fit it.
 """
@@ -44,13 +44,14 @@ class RetryTransport(httpx.BaseTransport):
     - `transport`: what sends; default `httpx.HTTPTransport()`.
     - `retry`: how often, how long; see `Retry`. `budget`: a `Budget` to share with others.
     - `keys`: where the keys of POST and PATCH come from: a function, or a `KeyPool`; None: none are
-      drawn. A key that the caller has set (header `Idempotency-Key`) is kept.
+      generated. A key that the caller has set (header `Idempotency-Key`) is kept.
     - `journal`: makes requests under a key durable before they are sent; see `Journal`.
-    - `clock` (monotonic seconds), `sleep` (seconds), `draw` (0 to 1): for tests.
+    - `clock` (monotonic seconds), `sleep` (seconds), `jitter` (0 to 1): for tests.
 
     GET, HEAD, OPTIONS, TRACE, PUT and DELETE are retried without a key, POST and PATCH only with
-    one. An answer to a request under a key is read whole before it is handed over (an event stream
-    excepted), for half an answer is a reason to ask again. The body of a request is held in memory.
+    one. A response to a request under a key is read whole before it is handed over (an event stream
+    excepted), for half a response is a reason to send it again. The body of a request is held in
+    memory.
 
     Raises `Unsettled` where it stays unknown whether a request under a key took effect,
     `RequestTooLarge`, `KeysNotIssued` and `JournalError` before anything is sent, and what httpx
@@ -67,10 +68,10 @@ class RetryTransport(httpx.BaseTransport):
         budget: Budget | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-        draw: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._inner = transport if transport is not None else httpx.HTTPTransport()
-        self._settings = TransportSettings(retry, keys, journal, budget, clock, draw)
+        self._settings = TransportSettings(retry, keys, journal, budget, clock, jitter)
         self._sleep = sleep
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -85,7 +86,7 @@ class RetryTransport(httpx.BaseTransport):
         _hold(request, holding.body())
         if way == "keyed" and key is None:
             self._fill(request)
-            key = request.headers[HEADER] = self._settings.draw_key()
+            key = request.headers[HEADER] = self._settings.new_key()
         return self._drive(_logical(self._settings, request, holding.body(), key), request)
 
     def close(self) -> None:
@@ -152,10 +153,10 @@ class AsyncRetryTransport(httpx.AsyncBaseTransport):
         budget: Budget | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
-        draw: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._inner = transport if transport is not None else httpx.AsyncHTTPTransport()
-        self._settings = TransportSettings(retry, keys, journal, budget, clock, draw)
+        self._settings = TransportSettings(retry, keys, journal, budget, clock, jitter)
         self._sleep = sleep
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -170,7 +171,7 @@ class AsyncRetryTransport(httpx.AsyncBaseTransport):
         _hold(request, holding.body())
         if way == "keyed" and key is None:
             await self._fill(request)
-            key = request.headers[HEADER] = self._settings.draw_key()
+            key = request.headers[HEADER] = self._settings.new_key()
         return await self._drive(_logical(self._settings, request, holding.body(), key), request)
 
     async def aclose(self) -> None:
@@ -274,11 +275,11 @@ def _within(request: httpx.Request, seconds: float) -> httpx.Request:
 
 def _require_time(over: bool) -> None:
     if over:
-        raise httpx.ReadTimeout("the deadline passed while the answer was read")
+        raise httpx.ReadTimeout("the deadline passed while the response was read")
 
 
 def _streams(response: httpx.Response) -> bool:
-    """Say whether an answer is a stream of events, which is the definite answer by its head."""
+    """Say whether a response is a stream of events, which is the definite response by its head."""
     kind = response.headers.get("content-type", "")
     return response.status_code < 400 and kind.startswith("text/event-stream")
 

@@ -1,4 +1,4 @@
-"""The journal: a request and its key are durable before the first byte of it leaves.
+"""The journal: it makes a request and its key durable before the first byte is sent.
 
 Invariant S11: one logical request never uses two keys, and its entry goes only after a definite
 response. What a crash, a cut line or a deadline left unfinished, `resume` sends again under the

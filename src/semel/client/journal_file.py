@@ -1,4 +1,4 @@
-"""The journal on disk: locked, appended to, made durable, compacted."""
+"""The journal's file: locking, appending, syncing and compaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys for logical requests: drawn here, or handed out by the service."""
+"""Keys for logical requests: generated here, or issued by the service."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class KeyPool:
             return 1 if left else 0
 
     def add(self, status: int, body: bytes) -> None:
-        """Take in the answer to a request for keys.
+        """Take in the response to a request for keys.
 
         Raises `KeysNotIssued` where there are none in it and the pool is empty.
         """

@@ -1,6 +1,6 @@
 """A logical request: its key, its body, its entry in the journal, its life, and how it ends.
 
-What the drivers for httpx (sync, async) and requests have in common; none of it sends anything.
+The part that the drivers for httpx (sync, async) and requests share; none of it sends anything.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Way = Literal["keyed", "repeatable", "once"]
 
 
 class TransportSettings:
-    """What the transports are made with. Their docstrings say what each means."""
+    """The parameters of a transport; its docstring says what each means."""
 
     def __init__(
         self,
@@ -40,14 +40,14 @@ class TransportSettings:
         journal: Journal | None,
         budget: Budget | None,
         clock: Callable[[], float],
-        draw: Callable[[], float],
+        jitter: Callable[[], float],
     ) -> None:
         self.retry = retry if retry is not None else Retry()
         self.keys = keys
         self.journal = journal
         self._budget = budget if budget is not None else Budget()
         self._clock = clock
-        self._draw = draw
+        self._jitter = jitter
 
     @property
     def pool(self) -> KeyPool | None:
@@ -63,10 +63,10 @@ class TransportSettings:
             return "keyed", parse_key([value.encode("latin-1")])
         if method in REPEATABLE:
             return "repeatable", None
-        drawn = method in ("POST", "PATCH") and self.keys is not None
-        return ("keyed" if drawn else "once"), None
+        generated = method in ("POST", "PATCH") and self.keys is not None
+        return ("keyed" if generated else "once"), None
 
-    def draw_key(self) -> str:
+    def new_key(self) -> str:
         """Return a fresh key. Raises `KeysNotIssued`: they come from a pool, and it is empty."""
         assert self.keys is not None
         return self.keys.take() if isinstance(self.keys, KeyPool) else self.keys()
@@ -80,17 +80,17 @@ class TransportSettings:
             begun=begun,
             clock=self._clock,
             wall=time.time,
-            random=self._draw,
+            random=self._jitter,
         )
 
     def started(self) -> Callable[[float], bool]:
-        """Return what says, of an attempt that starts now, whether those seconds are over."""
+        """Start an attempt's clock; return a function that tells whether seconds are over."""
         start = self._clock()
         return lambda seconds: self._clock() - start > seconds
 
 
 class AttemptResult(NamedTuple, Generic[Response]):
-    """One attempt as its driver saw it: what to tell the life, and the answer or the error."""
+    """One attempt as its driver saw it: what to tell the life, and the response or the error."""
 
     told: ReceivedResponse | Broke
     response: Response | None
@@ -143,7 +143,7 @@ class Logical:
         return self._settings.live(keyed=self.key is not None, begun=begun, attempts=self._attempts)
 
     def conclude(self, ending: Ending, attempt: AttemptResult[Response]) -> Response:
-        """Return the answer, or raise the error or `Unsettled`, that this ending means."""
+        """Return the response, or raise the error or `Unsettled`, that this ending means."""
         if ending.kind == "unsettled":
             assert self.key is not None
             method, url, _, _ = self._asked
@@ -177,7 +177,7 @@ def drive(
     sleep: Callable[[float], None],
     drop: Callable[[Response], None],
 ) -> Response:
-    """Carry a logical request out on the calling thread. `drop` closes an answer nobody reads."""
+    """Carry a logical request out on the calling thread. `drop` closes a response nobody reads."""
     try:
         life = logical.begin()
         attempt: AttemptResult[Response] | None = None
@@ -203,7 +203,7 @@ def drive(
 
 
 class Holding:
-    """Takes in a body that can be read once, up to a limit, so that it can be sent again."""
+    """Buffers a body that can be read only once, up to a limit, so that it can be sent again."""
 
     def __init__(self, limit: int, said: str | None) -> None:
         self._limit = limit

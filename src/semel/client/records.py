@@ -1,4 +1,4 @@
-"""The journal's file, as bytes: records with a checksum, and what a scan makes of a torn one.
+"""The journal's file format: records with a checksum, and a scan that copes with a torn one.
 
 A file is `MAGIC` and records. A record is a mark, its length, a checksum of the rest, its kind, the
 number of its entry, how much of the file was durable when it was written, and a payload.
@@ -37,7 +37,7 @@ class JournalRecord(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What a file holds."""
+    """The result of reading a whole file."""
 
     records: list[JournalRecord]
     end: int

@@ -1,4 +1,4 @@
-"""requests: an adapter that retries, each logical request under one key."""
+"""An adapter for requests that retries, each logical request under one key."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class RetryAdapter(BaseAdapter):
         budget: Budget | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-        draw: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         super().__init__()
         self._inner = adapter if adapter is not None else HTTPAdapter()
-        self._settings = TransportSettings(retry, keys, journal, budget, clock, draw)
+        self._settings = TransportSettings(retry, keys, journal, budget, clock, jitter)
         self._sleep = sleep
 
     def send(  # type: ignore[override]  # the stubs name one form of a timeout
@@ -78,7 +78,7 @@ class RetryAdapter(BaseAdapter):
         body = _hold(request, self._settings.retry.max_body)
         if way == "keyed" and key is None:
             self._fill(request, timeout, how)
-            key = request.headers[HEADER] = self._settings.draw_key()
+            key = request.headers[HEADER] = self._settings.new_key()
         headers = [(name, _text(value) or "") for name, value in request.headers.items()]
         logical = Logical(self._settings, method, request.url or "", headers, body, key)
         return self._drive(logical, request, timeout, how)

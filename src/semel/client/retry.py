@@ -1,4 +1,4 @@
-"""The life of a logical request, decided without I/O: send, wait, give up, and how it ended.
+"""The retry loop of a logical request, without I/O: when to send, wait and give up.
 
 As `core.engine`, it is a generator. It yields `SendAttempt` and `RetryPause`; the drivers for httpx
 and requests carry them out and tell what came of them.
@@ -23,12 +23,12 @@ class Retry:
     """How a client retries. Times are in seconds.
 
     - `deadline`: for the logical request, its waits included. 60: longer than a lease of 30 s,
-      after which another server answers for one that died.
+      after which another server takes over from one that died.
     - `attempts`: the most there are, the first included.
-    - `pause`, `longest_pause`: the wait before retry n is drawn between 0 and `pause` times
+    - `pause`, `longest_pause`: the wait before retry n is random, between 0 and `pause` times
       2 ** (n - 1), `longest_pause` at most (full jitter).
     - `longest_retry_after`: what the server asks for with `Retry-After` is waited, up to this, and
-      a drawn pause more, so that those who were told the same do not come together.
+      a random pause more, so that those who were told the same do not come together.
     - `max_body`: bytes of a body that are held for another attempt. A longer one is refused with
       `RequestTooLarge` before anything is sent.
 
@@ -62,7 +62,7 @@ class RetryPause(NamedTuple):
 
 
 class Broke(NamedTuple):
-    """The attempt ended without a whole answer."""
+    """The attempt ended without a complete response."""
 
     error: str
     sent: bool
@@ -75,7 +75,7 @@ class Ending(NamedTuple):
     """How the logical request ended."""
 
     kind: Literal["told", "unsettled"]
-    """`told`: the last answer, or the last error, is the truth: hand it over."""
+    """`told`: the last response, or the last error, is the truth: hand it over."""
     tries: tuple[Try, ...]
 
 
@@ -96,7 +96,7 @@ def live(
 
     `keyed`: it goes out under a key; else it is idempotent by its method. `begun`: it was sent
     before, by this process or one that died, and nobody knows what came of that. `clock` is
-    monotonic, `wall` the time of day, `random` draws from 0 to 1.
+    monotonic, `wall` the time of day, `random` returns 0 to 1.
     """
     started = clock()
     tries: list[Try] = []
@@ -124,6 +124,6 @@ def live(
         yield RetryPause(pause)
 
 
-def _pause(retry: Retry, tried: int, after: float | None, drawn: float) -> float:
+def _pause(retry: Retry, tried: int, after: float | None, jitter: float) -> float:
     most: float = min(retry.longest_pause, retry.pause * 2.0 ** min(tried - 1, 60))
-    return min(after or 0.0, retry.longest_retry_after) + drawn * most
+    return min(after or 0.0, retry.longest_retry_after) + jitter * most

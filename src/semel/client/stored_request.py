@@ -1,4 +1,4 @@
-"""A request as the journal keeps it: what it takes to send it again, and its binary form."""
+"""A request as the journal stores it: all that it takes to send it again, and its binary form."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def demo(
     store: Annotated[
-        ShopStore, Option(help="Where the shop keeps its books; postgresql: with four servers.")
+        ShopStore, Option(help="The database of the shop; postgresql: with four servers.")
     ] = ShopStore.SQLITE,
     clients: Annotated[int, Option(help="How many people shop at once.")] = 200,
     seconds: Annotated[float, Option(help="How long each storm lasts.")] = 20.0,
@@ -30,9 +30,9 @@ def demo(
     crash_every: Annotated[
         float, Option(help="Seconds between two crashes of the database (PostgreSQL).")
     ] = 5.0,
-    report: Annotated[Path | None, Option(help="Where the page with the picture goes.")] = None,
-    only_semel: Annotated[bool, Option(help="Leave the storm without Semel out.")] = False,
-    serve: Annotated[bool, Option(help="No storm: run the shop and show its address.")] = False,
+    report: Annotated[Path | None, Option(help="Where to write the HTML report.")] = None,
+    only_semel: Annotated[bool, Option(help="Skip the storm without Semel.")] = False,
+    serve: Annotated[bool, Option(help="No storm: run the shop and print its address.")] = False,
 ) -> None:
     """Open a storm of retries, crashes and double-clicks against a shop, with Semel and without.
 
@@ -65,7 +65,7 @@ def demo(
             f" crashes every {crash_every:g} s"
         )
         print(
-            f"{clients} people shop for {seconds:g} s; answers get lost, buttons are clicked"
+            f"{clients} people shop for {seconds:g} s; responses get lost, buttons are clicked"
             f" twice, {killed}.\n",
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""The picture and the table that a storm ends with."""
+"""The report of a storm: a live view, a table, and a page with a picture."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def rows(tally: Tally) -> list[tuple[str, int]]:
         ("requests sent", tally.requests),
         ("servers killed (kill -9)", tally.kills),
         *(crashes if _crashes(tally) else []),
-        ("answers lost or cut off", answers["answer lost"] + answers["connection cut"]),
+        ("responses lost or cut off", answers["response lost"] + answers["connection cut"]),
         ("replays", answers["replayed"]),
         ("refusals", refused),
         ("answered with a server error", failed),
@@ -76,7 +76,7 @@ def rows(tally: Tally) -> list[tuple[str, int]]:
         ("charged twice or more", tally.doubled),
         ("acknowledged and lost", tally.lost),
         ("never answered", len(tally.purchases) - tally.acknowledged),
-        ("wrong answers", tally.wrong),
+        ("wrong responses", tally.wrong),
     ]
 
 
@@ -89,7 +89,7 @@ SHOPS = {
 """What the storm was against, as HTML."""
 
 MUST_BE_ZERO = frozenset(
-    {"charged twice or more", "acknowledged and lost", "never answered", "wrong answers"}
+    {"charged twice or more", "acknowledged and lost", "never answered", "wrong responses"}
 )
 
 
@@ -215,7 +215,7 @@ td:first-child, th:first-child {{ text-align: left }}
 </style>
 <h1>The same storm, the same shop</h1>
 <p>{shop}</p>
-<p>{seconds:g} seconds of retries, lost answers, double-clicks and crashes. Charges are counted in
+<p>{seconds:g} seconds of retries, lost responses, double-clicks and crashes. Charges are counted in
 the shop's own table.</p>
 {svg}
 <table><tr><th></th>{heads}</tr>{body}</table>
@@ -230,4 +230,4 @@ def show(tallies: list[Tally], console: Console, path: Path) -> None:
     console.print()
     console.print(table(tallies))
     write_html(tallies, path)
-    console.print(f"the same as a page: {path}")
+    console.print(f"HTML report: {path}")

@@ -34,7 +34,7 @@ def shop_folder() -> Path:
 
 
 class ShopServers:
-    """The server processes of a shop, as their supervisor tells of them."""
+    """The server processes of a shop, as their supervisor reports them."""
 
     def __init__(self, process: asyncio.subprocess.Process, said: IO[bytes]) -> None:
         self.kills = 0

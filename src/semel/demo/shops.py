@@ -1,4 +1,4 @@
-"""The shops that the demo can run."""
+"""The shops that the demo can run, by their database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from semel.demo.server import Shop, throwaway
 
 
 class ShopStore(StrEnum):
-    """What the shop keeps its books in."""
+    """The database that the shop uses."""
 
     SQLITE = "sqlite"
     POSTGRESQL = "postgresql"

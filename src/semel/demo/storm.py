@@ -1,4 +1,4 @@
-"""Clients that mean well on a network that does not, and the count of what they did."""
+"""A storm of well-meaning clients on a bad network, and the tally of what happened."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from semel.demo.server import Shop
 from semel.demo.shops import ShopStore, open_shop
 
 LAST_WORD = 30.0
-"""Seconds after the storm in which every purchase still has to get its answer."""
+"""Seconds after the storm in which every purchase still has to get its response."""
 
 
 @dataclasses.dataclass
@@ -31,7 +31,7 @@ class Purchase:
 
 @dataclasses.dataclass
 class Tally:
-    """What happened so far."""
+    """The counts of one storm."""
 
     protected: bool
     seconds: float
@@ -47,7 +47,7 @@ class Tally:
     doubled: int = 0
     lost: int = 0
     wrong: int = 0
-    """Answers that were none of this request's business."""
+    """Responses that were none of this request's business."""
 
     @property
     def requests(self) -> int:
@@ -56,7 +56,7 @@ class Tally:
 
     @property
     def acknowledged(self) -> int:
-        """How many purchases got their answer."""
+        """How many purchases got their response."""
         return sum(purchase.acknowledged for purchase in self.purchases)
 
     @property
@@ -73,7 +73,7 @@ class Tally:
 
 
 class Shopper:
-    """Somebody who buys, loses answers, clicks twice, and tries again."""
+    """Somebody who buys, loses responses, clicks twice, and tries again."""
 
     def __init__(self, port: int, tally: Tally, rng: random.Random) -> None:
         self._port = port
@@ -144,10 +144,10 @@ class Shopper:
         head, _, body = answer.partition(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", head.lower())
         whole = length is not None and len(body) == int(length[1])
-        status = head[9:12].decode() if whole else ""  # killed in mid-answer is no answer
+        status = head[9:12].decode() if whole else ""  # killed in mid-response is no response
         answers = self._tally.answers
         if not status:
-            answers["answer lost" if lost else "connection cut"] += 1
+            answers["response lost" if lost else "connection cut"] += 1
         elif status == "201":
             replayed = b"idempotent-replayed: true" in head.lower()
             answers["replayed" if replayed else "charged"] += 1

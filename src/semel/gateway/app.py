@@ -17,7 +17,7 @@ from semel.web.asgi.messages import ASGIScope, Message, Receive, Send
 from semel.web.asgi.middleware import ASGIMiddleware
 
 _NOBODYS: Final = bytes(16)
-"""A key that no record has, to see whether the store answers."""
+"""A key that no record has, to see whether the store responds."""
 
 
 class Gateway:
@@ -67,7 +67,7 @@ class Gateway:
         return True
 
     def _dating(self, send: Send) -> Send:
-        """Date answers that the service has not dated: RFC 9110 section 6.6.1."""
+        """Date responses that the service has not dated: RFC 9110 section 6.6.1."""
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":

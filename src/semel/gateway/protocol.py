@@ -1,5 +1,5 @@
-"""What is refused before it is a request: bounds on heads, and whatever two parsers could read in
-two ways (request smuggling).
+"""The checks before a request is one: bounds on heads, and refusal of whatever two parsers could
+read in two ways (request smuggling).
 
 uvicorn's parser (llhttp, strict) refuses much of it; the rest is refused here. RFC 9112 sections
 3.2, 5 and 6.
@@ -138,7 +138,7 @@ class GatewayProtocol(HttpToolsProtocol):
         raise self._refused
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is refused, unless that would be taken for the answer to another request."""
+        """Send the refusal, unless it would be taken for the response to another request."""
         refused = self._refused or RejectedRequest(400, msg)
         self._refused = refused
         self._stop_timer()
@@ -178,7 +178,7 @@ def _is_utf8(value: bytes) -> bool:
 
 
 class _Together:
-    """Writes an answer's head with the body that follows at once: one system call, one packet.
+    """Writes a response's head with the body that follows at once: one system call, one packet.
 
     A head that nothing follows goes out a tick later, before the client could miss it.
     """

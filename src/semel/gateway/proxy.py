@@ -29,7 +29,7 @@ from semel.web.asgi.timeouts import within
 log = logging.getLogger("semel.gateway")
 
 _HELD: Final = 64 * 1024
-"""An answer of a known length up to this is sent on when it is whole: should it break off, the
+"""A response of a known length up to this is sent on when it is whole: should it break off, the
 client gets a problem and not half of it."""
 _RESEND_PAUSE: Final = 0.2
 """Seconds before an unknown outcome is sent again; twice as long each time."""
@@ -141,7 +141,7 @@ class ReverseProxy:
         receive: Receive,
         send: Send,
     ) -> None:
-        """Send the service's answer on: whole where it is short, else as it comes."""
+        """Send the service's response on: whole where it is short, else as it comes."""
         version = response.version
         fields = headers.response(
             response.raw_headers, response.status, b"%d.%d" % version if version else b"1.1"
@@ -187,20 +187,20 @@ class ReverseProxy:
         operation: AsyncOperation | None,
         send: Send,
     ) -> None:
-        """Nobody can say what the service did: park the key, or say so."""
+        """Handle an unknown outcome: park the key, or tell the client."""
         log.warning("%s %s has an unknown outcome: %s", scope["method"], scope["path"], error)
         if operation is not None:
             policy = self._idempotency.routes.find(scope["method"], scope["path"])
             if policy is None or policy.guarantee == "at-most-once":
-                operation.park(f"the service gave no whole answer: {error}")
+                operation.park(f"the service gave no complete response: {error}")
             operation.release()
         if body.sending_on:
-            raise StreamAborted("the service's answer broke off") from error
+            raise StreamAborted("the service's response broke off") from error
         problem = problems.UPSTREAM_TIMEOUT if error.late else problems.UPSTREAM_FAILED
         await self._refuse(problem, operation, send)
 
     async def _refuse(self, problem: Problem, operation: AsyncOperation | None, send: Send) -> None:
-        """Answer in the gateway's own name; a key that came with it is free again."""
+        """Respond in the gateway's own name; a key that came with it is free again."""
         if operation is not None:
             operation.release()
         answer = problem.response(self._idempotency.problem_base)
@@ -243,7 +243,7 @@ class _Body:
         self.refused: Problem | None = None
         self.gone = False
         self.sending_on = False
-        """The answer's beginning has been handed on."""
+        """The response's beginning has been handed on."""
 
     async def read(self) -> bytes | AsyncIterator[bytes] | None:
         """Return what to send. Raises `_Refused` and `_Gone`."""

@@ -63,7 +63,7 @@ def _outlive_briefly(supervisor: BaseProcess) -> None:
 def config(
     settings: GatewaySettings, make: Callable[[GatewaySettings], Gateway] = Gateway, **more: Any
 ) -> uvicorn.Config:
-    """Return how uvicorn serves it. The heads of answers are the service's own, Date included."""
+    """Return how uvicorn serves it. The heads of responses are the service's own, Date included."""
     return uvicorn.Config(
         functools.partial(make, settings),
         factory=True,

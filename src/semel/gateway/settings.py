@@ -1,4 +1,4 @@
-"""What a gateway is told: one TOML file, or the options of the command line.
+"""The settings of a gateway: one TOML file, or the options of the command line.
 
 Every table's fields are those of the class of its name below. Durations are seconds or text such as
 `"30s"`, sizes are bytes or text such as `"64MiB"`.
@@ -46,7 +46,7 @@ class Upstream:
     """How long a connection may take to be had, waiting for a free one included. When it is over,
     nothing was sent: 503, and a retry runs."""
     timeout: timedelta = timedelta(seconds=60)
-    """How long the service may be silent, before its answer and within it (nginx's default). When
+    """How long the service may be silent, before its response and within it (nginx's default). When
     it is over the outcome is unknown: parked, or 504. An event stream may be silent for ever."""
     connections: int = 100
     """Connections to the service at a time, of each worker."""
@@ -126,12 +126,12 @@ class GatewayLimits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Health:
-    """`[health]`: what the gateway itself answers."""
+    """`[health]`: paths that the gateway itself serves."""
 
     live: str = "/-/health"
     """204 while the process runs."""
     ready: str = "/-/ready"
-    """204 while the store answers, else 503. Says nothing about the service."""
+    """204 while the store responds, else 503. Says nothing about the service."""
 
     def check(self) -> None:
         """Raise `SettingsError` for what is no path."""
@@ -154,7 +154,7 @@ class IssuerSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GatewaySettings:
-    """Everything a gateway is told. `load` and `settings` make one."""
+    """All settings of a gateway. `load` and `settings` make one."""
 
     upstream: Upstream
     store: str

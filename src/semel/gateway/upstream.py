@@ -1,4 +1,4 @@
-"""Sends requests to the service, once each, and says which of two things a failure means.
+"""The connections to the service: each request is sent once, and a failure is one of two kinds.
 
 `NotSent`: no byte of the request has left. `Unknown`: perhaps some have, so nobody can say what the
 service did. Nothing in between, and in doubt the second.
@@ -39,12 +39,12 @@ class NotSent(Exception):
 
 
 class Unknown(Exception):
-    """The request was sent, perhaps in part, and no whole answer came."""
+    """The request was sent, perhaps in part, and no complete response came."""
 
     def __init__(self, reason: str, *, late: bool) -> None:
         super().__init__(reason)
         self.late = late
-        """It is the answer that did not come in time."""
+        """It is the response that did not come in time."""
 
 
 class _Request(ClientRequest):
@@ -127,7 +127,7 @@ class UpstreamClient:
         headers: list[tuple[str, str]],
         body: bytes | AsyncIterator[bytes] | None,
     ) -> ClientResponse:
-        """Send a request and return the head of its answer.
+        """Send a request and return the head of its response.
 
         Raises `NotSent` and `Unknown`.
         """
@@ -151,7 +151,7 @@ class UpstreamClient:
         failpoint("upstream_answered")
         if not 200 <= response.status <= 599:
             response.close()
-            raise Unknown(f"its answer has the status {response.status}", late=False)
+            raise Unknown(f"its response has the status {response.status}", late=False)
         return response
 
 

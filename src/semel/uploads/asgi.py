@@ -22,7 +22,7 @@ from semel.web.asgi.timeouts import within
 AT_ONCE = 256 * 1024
 """Bytes of a body that go to a thread together; what one upload holds in memory."""
 DRAINED = 16 * 1024 * 1024
-"""Bytes of a refused body that are read, so that its client gets the answer and not a reset."""
+"""Bytes of a refused body that are read, so that its client gets the response and not a reset."""
 THREADS = 8
 """Threads that write, hash and store; a disk is not faster with more."""
 
@@ -65,7 +65,7 @@ class UploadsASGI:
             await send({"type": "http.response.body", "body": body})
 
     async def _take(self, intake: UploadIntake, receive: Receive) -> Response | None:
-        """Pass a body on; return the answer, or None where nobody waits for it any more.
+        """Pass a body on; return the response, or None where nobody waits for it any more.
 
         However it ends, the upload is let go of. What came of a body that is cut is kept.
         """

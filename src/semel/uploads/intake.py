@@ -1,4 +1,4 @@
-"""One body on its way into an upload: written, checked, acknowledged, and stored in the end."""
+"""The intake of one request's body: written, checked, acknowledged, and stored in the end."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ KEEP_EVERY = 8 * 1024 * 1024
 take from a client that sends a whole file in one request."""
 
 
-ANSWERED = (UploadRefused, StorageError, OSError)
-"""What `answer_to` knows an answer to."""
+EXPECTED_ERRORS = (UploadRefused, StorageError, OSError)
+"""The errors that `response_to` knows a response to."""
 
 
-def answer_to(error: Exception, problem_base: str) -> Response:
-    """Return the answer to one of `ANSWERED`."""
+def response_to(error: Exception, problem_base: str) -> Response:
+    """Return the response to one of `EXPECTED_ERRORS`."""
     if isinstance(error, UploadRefused):
         return protocol.refused(error.problem, problem_base)
     log.warning("upload: %s", error)
@@ -38,8 +38,10 @@ def answer_to(error: Exception, problem_base: str) -> Response:
 
 
 class UploadIntake:
-    """Takes a body. After a `write` that answers, after `end` and after `cut` it is closed, and a
-    further `cut` does nothing.
+    """Takes the body of one request.
+
+    After a `write` that returns a response, after `end` and after `cut` it is closed, and a further
+    `cut` does nothing.
 
     Blocking, and used by one thread at a time.
     """
@@ -75,12 +77,12 @@ class UploadIntake:
         self._left = False
 
     def write(self, chunks: Sequence[bytes]) -> Response | None:
-        """Take the next bytes. An answer ends it: nothing more is wanted."""
+        """Take the next bytes. A response ends it: nothing more is wanted."""
         try:
             self._write(chunks)
-        except ANSWERED as error:
+        except EXPECTED_ERRORS as error:
             self._leave()
-            return answer_to(error, self._problem_base)
+            return response_to(error, self._problem_base)
         except BaseException:
             self._leave()
             raise
@@ -117,8 +119,8 @@ class UploadIntake:
             else:
                 self._keep()
             return self._answer(self._upload)
-        except ANSWERED as error:
-            return answer_to(error, self._problem_base)
+        except EXPECTED_ERRORS as error:
+            return response_to(error, self._problem_base)
         finally:
             self._leave()
 

@@ -1,4 +1,4 @@
-"""What a request asks for, and what is answered: tus 1.0, and plain uploads. Pure.
+"""The protocol, without I/O: requests read, and responses made, for tus 1.0 and plain uploads.
 
 Source: tus.io/protocols/resumable-upload version 1.0.0, the core and the extensions creation,
 creation-with-upload, checksum, termination and expiration. A POST without `Tus-Resumable` is a
@@ -55,7 +55,7 @@ class UploadRequest:
 
 @dataclass(frozen=True, slots=True)
 class Discover:
-    """What can this server do?"""
+    """Report what this server supports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Inspect:
-    """How far is this upload?"""
+    """Report how far this upload is."""
 
     id: str
 
@@ -169,7 +169,7 @@ def _append(name: str, headers: Mapping[str, str]) -> Append:
     _is_piece(headers)
     offset = _number(headers, "Upload-Offset")
     if offset is None:
-        raise invalid("Upload-Offset is missing; send the offset that HEAD answers")
+        raise invalid("Upload-Offset is missing; send the offset that HEAD returns")
     return Append(name, offset, _number(headers, "Content-Length"), _piece_checks(headers))
 
 
@@ -224,13 +224,13 @@ def _metadata(value: str) -> str:
     return value
 
 
-# --- answers ------------------------------------------------------------------------------------
+# --- responses ----------------------------------------------------------------------------------
 
 _ALWAYS = ((b"tus-resumable", VERSION.encode()), (b"cache-control", b"no-store"))
 
 
 def discovered(max_size: int) -> Response:
-    """Answer `Discover`."""
+    """Return the response to `Discover`."""
     return Response(
         204,
         (
@@ -245,19 +245,22 @@ def discovered(max_size: int) -> Response:
 
 
 def created(upload: Upload, mount: str, *, with_body: bool = True) -> Response:
-    """Answer `Create`; a repeat of it, too, which finds the upload further on."""
+    """Return the response to `Create`; to a repeat of it too, which finds the upload further on."""
     progress = _progress(upload) if with_body else (_expires(upload),)
     return Response(201, (*_ALWAYS, _location(upload, mount), *progress), b"")
 
 
 def stored(upload: Upload, mount: str) -> Response:
-    """Answer `StoreFile`: by the caller and the content alone, so every repeat gets the same."""
+    """Return the response to `StoreFile`.
+
+    It follows from the caller and the content alone, so every repeat gets the same.
+    """
     assert upload.digest is not None
     return Response(201, (*_ALWAYS, _location(upload, mount), *_identity(upload.digest)), b"")
 
 
 def inspected(upload: Upload) -> Response:
-    """Answer `Inspect`."""
+    """Return the response to `Inspect`."""
     metadata = upload.metadata
     extra = ((b"upload-metadata", metadata.encode("latin-1")),) if metadata else ()
     return Response(
@@ -268,17 +271,17 @@ def inspected(upload: Upload) -> Response:
 
 
 def appended(upload: Upload) -> Response:
-    """Answer `Append`."""
+    """Return the response to `Append`."""
     return Response(204, (*_ALWAYS, *_progress(upload)), b"")
 
 
 def terminated() -> Response:
-    """Answer `Terminate`."""
+    """Return the response to `Terminate`."""
     return Response(204, _ALWAYS, b"")
 
 
 def refused(problem: Problem, base: str) -> Response:
-    """Answer with a problem."""
+    """Return a problem as a response."""
     status, headers, body = problem.response(base)
     extra = [(b"tus-resumable", VERSION.encode())]
     if problem.slug == problems.UPLOAD_VERSION.slug:

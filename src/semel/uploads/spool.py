@@ -1,4 +1,4 @@
-"""Uploads under way: their bytes, their states, their locks and quotas, in one folder.
+"""The spool folder of unfinished uploads: their bytes, their states, locks and quotas.
 
 `partial/` has a sparse file for each unfinished upload, as long as the whole will be, so that a
 listing shows what is reserved. One that a storage has linked is an object too, and never changed.

@@ -16,7 +16,7 @@ from semel.failpoints import failpoint
 from semel.idempotency import Scope
 from semel.uploads import problems, protocol
 from semel.uploads.digests import Check
-from semel.uploads.intake import ANSWERED, UploadIntake, answer_to
+from semel.uploads.intake import EXPECTED_ERRORS, UploadIntake, response_to
 from semel.uploads.problems import UploadRefused, invalid
 from semel.uploads.protocol import UploadRequest
 from semel.uploads.spool import Part, Spool, UploadLimits
@@ -80,12 +80,12 @@ class UploadService:
     # --- for the adapters -------------------------------------------------------------------------
 
     def begin(self, asked: UploadRequest, scope: str, mount: str) -> Response | UploadIntake:
-        """Answer a request, or return what takes its body. Blocking."""
+        """Return the response to a request, or the intake of its body. Blocking."""
         self._sweep_if_due()
         try:
             return self._begin(asked, scope, mount)
-        except ANSWERED as error:
-            return answer_to(error, self.problem_base)
+        except EXPECTED_ERRORS as error:
+            return response_to(error, self.problem_base)
 
     def _begin(self, asked: UploadRequest, scope: str, mount: str) -> Response | UploadIntake:
         wish = protocol.understand(asked, self.limits.max_size)

@@ -19,7 +19,7 @@ log = logging.getLogger("semel")
 AT_ONCE = 256 * 1024
 """Bytes read together; what one upload holds in memory."""
 DRAINED = 16 * 1024 * 1024
-"""Bytes of a refused body that are read, so that its client gets the answer and not a reset."""
+"""Bytes of a refused body that are read, so that its client gets the response and not a reset."""
 
 
 class Cut(Exception):
@@ -56,7 +56,7 @@ class UploadsWSGI:
                 refusal = intake.write((chunk,))
                 if refusal is not None:
                     return refusal
-        except (OSError, Cut):  # nobody reads this answer
+        except (OSError, Cut):  # nobody reads this response
             intake.cut()
             return Response(HTTPStatus.BAD_REQUEST, (), b"")
         except BaseException:  # the server's own: a timeout that it raises, say
@@ -85,7 +85,7 @@ def _asked(environ: Environ) -> UploadRequest:
 
 
 def _is_endless(environ: Environ) -> bool:
-    """Say whether a body comes whose end this server does not tell."""
+    """Return whether there is a body whose end this server does not signal."""
     return (
         not environ.get("CONTENT_LENGTH")
         and "HTTP_TRANSFER_ENCODING" in environ

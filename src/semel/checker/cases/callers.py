@@ -1,4 +1,4 @@
-"""Whose key it is."""
+"""Cases about callers: a key belongs to the caller who sent it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from semel.checker.verdict import (
 
 
 @case(
-    "Another caller with the same key never gets this caller's answer",
+    "Another caller with the same key never gets this caller's response",
     SECURITY,
     effects=2,
     needs=(OTHER_CALLER,),
@@ -36,7 +36,7 @@ def other_caller(scene: Scene) -> Steps[CaseVerdict]:
             f"the other caller is refused ({answer}); --other-auth has to be good for this request"
         )
     if answer.same(first) and effects != 2:
-        return fault("another caller got the first caller's answer")
+        return fault("another caller got the first caller's response")
     if answer.status >= 500 or not answer.status:
         return fault(f"another caller with the same key was answered {answer}")
     if answer.refused:
@@ -58,7 +58,7 @@ def no_auth(scene: Scene) -> Steps[CaseVerdict]:
     first = yield from begin(scene)
     answer = yield from send(scene.request(headers=scene.target.bare_headers))
     if answer.done or (len(first.body) > 1 and first.body in answer.body):
-        return fault(f"without credentials the stored answer is handed out ({answer})")
+        return fault(f"without credentials the stored response is handed out ({answer})")
     if answer.status in (401, 403):
         return passed(f"{answer}")
     if answer.refused:

@@ -1,4 +1,4 @@
-"""The same request sent again while the first is still being worked on."""
+"""Cases about the same request sent again while the first is still being processed."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def concurrent_duplicates(scene: Scene) -> Steps[CaseVerdict]:
     effects=1,
 )
 def concurrent_answers(scene: Scene) -> Steps[CaseVerdict]:
-    """409 at once is the draft's way; to wait for the first one's answer serves clients better."""
+    """409 at once is the draft's way; waiting for the first response serves clients better."""
     answers, _ = yield from _many(scene)
     lost = [answer for answer in answers if not answer.done]
     if broken := [answer for answer in lost if answer.status >= 500 and answer.status != 503]:
         return fault(f"duplicates were answered {_told(broken)}: a server's fault, not a conflict")
     if dropped := [answer for answer in lost if not answer.status]:
-        return fault(f"duplicates were left without an answer: {_told(dropped)}")
+        return fault(f"duplicates were left without a response: {_told(dropped)}")
     if not lost:
-        return passed("all waited for the first one's answer")
+        return passed("all waited for the first one's response")
     said = _told(lost)
     if any(answer.status not in (409, 423, 425, 429, 503) for answer in lost):
         return warning(f"{said}: the draft's status is 409")

@@ -1,4 +1,4 @@
-"""The server is killed (`kill -9`) and started again."""
+"""Cases in which the server is killed (`kill -9`) and started again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from semel.checker.verdict import (
 
 @case("What was answered survives a kill", RETRY, FIRST, effects=1, needs=(COMMAND, COUNTED))
 def killed_after_answer(scene: Scene) -> Steps[CaseVerdict]:
-    """Killed as soon as the client has its answer: the effect is there, and so is the record."""
+    """Killed as soon as the client has its response: the effect is there, and so is the record."""
     before = yield from count()
     first = yield from crash(scene.request(), None)
     if not first.done:
@@ -35,12 +35,12 @@ def killed_after_answer(scene: Scene) -> Steps[CaseVerdict]:
     if effects:
         return fault("after the kill the same key was run a second time")
     if not again.same(first):
-        return fault(f"the answer was {first}, and is {again} after the kill")
-    return passed("the effect and the answer are there")
+        return fault(f"the response was {first}, and is {again} after the kill")
+    return passed("the effect and the response are there")
 
 
 @case(
-    "Killed at work, a retry finds one effect and one answer",
+    "Killed at work, a retry finds one effect and one response",
     RETRY,
     NOT_IDEMPOTENT,
     effects=1,
@@ -67,14 +67,14 @@ def killed_in_flight(scene: Scene) -> Steps[CaseVerdict]:
         if answer.done and effects < 1:
             return fault(f"{moment}, its retry was answered {answer}, and there is no effect")
         if cut.done and not cut.same(answer):
-            return fault(f"{moment}, the answer was {cut}, and is {answer} now")
+            return fault(f"{moment}, the response was {cut}, and is {answer} now")
         unknown += not answer.done
     if unknown:
         return warning(
             f"after {unknown} of {kills} kills retries were still refused when patience ended"
             f" ({scene.target.patience:g} s): stuck, parked, or a longer lease (--patience)"
         )
-    return passed(f"{kills} kills, one effect and one answer each")
+    return passed(f"{kills} kills, one effect and one response each")
 
 
 def _killed(scene: Scene, after: float) -> Steps[tuple[WireResponse, WireResponse]]:

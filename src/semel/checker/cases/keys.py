@@ -1,4 +1,4 @@
-"""Keys that are missing, wrong, long, quoted, doubled, or issued by the API itself."""
+"""Cases about keys: missing, wrong, long, quoted, doubled, or issued by the API itself."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _pair(
 def _unusable(
     what: str, first: WireResponse, again: WireResponse, effects: int | None
 ) -> CaseVerdict | None:
-    """What is wrong with the treatment of a key that need not be accepted; None: it was."""
+    """Judge the treatment of a key that need not be accepted; None: it was accepted."""
     for answer in (first, again):
         if answer.status >= 500 or not answer.status:
             return fault(f"{what} was answered {answer}, not 400")
@@ -157,7 +157,7 @@ def _two(scene: Scene, key: str, what: str) -> Steps[CaseVerdict | None]:
     if not answer.done:
         return fault(f"{what} are mixed up: a new one was answered {answer}")
     if effects == 0:
-        return fault(f"{what} are mixed up: a new one got the other one's answer")
+        return fault(f"{what} are mixed up: a new one got the other one's response")
     return None
 
 
@@ -195,7 +195,7 @@ def keys_issued(scene: Scene) -> Steps[CaseVerdict]:
     issued = yield from send(asked)
     key = _key_in(issued)
     if key is None:
-        raise NotRun(f"no key is in the answer of {scene.target.keys_path} ({issued})")
+        raise NotRun(f"no key is in the response of {scene.target.keys_path} ({issued})")
     (first, again), effects = yield from watched(
         twice(scene, scene.request(keys=[scene.field(key)]))
     )

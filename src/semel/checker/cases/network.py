@@ -1,4 +1,4 @@
-"""Connections that break."""
+"""Cases in which connections break."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def _judged(
     return None
 
 
-@case("A lost answer can be fetched by a retry", RETRY, NOT_IDEMPOTENT, effects=3)
+@case("A lost response can be fetched by a retry", RETRY, NOT_IDEMPOTENT, effects=3)
 def lost_answer(scene: Scene) -> Steps[CaseVerdict]:
-    """What keys are for. Cut as soon as the request is sent, and again while it is worked on."""
+    """The purpose of keys. Cut as soon as the request is sent, and again while it is processed."""
     usual = yield from begin(scene)
     for hold in (0.0, usual.seconds / 2):
         one = scene.another()
@@ -51,7 +51,7 @@ def lost_answer(scene: Scene) -> Steps[CaseVerdict]:
         if said is not None:
             when = f"cut {hold * 1000:.0f} ms after the last byte"
             return said._replace(said=f"{when}: {said.said}")
-    return passed("one effect each, and the answer")
+    return passed("one effect each, and the response")
 
 
 @case("A request that broke off can be sent again", INCOMPLETE, RETRY, effects=1, needs=(a_body,))
@@ -61,4 +61,4 @@ def disconnect_mid_body(scene: Scene) -> Steps[CaseVerdict]:
     if answer.refused and answer.status not in (409, 423, 425, 429):
         return fault(f"half a request burnt its key: the whole one is answered {answer}")
     said = _judged(answer, last, effects, scene.target.patience)
-    return said or passed("one effect, and the answer")
+    return said or passed("one effect, and the response")

@@ -1,4 +1,4 @@
-"""Failures and expiry: how long an answer is the answer."""
+"""Cases about failures and expiry: how long a response stands."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def failure_corrected(scene: Scene) -> Steps[CaseVerdict]:
     return passed(f"{answer}: " + ("run" if answer.done else "the failure's key is used up"))
 
 
-@case("An answer is kept as long as the API says", EXPIRY, effects=2, needs=(EXPIRES,))
+@case("A response is kept as long as the API says", EXPIRY, effects=2, needs=(EXPIRES,))
 def expiry(scene: Scene) -> Steps[CaseVerdict]:
     """After that a key is new, or refused: Stripe runs it, others refuse it for some time more."""
     lifetime = scene.target.expires or 0.0
@@ -90,7 +90,7 @@ def expiry(scene: Scene) -> Steps[CaseVerdict]:
 
     (first, again), effects = yield from watched(within())
     if not again.same(first) or (effects or 1) != 1:
-        return fault(f"after half of {lifetime:g} s the answer is gone: {again}")
+        return fault(f"after half of {lifetime:g} s the response is gone: {again}")
     yield Pause(lifetime / 2 + 0.5)
     late, effects = yield from watched(send(scene.request()))
     if late.status >= 500 or not late.status:

@@ -1,4 +1,4 @@
-"""What refusals look like."""
+"""Cases about the form of refusals."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def problem_documents(scene: Scene) -> Steps[CaseVerdict]:
             return fault(f"{name}: the problem document is no JSON object")
         if "status" in document and document["status"] != answer.status:
             return fault(
-                f"{name}: the document's status is {document['status']!r}, the answer's {answer}"
+                f"{name}: the document's status is {document['status']!r}, the response's {answer}"
             )
         for member in ("type", "title", "detail", "instance"):
             if not isinstance(document.get(member, ""), str):

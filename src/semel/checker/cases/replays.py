@@ -1,4 +1,4 @@
-"""A request that is sent again once it has been answered."""
+"""Cases about a request that is sent again after its response."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ MARKERS: Final = (
 )
 """Headers by which APIs and libraries mark a replay."""
 KEPT: Final = ("Content-Type", "Content-Language", "Location", "ETag", "Last-Modified", "Link")
-"""Headers that belong to the result and not to the moment: without them it is another answer."""
+"""Headers that belong to the result and not to the moment: without them it is another response."""
 
 
 @case("The request works, and has one effect", FIRST, effects=1)
 def first_request(scene: Scene) -> Steps[CaseVerdict]:
-    """The ground that all others stand on."""
+    """The precondition of all other cases."""
     answer, effects = yield from watched(send(scene.request()))
     if not answer.done:
         return fault(f"the request was answered {answer}, not 2xx: is it complete?")
@@ -47,7 +47,7 @@ def first_request(scene: Scene) -> Steps[CaseVerdict]:
 
 @case("A repeat is not run again", RETRY, STRIPE, NOT_IDEMPOTENT, effects=1)
 def replay_runs_once(scene: Scene) -> Steps[CaseVerdict]:
-    """The heart of it."""
+    """The core of idempotency."""
     (first, again), effects = yield from watched(twice(scene))
     if ran(effects, first, again):
         return fault(
@@ -61,7 +61,7 @@ def replay_runs_once(scene: Scene) -> Steps[CaseVerdict]:
         )
     if effects == 0:
         return fault("a request that was answered as done had no effect")
-    return passed("one effect" if effects else "the same answer (effects are not counted)")
+    return passed("one effect" if effects else "the same response (effects are not counted)")
 
 
 @case("A repeat has the first status", RETRY, STRIPE, effects=1)
@@ -126,10 +126,10 @@ def another_key(scene: Scene) -> Steps[CaseVerdict]:
     return passed("two keys, two operations")
 
 
-@case("Neither answer nor repeat may be cached by others", CACHED_POST, effects=1)
+@case("Neither response nor repeat may be cached by others", CACHED_POST, effects=1)
 def replay_not_cached(scene: Scene) -> Steps[CaseVerdict]:
     for answer in (yield from twice(scene)):
         said = ", ".join(answer.all("Cache-Control")).lower()
         if "no-store" not in said and ("public" in said or "s-maxage" in said):
-            return warning(f"Cache-Control: {said} lets shared caches keep one caller's answer")
+            return warning(f"Cache-Control: {said} lets shared caches keep one caller's response")
     return passed("no explicit freshness for shared caches")

@@ -1,4 +1,4 @@
-"""The same key with another request."""
+"""Cases about the same key with another request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _then(
 
 @case("The same key with another body is refused", REUSED, UNIQUE, STRIPE, effects=1)
 def other_body(scene: Scene) -> Steps[CaseVerdict]:
-    """422 is the draft's status, 400 Stripe's. To answer another question's answer is a lie."""
+    """422 is the draft's status, 400 Stripe's. To return another request's response is a lie."""
     other = scene.other_body
     if other is None or other == scene.body:
         raise NotRun("give --other-body: none could be made of --body")
@@ -44,7 +44,7 @@ def other_body(scene: Scene) -> Steps[CaseVerdict]:
     if effects is not None and effects > 1:
         return fault(f"another body under the same key was run ({answer})")
     if answer.same(first):
-        return fault("another body under the same key got the first one's answer")
+        return fault("another body under the same key got the first one's response")
     if answer.done:
         return fault(f"another body under the same key was answered {answer}")
     if answer.status >= 500 or not answer.status:
@@ -79,7 +79,7 @@ def same_json(scene: Scene) -> Steps[CaseVerdict]:
 
 
 @case(
-    "The same key on another path never gets this path's answer",
+    "The same key on another path never gets this path's response",
     UNIQUE,
     SECURITY,
     effects=2,
@@ -94,7 +94,7 @@ def other_path(scene: Scene) -> Steps[CaseVerdict]:
 
 
 @case(
-    "The same key with another method never gets this one's answer",
+    "The same key with another method never gets this one's response",
     UNIQUE,
     effects=2,
     needs=(OTHER_METHOD,),
@@ -110,7 +110,7 @@ def _elsewhere(
     what: str, first: WireResponse, answer: WireResponse, effects: int | None
 ) -> CaseVerdict:
     if answer.same(first) and (effects is None or effects < 2):
-        return fault(f"another {what} got the first one's answer")
+        return fault(f"another {what} got the first one's response")
     if answer.status >= 500 or not answer.status:
         return fault(f"another {what} was answered {answer}")
     if answer.done:
