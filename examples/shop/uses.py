@@ -18,8 +18,8 @@ from shop.protection import PROTECTED, issuer
 
 router = APIRouter(include_in_schema=False)
 LOST_ON_A_PLAIN_FORM = (
-    "Simulate a bad network: the response is lost. Chromium sends a plain form again by itself, look"
-    " at the wire; where the browser shows an error, go back and press again."
+    "Simulate a bad network: the response is lost. Chromium sends a plain form again by itself,"
+    " look at the wire; where the browser shows an error, go back and press again."
 )
 KEYS = 5
 """That a page brings along; `semel.js` fetches more."""
