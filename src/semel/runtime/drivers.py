@@ -32,6 +32,7 @@ from semel.core.policy import Seconds
 from semel.core.record import UnreadableRecord
 from semel.failpoints import failpoint
 from semel.runtime.leases import Leases
+from semel.runtime.outcomes import Outcomes
 from semel.runtime.waiters import Waiters
 from semel.stores.base import Store, Transaction
 
@@ -50,10 +51,14 @@ _POINTS: dict[type, tuple[str, str]] = {
 
 
 class Runtime:
-    """What operations of one process share: the store, the leases held, the repeats waiting."""
+    """What operations of one process share: the store, the leases held, the repeats waiting.
 
-    def __init__(self, store: Store) -> None:
+    `outcomes` is told of every outcome.
+    """
+
+    def __init__(self, store: Store, outcomes: Outcomes | None = None) -> None:
         self.store = store
+        self.outcomes = outcomes if outcomes is not None else Outcomes()
         self.leases = Leases(store)
         self.waiters = Waiters()
 
@@ -66,6 +71,7 @@ class _Driver:
         "_life",
         "_pending",
         "claim",
+        "in_flight",
         "keep",
         "key",
         "outcome",
@@ -81,6 +87,8 @@ class _Driver:
         self.key = key
         self.claim: RunHandler | None = None
         """The claim under which the handler runs."""
+        self.in_flight = False
+        """Whether the key's operation was seen in flight before this one began."""
         self.transaction: Transaction | None = None
         """The business transaction: that the handler has asked for, or that is the claim."""
         self.taken = False
@@ -107,8 +115,7 @@ class _Driver:
         try:
             return self._life.send(value)
         except StopIteration as end:
-            self.outcome = end.value
-            return None
+            return self._know(end.value)
 
     def _failed(self, error: Exception) -> Any:
         """Tell the engine that a command failed, and get its next one."""
@@ -120,8 +127,12 @@ class _Driver:
         try:
             return self._life.throw(error)
         except StopIteration as end:
-            self.outcome = end.value
-            return None
+            return self._know(end.value)
+
+    def _know(self, outcome: Outcome) -> None:
+        """Note how the operation ended, and tell those who want to know."""
+        attempt = self.claim.attempt if self.claim is not None else 0
+        self.outcome = self.runtime.outcomes.passed(outcome, self.key, attempt)
 
     def _started(self, claim: RunHandler) -> None:
         self.claim = claim

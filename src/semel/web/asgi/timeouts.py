@@ -1,4 +1,4 @@
-"""Awaiting with a time limit that costs nothing where there is nothing to wait for."""
+"""Time limits that cost nothing where the awaitable finishes without suspending."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-async def within(seconds: float, awaitable: Awaitable[Result]) -> Result:
+async def timeout_if_suspended(seconds: float, awaitable: Awaitable[Result]) -> Result:
     """Await, for at most `seconds`.
 
     Raises `TimeoutError`. Servers hand over a small body with its request, so nearly every call

@@ -6,12 +6,12 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.csrf import csrf_exempt
 
-from semel.idempotency import scope_name
 from semel.web.django.answers import plain
-from semel.web.django.callers import whose
+from semel.web.django.callers import DjangoView, django_caller
 from semel.web.django.conf import configured
 from semel.web.django.rules import EXEMPT_ATTRIBUTE
 from semel.web.http import issue as issuer
+from semel.web.http.callers import scope_name
 
 
 @csrf_exempt  # it changes nothing, and another site cannot read its answer
@@ -25,7 +25,8 @@ def issue_keys(request: HttpRequest) -> HttpResponse:
     idempotency = configured().idempotency
     if idempotency.issuer is None:
         raise ImproperlyConfigured('SEMEL: issue_keys needs {"issuer": Issuer(secret)}')
-    scope = scope_name(whose(idempotency, request, getattr(request, "user", None)))
+    asking = DjangoView(request, getattr(request, "user", None))
+    scope = scope_name(django_caller(idempotency, asking))
     body = request.read(issuer.LARGEST + 1)
     return plain(issuer.issue(idempotency, scope, request.method or "", body))
 

@@ -12,7 +12,7 @@ from asgiref.sync import sync_to_async
 
 from semel.core.engine import Deliver
 from semel.operation import current
-from semel.web.django.exchange import Exchange
+from semel.web.django.exchange import DjangoExchange
 
 log = logging.getLogger("semel")
 
@@ -23,7 +23,7 @@ AHEAD = 8
 class Recorder:
     """What has passed of an answer, while it can still be kept."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: DjangoExchange) -> None:
         self._exchange = exchange
         self._chunks: list[bytes] = []
         self._size = 0
@@ -43,7 +43,7 @@ class Recorder:
         return b"".join(self._chunks)
 
 
-def held(exchange: Exchange, response: Any) -> tuple[bytes | None, Any]:
+def held(exchange: DjangoExchange, response: Any) -> tuple[bytes | None, Any]:
     """Make the answer to its end, or to the limit: its body if it is kept, and all its chunks."""
     if not response.streaming:
         content = response.content
@@ -56,7 +56,7 @@ def held(exchange: Exchange, response: Any) -> tuple[bytes | None, Any]:
     return recorder.body(), chunks
 
 
-async def aheld(exchange: Exchange, response: Any) -> tuple[bytes | None, Any]:
+async def aheld(exchange: DjangoExchange, response: Any) -> tuple[bytes | None, Any]:
     """As `held`, for an async view's answer."""
     if not response.streaming:
         return held(exchange, response)
@@ -95,7 +95,7 @@ async def _achain(chunks: list[bytes], rest: AsyncIterator[bytes] | None) -> Asy
 class Passing:
     """A stream on its way: recorded before its end is sent; made to its end without a client."""
 
-    def __init__(self, exchange: Exchange, response: Any) -> None:
+    def __init__(self, exchange: DjangoExchange, response: Any) -> None:
         self._exchange = exchange
         self._response = response
         self._recorder = Recorder(exchange)
@@ -146,7 +146,7 @@ class Passing:
 class APassing:
     """The same on an event loop: the stream is made by a task that outlives its client."""
 
-    def __init__(self, exchange: Exchange, response: Any) -> None:
+    def __init__(self, exchange: DjangoExchange, response: Any) -> None:
         self._exchange = exchange
         self._response = response
         self._rest = _pieces(response)
