@@ -11,6 +11,7 @@ import pytest
 from tests.django import views
 from tests.django.shop.models import Charge
 from tests.http.harness import until
+from tests.http.test_outcomes import named
 
 JSON = b'{"order": "o1"}'
 
@@ -362,3 +363,25 @@ def test_middleware_that_has_read_an_upload_is_named(serve: Any) -> None:
     plain = [("Content-Type", "application/x-www-form-urlencoded")]
     assert client.send("/needs_key", body=b"a=1", headers=plain).status == 200
     assert client.send("/needs_key", body=b"a=2", headers=plain).problem == "key-reused"
+
+
+def test_each_outcome_is_seen_once(serve: Any) -> None:
+    from semel.web.django.conf import configured
+
+    client = serve()
+    seen: list[Any] = []
+    configured().idempotency.outcomes.observers += (seen.append,)
+
+    def outcome(path: str, key: str | None = "k", body: bytes = JSON) -> list[tuple[str, int]]:
+        seen.clear()
+        client.send(path, key=key, body=body)
+        return [(named(passed), passed.attempt) for passed in seen]
+
+    assert outcome("/charge") == [("kept", 1)]
+    assert outcome("/charge") == [("replayed", 0)]
+    assert outcome("/charge", body=b"{}") == [("key-reused", 0)]
+    assert outcome("/fails?how=raise", "raised") == [("released", 1)]
+    assert outcome("/fails?how=not-found", "denied") == [("kept", 1)]
+    assert outcome("/parks", "parked") == [("outcome-unknown", 1)]
+    assert outcome("/needs_key", None) == [("key-missing", 0)]
+    assert outcome("/charge", "two words") == [("key-invalid", 0)]
