@@ -190,7 +190,7 @@ class Rig:
         # policy is being changed, server by server.
         opens = idempotency.opens(policy) and not _unlucky(attempt, 3)
         life = run(request, policy, idempotency.look_up(name), opens=opens)
-        return idempotency.runtime, life, name, policy.seconds
+        return idempotency.runtime, life, name, policy
 
     async def _on_loop(self, idempotency: Idempotency, asked: Sequence[tuple[str, str]]) -> None:
         await asyncio.gather(*(self._one(idempotency, *each) for each in asked))

@@ -211,14 +211,14 @@ class Idempotency:
             return Known(self.refuse(problems.STORE_UNAVAILABLE, key), key)
         request = Request(key, self.owner(), fingerprint, remembered and remembered(), late=late)
         life = run(request, policy, found, opens=self.opens(policy))
-        driver = kind(self.runtime, life, key, policy.seconds)
+        driver = kind(self.runtime, life, key, policy)
         driver.in_flight = found is not None
         return driver
 
     def resume(self, kind: type[Driver], request: Request, policy: Policy, found: Found) -> Driver:
         """Return the driver of an operation that a crash has abandoned."""
         life = run(request, policy, found)
-        return kind(self.runtime, life, request.key, policy.seconds)
+        return kind(self.runtime, life, request.key, policy)
 
     def refuse(self, problem: Problem, key: bytes | None = None) -> Refuse:
         """Return the refusal of a request that gets no operation."""

@@ -28,7 +28,7 @@ from semel.core.commands import (
     Wait,
 )
 from semel.core.engine import Life, Outcome
-from semel.core.policy import Seconds
+from semel.core.policy import Policy
 from semel.core.record import UnreadableRecord
 from semel.failpoints import failpoint
 from semel.runtime.leases import Leases
@@ -76,15 +76,18 @@ class _Driver:
         "key",
         "outcome",
         "parked",
+        "policy",
         "released",
         "runtime",
         "taken",
         "transaction",
     )
 
-    def __init__(self, runtime: Runtime, life: Life, key: bytes, seconds: Seconds) -> None:
+    def __init__(self, runtime: Runtime, life: Life, key: bytes, policy: Policy) -> None:
         self.runtime = runtime
         self.key = key
+        self.policy = policy
+        """The rules of the operation."""
         self.claim: RunHandler | None = None
         """The claim under which the handler runs."""
         self.in_flight = False
@@ -97,12 +100,12 @@ class _Driver:
         """Why the handler has given up on knowing what it did."""
         self.released = False
         """Whether the handler knows that it did nothing."""
-        self.keep = seconds.expires
+        self.keep = policy.seconds.expires
         """Seconds that recorded steps outlive an operation that ended without a record."""
         self.outcome: Outcome | None = None
         """What `finish` returned: the operation is over."""
         self._life = life
-        self._lease = seconds.lease
+        self._lease = policy.seconds.lease
         self._pending: Any = None
 
     @property

@@ -91,10 +91,8 @@ class Completing:
             "semel.completing": asked.scope,
         }
         base = idempotency.problem_base
-        exchange = ASGIExchange(
-            self._app, base, todo.policy, driver, scope, _nobody, _unheard, todo.body
-        )
-        done, task = start_operation(exchange.operate, None)
+        exchange = ASGIExchange(self._app, base, driver, scope, _nobody, _unheard, todo.body)
+        done, task = start_operation(exchange.operate)
         try:
             await done
         finally:

@@ -11,8 +11,7 @@ from typing import Any
 
 from semel.core import failures
 from semel.core.commands import Answer
-from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay
-from semel.core.policy import Policy
+from semel.core.engine import Bypass, Deliver, Refuse, Replay
 from semel.core.record import Response
 from semel.failpoints import failpoint
 from semel.operation import current
@@ -65,7 +64,6 @@ class ASGIExchange:
         self,
         app: ASGIApp,
         problem_base: str,
-        policy: Policy,
         driver: AsyncDriver,
         scope: ASGIScope,
         receive: Receive,
@@ -74,7 +72,7 @@ class ASGIExchange:
     ) -> None:
         self._app = app
         self._problem_base = problem_base
-        self._policy = policy
+        self._policy = driver.policy
         self._driver = driver
         self._scope = scope
         self._receive = receive
@@ -89,16 +87,14 @@ class ASGIExchange:
         self._recorded = False  # by its answer, and not by an earlier `op.commit()`
         self._over: asyncio.Future[None] | None = None
 
-    async def operate(self, outcome: Outcome | None, done: asyncio.Future[None]) -> None:
+    async def operate(self, done: asyncio.Future[None]) -> None:
         """Claim, run the application, and record its answer; then say so through `done`."""
         driver = self._driver
         try:
-            if outcome is None:
-                outcome = await driver.begin()
+            outcome = driver.outcome or await driver.begin()
             if outcome is not None:
                 if type(outcome) is Bypass:
                     self._passing = True
-                    driver.outcome = outcome
                     await self._app(self._own_scope(), self.receive, self._forward)
                 else:
                     await send_outcome(outcome, self._problem_base, self._forward)
@@ -250,8 +246,7 @@ class ASGIExchange:
 
 
 def start_operation(
-    operate: Callable[[Outcome | None, asyncio.Future[None]], Coroutine[Any, Any, None]],
-    outcome: Outcome | None,
+    operate: Callable[[asyncio.Future[None]], Coroutine[Any, Any, None]],
 ) -> tuple[asyncio.Future[None], asyncio.Task[None]]:
     """Run an operation in a task of its own, which nobody cancels with the request.
 
@@ -261,9 +256,9 @@ def start_operation(
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
     if sys.version_info >= (3, 12):
-        task = asyncio.Task(operate(outcome, done), loop=loop, eager_start=True)
+        task = asyncio.Task(operate(done), loop=loop, eager_start=True)
     else:
-        task = loop.create_task(operate(outcome, done))
+        task = loop.create_task(operate(done))
     task.add_done_callback(functools.partial(_settle, done))
     return done, task
 

@@ -11,7 +11,7 @@ from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.web.asgi.timeouts import timeout_if_suspended
 from semel.web.http import headers as answer_headers
-from semel.web.http.body import Body, Intake
+from semel.web.http.body import Body, Intake, RequestLine
 
 Message = MutableMapping[str, Any]
 ASGIScope = MutableMapping[str, Any]
@@ -50,7 +50,7 @@ def wanted(scope: ASGIScope) -> tuple[list[bytes], dict[bytes, bytes]]:
 class ASGIView:
     """An ASGI request, as a `scope` or `key` function and the way in see it."""
 
-    __slots__ = ("_found", "method", "native", "path")
+    __slots__ = ("_found", "line", "method", "native", "path")
 
     session_cookie: str | None = None
 
@@ -59,16 +59,7 @@ class ASGIView:
         self.path: str = scope["path"]
         self.native = scope
         self._found = found
-
-    def header(self, name: str) -> str | None:
-        wanted = name.lower().encode("latin-1")
-        values = [value for field, value in self.native["headers"] if field == wanted]
-        return b", ".join(values).decode("latin-1") if values else None
-
-    def line(self) -> tuple[str, bytes, bytes, bytes, bytes]:
-        """Return method, path, query, content type and coding: what is compared with the body."""
-        scope, found = self.native, self._found
-        return (
+        self.line: RequestLine = (
             self.method,
             scope.get("raw_path") or self.path.encode(),
             scope.get("query_string", b""),
@@ -76,9 +67,10 @@ class ASGIView:
             found.get(b"content-encoding", b""),
         )
 
-    @property
-    def content_length(self) -> bytes:
-        return self._found.get(b"content-length", b"")
+    def header(self, name: str) -> str | None:
+        wanted = name.lower().encode("latin-1")
+        values = [value for field, value in self.native["headers"] if field == wanted]
+        return b", ".join(values).decode("latin-1") if values else None
 
     def authorization(self) -> bytes:
         return self._found.get(b"authorization", b"")

@@ -10,10 +10,9 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Hashable
-from typing import NamedTuple
 
 from semel.core import problems
-from semel.core.engine import Bypass, Outcome, Replay
+from semel.core.engine import Bypass, Replay
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.remembered import RememberedRequest
@@ -48,15 +47,6 @@ log = logging.getLogger("semel")
 
 DRAIN_TIMEOUT = 30.0
 """Seconds that a shutdown waits for operations whose clients have gone."""
-
-
-class _Begun(NamedTuple):
-    """An operation that is to be carried out."""
-
-    driver: AsyncDriver
-    policy: Policy
-    outcome: Outcome | None
-    """`Bypass`, where a look at the record has already found that there can be no record."""
 
 
 class ASGIMiddleware:
@@ -96,8 +86,7 @@ class ASGIMiddleware:
         self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send
     ) -> None:
         idempotency = self._idempotency
-        refusal = admission.unready(idempotency)
-        if refusal is not None:
+        if not idempotency.started and (refusal := admission.unready(idempotency)) is not None:
             await self._drain(policy, receive)
             await send_outcome(refusal, self.problem_base, send)
             return
@@ -113,22 +102,15 @@ class ASGIMiddleware:
         if not keyed:
             await self._without_key(policy, scope, receive, send)
             return
-        body = Body(policy.algorithm, *request.line())
+        body = Body(policy.algorithm, request.line)
+        length = found.get(b"content-length", b"")
         task = None
         try:
-            begun = await self._admit(policy, fields, request, caller, body, receive, send)
-            if begun is not None:
-                exchange = ASGIExchange(
-                    self.app,
-                    self.problem_base,
-                    begun.policy,
-                    begun.driver,
-                    scope,
-                    receive,
-                    send,
-                    body,
-                )
-                done, task = start_operation(exchange.operate, begun.outcome)
+            driver = await self._admit(policy, fields, request, caller, body, length, receive, send)
+            if driver is not None:
+                base = self.problem_base
+                exchange = ASGIExchange(self.app, base, driver, scope, receive, send, body)
+                done, task = start_operation(exchange.operate)
         finally:
             if task is None:  # else the body is the operation's
                 body.close()
@@ -142,12 +124,13 @@ class ASGIMiddleware:
         request: ASGIView,
         caller: Caller,
         body: Body,
+        length: bytes,
         receive: Receive,
         send: Send,
-    ) -> _Begun | None:
+    ) -> AsyncDriver | None:
         """Read the body, and find out what the key says. None: the request has had its response."""
         idempotency, scope = self._idempotency, request.native
-        refusal = await read_body(policy, receive, body.write, request.content_length)
+        refusal = await read_body(policy, receive, body.write, length)
         if refusal is not None:
             if isinstance(refusal, Problem):
                 idempotency.refuse(refusal)
@@ -155,7 +138,7 @@ class ASGIMiddleware:
             return None
         asked: Hashable = None  # known again byte by byte, where nothing but these bytes names it
         if fields and idempotency.store.lookup_first and (small := body.small()) is not None:
-            asked = (*fields, caller, request.line(), small)
+            asked = (*fields, caller, request.line, small)
             cached = self._replays.get(asked, idempotency.store.now())
             if cached is not None:
                 idempotency.outcomes.passed(cached.outcome, cached.key)
@@ -180,25 +163,24 @@ class ASGIMiddleware:
             if type(admitted.outcome) is Replay and asked is not None:
                 self._replays.keep(asked, body.size, _cached(admitted))
             return None
-        driver, policy = admitted.driver, admitted.policy
-        if policy.remember_request:
+        if admitted.policy.remember_request:
             self._completing.go_on(scope)
-        outcome = None
-        if driver.in_flight:  # wait for it here, where a cancel does no harm
-            outcome = await driver.look()
+        if admitted.in_flight:  # wait for it here, where a cancel does no harm
+            outcome = await admitted.look()
             if outcome is not None and type(outcome) is not Bypass:
                 await send_outcome(outcome, self.problem_base, send)
                 return None
-        return _Begun(driver, policy, outcome)
+        return admitted
 
     # --- issued keys -------------------------------------------------------------------------
 
     async def _issue(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         idempotency = self._idempotency
-        request = ASGIView(scope, wanted(scope)[1])
+        _, found = wanted(scope)
+        request = ASGIView(scope, found)
         body = bytearray()
         policy = dataclasses.replace(idempotency.routes.default, max_request_body=issue.LARGEST)
-        refusal = await read_body(policy, receive, body.extend, request.content_length)
+        refusal = await read_body(policy, receive, body.extend, found.get(b"content-length", b""))
         if isinstance(refusal, Problem):
             await send_problem(refusal, self.problem_base, send, scope)
         elif refusal is None:

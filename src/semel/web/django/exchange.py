@@ -84,7 +84,7 @@ class DjangoExchange:
         if isinstance(admitted, Known):
             return admitted.outcome
         self.policy = admitted.policy
-        return admitted.driver
+        return admitted
 
     @property
     def wraps(self) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple
 
 from semel.core import problems
 from semel.core.engine import Refuse
@@ -18,14 +17,6 @@ from semel.core.remembered import RememberedRequest
 from semel.idempotency import Driver, Idempotency, Known
 from semel.web.http import completer, key_source
 from semel.web.http.body import Body
-
-
-class Admitted(NamedTuple, Generic[Driver]):
-    """A request that may become an operation."""
-
-    driver: Driver
-    policy: Policy
-    """The rules that its key brings."""
 
 
 def unready(idempotency: Idempotency) -> Refuse | None:
@@ -49,8 +40,8 @@ def admit(
     request: RequestView,
     body: Body,
     remember: Callable[[], RememberedRequest] | None = None,
-) -> Admitted[Driver] | Known | None:
-    """Return the operation of a request whose body has been read; None where it has no key.
+) -> Driver | Known | None:
+    """Return the driver of a request whose body has been read; None where it has no key.
 
     `fields` are the values of its `Idempotency-Key` lines, `scope` says whose request it is,
     `remember` gives the request as it is stored where the policy remembers requests.
@@ -73,8 +64,7 @@ def admit(
         remembered=remembered,
         late=named.late,
     )
-    if not isinstance(entered, Known):
-        return Admitted(entered, rules)
-    if named.left is not None:  # once its time is over, the key itself is refused
+    if isinstance(entered, Known) and named.left is not None:
+        # once its time is over, the key itself is refused
         return entered._replace(until=min(entered.until, idempotency.store.now() + named.left))
     return entered

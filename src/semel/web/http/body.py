@@ -20,23 +20,19 @@ HASHED_AT_ONCE = 64 * 1024
 CHUNK = 64 * 1024
 
 
+RequestLine = tuple[str, bytes, bytes, bytes, bytes]
+"""Method, path, query, content type and content coding: what is compared beside the body."""
+
+
 class Body:
     """The bytes of one request, and their fingerprint."""
 
     __slots__ = ("_algorithm", "_asked", "_digests", "_file", "_hasher", "_parts", "size")
 
-    def __init__(
-        self,
-        algorithm: int,
-        method: str,
-        path: bytes,
-        query: bytes,
-        content_type: bytes,
-        content_encoding: bytes,
-    ) -> None:
+    def __init__(self, algorithm: int, line: RequestLine) -> None:
         self.size = 0
         self._algorithm = algorithm
-        self._asked = (method, path, query, content_type, content_encoding)
+        self._asked = line
         self._parts: list[bytes] = []
         self._file: BinaryIO | None = None
         self._hasher: Hasher | None = None

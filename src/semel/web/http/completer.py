@@ -87,7 +87,7 @@ def work(idempotency: Idempotency, abandoned: Remembered, found: object) -> Work
     fields = dict(request.headers)
     line = (request.method, request.raw_path, request.query)
     content = (fields.get(b"content-type", b""), fields.get(b"content-encoding", b""))
-    body = Body(policy.algorithm, *line, *content)
+    body = Body(policy.algorithm, (*line, *content))
     body.write(request.body)
     policy = _rules(idempotency, policy, request, body)
     again = Request(

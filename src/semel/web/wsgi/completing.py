@@ -98,9 +98,7 @@ class ThreadCompleting:
             field = name.decode("latin-1").upper().replace("-", "_")
             field = field if field == "CONTENT_TYPE" else f"HTTP_{field}"
             environ[field] = value.decode("latin-1")
-        exchange = WSGIExchange(
-            self._app, idempotency.problem_base, todo.policy, driver, todo.body, _unheard
-        )
+        exchange = WSGIExchange(self._app, idempotency.problem_base, driver, todo.body, _unheard)
         try:
             answer = exchange.run(environ)
             for _ in answer:

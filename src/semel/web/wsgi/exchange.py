@@ -9,7 +9,6 @@ from typing import Any
 from semel.core import failures
 from semel.core.commands import Answer
 from semel.core.engine import Deliver, Outcome
-from semel.core.policy import Policy
 from semel.core.record import Response
 from semel.failpoints import failpoint
 from semel.operation import current
@@ -28,14 +27,13 @@ class WSGIExchange:
         self,
         app: WSGIApp,
         problem_base: str,
-        policy: Policy,
         driver: ThreadDriver,
         body: Body,
         start_response: StartResponse,
     ) -> None:
         self._app = app
         self._problem_base = problem_base
-        self._policy = policy
+        self._policy = driver.policy
         self._driver = driver
         self._body = body
         self._start_response = start_response

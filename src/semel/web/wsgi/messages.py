@@ -9,7 +9,7 @@ from semel.core.engine import Outcome, Refuse, Replay
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.web.http import headers as answer_headers
-from semel.web.http.body import CHUNK, Body, Input, Intake
+from semel.web.http.body import CHUNK, Body, Input, Intake, RequestLine
 
 Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
@@ -40,9 +40,17 @@ class WSGIView:
     session_cookie: str | None = None
 
     def __init__(self, environ: Environ) -> None:
+        path = full_path(environ).encode("latin-1")
         self.native = environ
         self.method: str = environ["REQUEST_METHOD"]
-        self.path = self._path().decode("utf-8", "replace")
+        self.path = path.decode("utf-8", "replace")
+        self.line: RequestLine = (
+            self.method,
+            path,
+            environ.get("QUERY_STRING", "").encode("latin-1"),
+            environ.get("CONTENT_TYPE", "").encode("latin-1"),
+            environ.get("HTTP_CONTENT_ENCODING", "").encode("latin-1"),
+        )
 
     def header(self, name: str) -> str | None:
         wanted = name.upper().replace("-", "_")
@@ -50,20 +58,6 @@ class WSGIView:
             wanted = f"HTTP_{wanted}"
         value: str | None = self.native.get(wanted)
         return value
-
-    def _path(self) -> bytes:
-        return full_path(self.native).encode("latin-1")
-
-    def line(self) -> tuple[str, bytes, bytes, bytes, bytes]:
-        """Return method, path, query, content type and coding: what is compared with the body."""
-        environ = self.native
-        return (
-            self.method,
-            self._path(),
-            environ.get("QUERY_STRING", "").encode("latin-1"),
-            environ.get("CONTENT_TYPE", "").encode("latin-1"),
-            environ.get("HTTP_CONTENT_ENCODING", "").encode("latin-1"),
-        )
 
     def authorization(self) -> bytes:
         value: str = self.native.get("HTTP_AUTHORIZATION", "")

@@ -79,7 +79,7 @@ class WSGIMiddleware:
             start_response = self._handing_out(caller, start_response)
         if not keyed:
             return self._without_key(policy, environ, start_response)
-        body = Body(policy.algorithm, *request.line())
+        body = Body(policy.algorithm, request.line)
         try:
             return self._keyed(policy, fields, request, caller, body, start_response)
         except BaseException:
@@ -118,16 +118,15 @@ class WSGIMiddleware:
         environ = with_body(environ, body)
         if admitted is None:
             return self._without_key(policy, environ, start_response)
-        driver, policy = admitted
-        if policy.remember_request:
+        if admitted.policy.remember_request:
             self._completing.go_on()
-        outcome = driver.begin()
+        outcome = admitted.begin()
         if type(outcome) is Bypass:
             return self.app(environ, start_response)
         if outcome is not None:
             body.close()
             return send_outcome(outcome, base, start_response)
-        return WSGIExchange(self.app, base, policy, driver, body, start_response).run(environ)
+        return WSGIExchange(self.app, base, admitted, body, start_response).run(environ)
 
     def complete_abandoned(self, idle: float = 1.0) -> int:
         """Finish operations that a crash has abandoned; return how many were run.
