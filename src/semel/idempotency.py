@@ -1,4 +1,4 @@
-"""One object a service: its store, its policies, and what runs in the background."""
+"""`Idempotency`: one object for a service, with its store, its policies and its background work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Issues keys: signs them, hands them out, and checks those that come back."""
+"""The issuer of keys: signs them, hands them out, and checks those that come back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a handler holds while it runs."""
+"""Operations: the handle that a handler has on its key, its transaction and its steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of one operation: every decision, in one place, without a clock, a socket or a thread.
+"""The engine: every decision in the life of one operation, without a clock, a socket or a thread.
 
 `run` is a generator. It yields commands (`semel.core.commands`), is sent their results, and
 returns the outcome. Three drivers carry the commands out: async, threads
@@ -46,7 +46,7 @@ READ_BACK_PAUSES: Final = (0.05, 0.2, 0.6)
 
 
 class Request(NamedTuple):
-    """What the engine needs to know of a request."""
+    """A request, as far as the engine needs to know it."""
 
     key: bytes
     """`keys.hash_key(scope, key)`."""
@@ -64,13 +64,13 @@ class Request(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """Send the handler's own answer (or let what it raised go on)."""
+    """Send the handler's own response (or let what it raised go on)."""
 
     kept: bool
 
 
 class Replay(NamedTuple):
-    """Send the stored answer."""
+    """Send the stored response."""
 
     response: Response
 
@@ -219,7 +219,7 @@ def _next_command(
 
 
 class _Waiting:
-    """How long a repeat has waited, and how long it waits until it looks again."""
+    """The time that a repeat has waited, and the pause until it looks again."""
 
     __slots__ = ("poll", "waited")
 

@@ -1,4 +1,4 @@
-"""What a route asks for: what is covered, what is promised, what is kept and for how long."""
+"""Policies: which requests are covered, what is promised, and how long responses are kept."""
 
 from __future__ import annotations
 

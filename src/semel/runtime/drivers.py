@@ -1,4 +1,4 @@
-"""The two loops that carry out what the engine yields: on an event loop, and on threads.
+"""Drivers: the two loops that carry out the engine's commands, on an event loop and on threads.
 
 An adapter asks a driver to `begin`, runs the handler in its own way where that returns None, and
 hands the answer to `finish`. What may be sent is what these return; nothing is decided here.
@@ -51,7 +51,7 @@ _POINTS: dict[type, tuple[str, str]] = {
 
 
 class Runtime:
-    """What operations of one process share: the store, the leases held, the repeats waiting.
+    """The state that operations of one process share: store, leases held, repeats waiting.
 
     `outcomes` is told of every outcome.
     """
@@ -64,7 +64,7 @@ class Runtime:
 
 
 class _Driver:
-    """What both drivers have in common: one operation's state."""
+    """The state of one operation, and the steps that both drivers share."""
 
     __slots__ = (
         "_lease",

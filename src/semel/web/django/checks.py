@@ -1,4 +1,4 @@
-"""System checks: what can be known to be wrong before the first request."""
+"""System checks of the settings, before the first request."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ Functions and objects may be named by their dotted paths."""
 
 
 class Configured(NamedTuple):
-    """What the settings say."""
+    """The objects that the settings describe."""
 
     idempotency: Idempotency
     authorize: Callable[..., Any] | None

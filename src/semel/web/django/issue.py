@@ -1,4 +1,4 @@
-"""Where clients get keys: `path("idempotency-keys", issue_keys)` in your URLs."""
+"""The view that issues keys: `path("idempotency-keys", issue_keys)` in your URLs."""
 
 from __future__ import annotations
 
