@@ -25,6 +25,8 @@ from semel.runtime.outcomes import Outcomes
 from semel.stores import open_store
 from semel.stores.base import Store, StoreSetupError
 
+__all__ = ["Idempotency", "Scope"]
+
 log = logging.getLogger("semel")
 
 SWEEP_BATCH = 1000

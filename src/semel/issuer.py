@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 
 from semel.core.issued import NONCE_LENGTH, SHORTEST_SECRET, Form, is_issued, seal, unseal
 
+__all__ = ["Issued", "Issuer"]
+
 MOST: Final = 1000
 """Keys that are issued at a time."""
 GRACE: Final = timedelta(days=1)

@@ -11,6 +11,8 @@ from django.core.exceptions import ImproperlyConfigured
 from semel.stores.django.store import DjangoStore
 from semel.web.django.conf import configured
 
+__all__ = ["check_settings"]
+
 MIDDLEWARE = "semel.web.django.middleware.IdempotencyMiddleware"
 BEFORE = (
     "django.contrib.sessions.middleware.SessionMiddleware",

@@ -15,6 +15,8 @@ from semel.core.policy import Policy, PolicyError
 from semel.idempotency import Idempotency
 from semel.stores.django.store import DjangoStore
 
+__all__ = ["Configured", "configured"]
+
 KNOWN = (
     *("idempotency", "store", "alias", "policy", "routes", "scope", "authorize"),
     *("issuer", "problem_base", "sweep_every"),

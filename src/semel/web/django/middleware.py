@@ -39,6 +39,8 @@ from semel.web.django.exchange import DjangoExchange, exchange_of
 from semel.web.django.streams import AsyncPassingStream, PassingStream, aconsume, consume
 from semel.web.http.body import HASHED_AT_ONCE
 
+__all__ = ["IdempotencyMiddleware"]
+
 log = logging.getLogger("semel")
 
 

@@ -13,6 +13,8 @@ from semel.web.django.rules import EXEMPT_ATTRIBUTE
 from semel.web.http import issue as issuer
 from semel.web.http.callers import scope_name
 
+__all__ = ["issue_keys"]
+
 
 @csrf_exempt  # it changes nothing, and another site cannot read its answer
 def issue_keys(request: HttpRequest) -> HttpResponse:
