@@ -36,7 +36,7 @@ from semel.core.commands import (
 )
 from semel.failpoints import failpoint
 from semel.stores.base import StoreSetupError
-from semel.stores.batching import Lane
+from semel.stores.batching import Batcher
 from semel.stores.postgres import commands
 from semel.stores.postgres import migrations as postgres_migrations
 from semel.stores.postgres.connections import (
@@ -402,7 +402,7 @@ class _AsyncPools:
         connect = made.connector.aconnect
         self.transactions = AsyncPool(partial(connect, prepares=True), made.size, made.timeout)
         self.commands = AsyncPool(connect, made.for_commands, made.timeout)
-        self.lanes: dict[type, Lane] = {kind: Lane(self._loop, self._send) for kind in LANES}
+        self.lanes: dict[type, Batcher] = {kind: Batcher(self._loop, self._send) for kind in LANES}
 
     async def _send(self, batch: Sequence[Any]) -> list[Any]:
         statement, parameters = commands.batch(batch)

@@ -23,7 +23,7 @@ from semel.core.commands import (
     Sweep,
     Takeover,
 )
-from semel.core.record import Record, Response, State, decode_response, encode_response
+from semel.core.record import Response, State, encode_response, read_row
 from semel.failpoints import failpoint
 from semel.stores import statements as sql
 
@@ -132,21 +132,4 @@ class SQLiteCommands:
 
     def found(self, row: Sequence[Any] | None) -> Found | None:
         """Return what a row of `LOOKUP` says. Raises `UnreadableRecord`."""
-        return Found(_record(row), self._clock()) if row is not None else None
-
-
-def _record(row: Sequence[Any]) -> Record:
-    key, state, token, owner, attempt, fingerprint, lease, due, purge, answer, reason = row
-    return Record(
-        key,
-        State(state),
-        token,
-        owner,
-        attempt,
-        fingerprint,
-        lease,
-        due or 0.0,
-        purge or 0.0,
-        decode_response(answer) if answer is not None else None,
-        reason,
-    )
+        return Found(read_row(row), self._clock()) if row is not None else None
