@@ -47,10 +47,10 @@ def _bounded(talk: Talk[R], wanted: Any, limit: float | None) -> Talk[R]:
             return end.value  # type: ignore[no-any-return]
 
 
-C = TypeVar("C", "Connection", "AsyncConnection")
+C = TypeVar("C", "PostgreSQLConnection", "AsyncPostgreSQLConnection")
 
 
-class Connection(psycopg.Connection[Any]):
+class PostgreSQLConnection(psycopg.Connection[Any]):
     """What `op.connection()` gives a plain handler: psycopg's connection, in the transaction.
 
     What is written commits with the key's record, or not at all. `commit()` does nothing; the
@@ -108,8 +108,8 @@ class Connection(psycopg.Connection[Any]):
         raise psycopg.ProgrammingError(_NO_ROLLBACK)
 
 
-class AsyncConnection(psycopg.AsyncConnection[Any]):
-    """What `op.connection()` gives an async handler: as `Connection`, awaitable."""
+class AsyncPostgreSQLConnection(psycopg.AsyncConnection[Any]):
+    """What `op.connection()` gives an async handler: as `PostgreSQLConnection`, awaitable."""
 
     limit: float | None = None
     born = 0.0
@@ -207,7 +207,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             return await self.wait(say(self.pgconn, query))
 
     async def undo(self) -> None:
-        """As `Connection.undo`."""
+        """As `PostgreSQLConnection.undo`."""
         async with self.lock:
             await self.wait(self._rollback_gen())
 
@@ -239,9 +239,11 @@ class Connector:
         self._timeout = timeout
         self._idle = idle
 
-    def connect(self, *, prepares: bool = False) -> Connection:
+    def connect(self, *, prepares: bool = False) -> PostgreSQLConnection:
         """Connect. `prepares`: what handlers say often is prepared, as psycopg does by default."""
-        connection: Connection = Connection.connect(self._url, **self._parameters)
+        connection: PostgreSQLConnection = PostgreSQLConnection.connect(
+            self._url, **self._parameters
+        )
         connection.limit = self._timeout
         try:
             cursor = connection.execute(_BOUND, self._bound(connection))
@@ -250,9 +252,11 @@ class Connector:
             connection.finish()
             raise
 
-    async def aconnect(self, *, prepares: bool = False) -> AsyncConnection:
+    async def aconnect(self, *, prepares: bool = False) -> AsyncPostgreSQLConnection:
         """As `connect`, without blocking the event loop."""
-        connection: AsyncConnection = await AsyncConnection.connect(self._url, **self._parameters)
+        connection: AsyncPostgreSQLConnection = await AsyncPostgreSQLConnection.connect(
+            self._url, **self._parameters
+        )
         connection.limit = self._timeout
         try:
             cursor = await connection.execute(_BOUND, self._bound(connection))
@@ -270,7 +274,9 @@ class Connector:
             **KEEPALIVE,
         }
 
-    def _bound(self, connection: Connection | AsyncConnection) -> dict[str, object]:
+    def _bound(
+        self, connection: PostgreSQLConnection | AsyncPostgreSQLConnection
+    ) -> dict[str, object]:
         milliseconds = str(int(self._idle * 1000))
         return {"process": connection.info.backend_pid, "idle": milliseconds}
 
@@ -295,10 +301,10 @@ _BOUND: Final = (
 )
 
 
-class Borrowed(Connection):
+class Borrowed(PostgreSQLConnection):
     """An event loop's connection, for a plain handler that runs on a thread beside the loop."""
 
-    def __init__(self, lender: AsyncConnection) -> None:
+    def __init__(self, lender: AsyncPostgreSQLConnection) -> None:
         super().__init__(lender.pgconn)
         # On one session: neither may use a name of the other's, nor what the other has deallocated.
         self._prepared = lender._prepared
