@@ -136,6 +136,7 @@ class PostgreSQLStore:
                 " promised may be lost with the server's power",
                 settings,
             )
+        postgres_migrations.refuse_foreign_tables(connection)
         todo = postgres_migrations.missing(connection)
         if todo and not self._migrate:
             raise StoreSetupError(
@@ -144,6 +145,7 @@ class PostgreSQLStore:
             )
         if todo:
             postgres_migrations.migrate(connection)
+        postgres_migrations.require_all_columns(connection)
 
     def migrate(self, lock_timeout: float = 5.0) -> list[int]:
         """Apply the migrations that the database lacks; return their numbers.

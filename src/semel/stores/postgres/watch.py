@@ -14,7 +14,7 @@ from typing import Final
 BUSY: Final = 0.005
 """Seconds for which one statement may keep the event loop from everything else, as in psycopg: an
 answer that comes as fast as it is read never has to be waited for."""
-_PATIENCE: Final = 10.0
+_END_TIMEOUT: Final = 10.0
 """Seconds that a thread gives the loop to end a watch."""
 
 
@@ -119,4 +119,4 @@ class Watch:
             done.set_result(None)
 
         self._loop.call_soon_threadsafe(end)
-        done.result(_PATIENCE)
+        done.result(_END_TIMEOUT)

@@ -30,14 +30,14 @@ class SQLiteTransaction:
         self.token: int | None = None  # the claim is a record of its own
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> SQLiteConnection:
         """For plain code."""
-        return Connection(self)
+        return SQLiteConnection(self)
 
     @property
-    def async_connection(self) -> AsyncConnection:
+    def async_connection(self) -> AsyncSQLiteConnection:
         """For async code."""
-        return AsyncConnection(self)
+        return AsyncSQLiteConnection(self)
 
     def cursor(self) -> Cursor:
         """Return a cursor for this turn. Raises as `require_turn` does."""
@@ -142,7 +142,7 @@ class Cursor(sqlite3.Cursor):
         )
 
 
-class Connection:
+class SQLiteConnection:
     """What `op.connection()` gives a plain handler: the file that holds the key.
 
     What is written here commits with the key's record, or not at all. `commit`, `begin` and
@@ -167,8 +167,8 @@ class Connection:
         """Do nothing: the commit comes with the answer, together with the key's record."""
 
 
-class AsyncConnection:
-    """What `op.connection()` gives an async handler: as `Connection`, with awaitable methods.
+class AsyncSQLiteConnection:
+    """What `op.connection()` gives an async handler: as `SQLiteConnection`, with awaitable methods.
 
     Statements run on the event loop's thread (microseconds for indexed rows of a local file); the
     commit, with its fsync, does not.
