@@ -1,4 +1,4 @@
-"""What each command is as a call of a function in the database, and what its rows mean."""
+"""Translation between store commands and calls of PostgreSQL functions."""
 
 from __future__ import annotations
 
@@ -112,19 +112,22 @@ def batch(commands: Sequence[Any]) -> Statement:
 
 
 def replies(commands: Sequence[Any], rows: Rows) -> list[Reply | Exception]:
-    """Return what each of many commands is told; an unreadable record is told as its error."""
+    """Return the reply of each of many commands; of an unreadable record, its error."""
     first = commands[0]
     if isinstance(first, Complete):
         applied = {token for (token,) in rows}
         return [command.token in applied for command in commands]
     if isinstance(first, Claim):
         won: set[int] = set()
-        return [_told(_claimed, row, c.owner, won) for c, row in zip(commands, rows, strict=True)]
+        return [
+            _reply_or_error(_claimed, row, c.owner, won)
+            for c, row in zip(commands, rows, strict=True)
+        ]
     by_key = {row[_KEY]: row for row in rows}
-    return [_told(found, by_key[c.key]) if c.key in by_key else None for c in commands]
+    return [_reply_or_error(found, by_key[c.key]) if c.key in by_key else None for c in commands]
 
 
-def _told(read: Any, *arguments: Any) -> Any:
+def _reply_or_error(read: Any, *arguments: Any) -> Any:
     try:
         return read(*arguments)
     except Exception as error:  # noqa: BLE001  # this command's own, not its neighbours'
@@ -132,13 +135,13 @@ def _told(read: Any, *arguments: Any) -> Any:
 
 
 def reply(command: StoreCommand, rows: Rows) -> Reply:
-    """Return what one command is told. Raises `UnreadableRecord`."""
+    """Return the reply of one command. Raises `UnreadableRecord`."""
     match command:
         case Claim() | Complete() | Lookup():
-            told = replies([command], rows)[0]
-            if isinstance(told, Exception):
-                raise told
-            return told
+            first = replies([command], rows)[0]
+            if isinstance(first, Exception):
+                raise first
+            return first
         case Takeover():
             return _claimed(rows[0], command.owner, set()) if rows else None
         case Renew():
@@ -168,5 +171,5 @@ def _claimed(row: tuple[Any, ...], owner: bytes, won: set[int]) -> Claimed | Fou
 
 
 def found(row: tuple[Any, ...]) -> Found:
-    """Return what a row of `semel_found` says. Raises `UnreadableRecord`."""
+    """Return the record and the time of a row of `_FOUND`. Raises `UnreadableRecord`."""
     return Found(read_row(row[:-2]), row[-2])

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: bounded in time, safe to hand to a handler, and what errors mean."""
+"""Connections to PostgreSQL, bounded in time and safe to hand to a handler; meaning of errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from semel.stores.postgres.messages import Message, R, Talk, converse, say
 from semel.stores.postgres.watch import Watch
 
 POLL: Final = 0.1
-"""Seconds between looks at the clock while an answer is awaited."""
+"""Seconds between looks at the clock while a reply is awaited."""
 _STOPPING: Final = 5.0
 """Seconds that the server has to stop a statement."""
 KEEPALIVE: Final[dict[str, Any]] = {
@@ -51,18 +51,18 @@ C = TypeVar("C", "PostgreSQLConnection", "AsyncPostgreSQLConnection")
 
 
 class PostgreSQLConnection(psycopg.Connection[Any]):
-    """What `op.connection()` gives a plain handler: psycopg's connection, in the transaction.
+    """The connection of a plain handler (`op.connection()`): psycopg's own, in the transaction.
 
     What is written commits with the key's record, or not at all. `commit()` does nothing; the
-    commit comes with the answer. `with connection.transaction():` is a savepoint.
+    commit comes with the response. `with connection.transaction():` is a savepoint.
     """
 
     limit: float | None = None
-    """Seconds that the server has for an answer; None leaves it to the handler."""
+    """Seconds that the server has for a reply; None leaves it to the handler."""
     born = 0.0
     """When it was made, by the monotonic clock."""
     prepared: set[bytes] | None = None
-    """What is prepared on it; None: a pooler may be at the other end, and not the server."""
+    """Names of statements prepared on it; None: a pooler may be between it and the server."""
 
     def wait(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
         """Carry a conversation out, within the limit."""
@@ -101,7 +101,7 @@ class PostgreSQLConnection(psycopg.Connection[Any]):
         return super()._deallocate(name)
 
     def commit(self) -> None:
-        """Do nothing: the commit comes with the answer, together with the key's record."""
+        """Do nothing: the commit comes with the response, together with the key's record."""
 
     def rollback(self) -> NoReturn:
         """Refuse: raise an error in the handler, and all is rolled back."""
@@ -109,7 +109,7 @@ class PostgreSQLConnection(psycopg.Connection[Any]):
 
 
 class AsyncPostgreSQLConnection(psycopg.AsyncConnection[Any]):
-    """What `op.connection()` gives an async handler: as `PostgreSQLConnection`, awaitable."""
+    """The connection of an async handler: as `PostgreSQLConnection`, awaitable."""
 
     limit: float | None = None
     born = 0.0
@@ -217,7 +217,7 @@ class AsyncPostgreSQLConnection(psycopg.AsyncConnection[Any]):
         return super()._deallocate(name)
 
     async def commit(self) -> None:
-        """Do nothing: the commit comes with the answer, together with the key's record."""
+        """Do nothing: the commit comes with the response, together with the key's record."""
 
     async def rollback(self) -> NoReturn:
         """Refuse: raise an error in the handler, and all is rolled back."""
@@ -345,7 +345,7 @@ AGAIN: Final = frozenset({"40001", "40P01", "55P03"})
 
 
 def translate(error: BaseException, *, sent: bool = True) -> StoreError:
-    """Say what an error means for what was asked: not done, or not known.
+    """Map a psycopg error to StoreUnavailable (certainly not executed) or StoreUnknown (it may be).
 
     An error that the server itself reports has undone the statement, but for those that end the
     connection: their statement may have been done. `sent`: something had been sent that changes.

@@ -1,4 +1,4 @@
-"""Pools of connections: the one used last goes first, a dead one is noticed before it is used.
+"""Pools of connections that hand out the one used last and notice a dead one before it is used.
 
 psycopg_pool was tried. It hands connections out in turn, so that each is cold when it is used; it
 comes back to a restarted server only after its own back-off; and a task of its own that is

@@ -1,8 +1,8 @@
-"""Records in PostgreSQL, beside your own tables: any number of servers behind a load balancer.
+"""The store of records in PostgreSQL, beside your own tables, for any number of servers.
 
 An operation that is declared atomic costs one transaction, no message and no commit more than its
 own: BEGIN takes an advisory lock on the key and looks it up, COMMIT carries the record. All else is
-a function in the database (`sql/postgresql/migrations`), safe in READ COMMITTED: the primary key
+a function in the database (`sql/migrations`), safe in READ COMMITTED: the primary key
 arbitrates, and every write compares the token. Nothing here depends on a session, so pgbouncer may
 stand between, in transaction mode.
 """
@@ -47,7 +47,7 @@ class PostgreSQLStore:
     `url`: what libpq takes, multi-host URLs included. `pool_size`: connections of this process that
     operations may hold at a time, and as many of each event loop; claims and steps have
     `command_connections` of their own, so that they never wait for operations. `timeout`: seconds
-    for a connection to be had and for a command to be answered, then `StoreUnavailable` or
+    for a connection to be had and for a reply to a command, then `StoreUnavailable` or
     `StoreUnknown`. `idle_in_transaction`: seconds that an operation's transaction may stand still
     before the server ends it and frees its key, for processes that hang; 0 sets no bound; a handler
     that says RESET ALL lifts it. `migrate`: bring the tables up to date at the start; without it

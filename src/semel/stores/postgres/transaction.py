@@ -1,4 +1,4 @@
-"""The business transaction: the claim, the work and the record, in no more messages than bare."""
+"""The business transaction: claim, work and record, in as few messages as the work alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records in Redis or Valkey: fast, shared by any number of servers, and never atomic with effects.
+"""The store of records in Redis or Valkey: shared by all servers, never atomic with effects.
 
 One script a command, fenced by the token, by the server's clock. What Redis promises of a write is
 all that is promised here: with `appendfsync everysec` a crash loses the last second, a failover
@@ -48,7 +48,7 @@ if at and tonumber(at) <= tonumber(ARGV[2]) then redis.call('ZREM', KEYS[1], ARG
 class RedisStore:
     """`redis://host:6379/0`, `rediss://`, `unix://`; Redis 6 or newer, or Valkey.
 
-    `prefix`: what its keys begin with. `timeout`: seconds for a connection and for an answer.
+    `prefix`: what its keys begin with. `timeout`: seconds for a connection and for a reply.
     `connections`: of this process's threads, and of each event loop; to each server of a cluster.
     `cluster`: the URL names one node of a Redis Cluster (`redis+cluster://host:6379`); the others
     are found through it. `clock` is for tests; without it the server's own clock counts.

@@ -1,4 +1,4 @@
-"""One SQLite file: how it is opened, brought up to date, read, and watched for going away."""
+"""One SQLite file: connections to it, its migrations, and the check that it is still there."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ class _ThreadReader:
 
 
 def translate(error: Exception, *, at_commit: bool = False) -> StoreError:
-    """Say what an error of SQLite means for what was asked: not done, or not known."""
+    """Map an error of SQLite to StoreUnavailable (not executed) or StoreUnknown (may have been)."""
     if isinstance(error, StoreError):
         return error
     code = getattr(error, "sqlite_errorcode", None)

@@ -1,4 +1,4 @@
-"""What a handler writes with: a turn with the writer, seen as a connection."""
+"""The business transaction of a handler: a turn with the writer, seen as a connection."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class Cursor(sqlite3.Cursor):
 
 
 class SQLiteConnection:
-    """What `op.connection()` gives a plain handler: the file that holds the key.
+    """The connection of a plain handler (`op.connection()`), to the file that holds the key.
 
     What is written here commits with the key's record, or not at all. `commit`, `begin` and
     `rollback` as statements are refused; savepoints of your own are yours.
@@ -164,11 +164,11 @@ class SQLiteConnection:
         return self._transaction.cursor().executemany(statement, parameters)
 
     def commit(self) -> None:
-        """Do nothing: the commit comes with the answer, together with the key's record."""
+        """Do nothing: the commit comes with the response, together with the key's record."""
 
 
 class AsyncSQLiteConnection:
-    """What `op.connection()` gives an async handler: as `SQLiteConnection`, with awaitable methods.
+    """The connection of an async handler: as `SQLiteConnection`, with awaitable methods.
 
     Statements run on the event loop's thread (microseconds for indexed rows of a local file); the
     commit, with its fsync, does not.
@@ -186,4 +186,4 @@ class AsyncSQLiteConnection:
         return self._transaction.cursor().executemany(statement, parameters)
 
     async def commit(self) -> None:
-        """Do nothing: the commit comes with the answer, together with the key's record."""
+        """Do nothing: the commit comes with the response, together with the key's record."""
