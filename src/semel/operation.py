@@ -108,7 +108,7 @@ class AsyncOperation(_Operation):
         """Return a connection to the database that holds the key.
 
         What is written on it commits together with the key's record, or not at all. The type is
-        the store's own kind of connection (for SQLite `semel.stores.sqlite.AsyncConnection`).
+        the store's own kind of connection (for SQLite `semel.stores.sqlite.AsyncSQLiteConnection`).
         SQLite has one writer: do slow work before asking for it.
 
         Raises `OperationOver` after the end, `StoreSetupError` where the store cannot do this,
