@@ -180,7 +180,9 @@ class LoopClient:
                 await self._open()
             client = self._client
             yield client
-        except (*ERRORS, AttributeError) as error:
+        except (*ERRORS, AttributeError, TypeError) as error:
+            # Both without a name of their own: a connection that was lost just before it is used,
+            # in redis-py (AttributeError) and in asyncio's transports since 3.12 (TypeError).
             lost = not isinstance(error, ResponseError)
             if lost and self._settings.cluster and client is self._client:
                 self._opened = False
