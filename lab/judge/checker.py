@@ -16,7 +16,7 @@ from typing import get_args
 from lab.judge.contract import Guarantee, Promise
 from lab.judge.findings import Findings, Report, summary
 from lab.judge.history import Event, HistoryError, load
-from lab.judge.invariants import JUDGES
+from lab.judge.invariants.judges import JUDGES
 from lab.judge.trail import gather
 
 

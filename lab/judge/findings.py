@@ -6,22 +6,11 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from lab.judge.history import Event
+from lab.judge.invariants.catalogue import CATALOGUE
 from lab.judge.trail import Trail
 
-INVARIANTS: Final[dict[str, str]] = {
-    "S1": "at most one effect",
-    "S2": "an answer means a durable effect",
-    "S3": "replays are equal",
-    "S4": "written once",
-    "S5": "fencing",
-    "S6": "scopes do not interfere",
-    "S7": "another request is not the same",
-    "S8": "no means no",
-    "S9": "honest expiry",
-    "S10": "steps",
-    "S13": "issued keys",
-    "L1": "nothing stays in flight",
-}
+JUDGED: Final = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S13", "L1")
+INVARIANTS: Final[dict[str, str]] = {i.name: i.title for i in CATALOGUE if i.name in JUDGED}
 """The invariants that histories are judged by, and their short names."""
 
 

@@ -44,6 +44,7 @@ from lab.judge.history import (
     load,
     load_event,
 )
+from lab.judge.invariants.judges import JUDGES
 
 ATOMIC = Promise("atomic")
 AT_LEAST_ONCE = Promise("at-least-once")
@@ -736,8 +737,6 @@ def test_l1_nothing_stays_in_flight(promise: Promise) -> None:
 
 
 def test_every_invariant_is_named_and_judged_by_a_function_that_quotes_its_rule() -> None:
-    from lab.judge.invariants import JUDGES
-
     assert tuple(JUDGES) == tuple(INVARIANTS)
     for name, judge in JUDGES.items():
         assert (judge.__doc__ or "").startswith(f"{name}: ")
