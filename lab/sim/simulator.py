@@ -26,24 +26,24 @@ from typing import Any, NamedTuple, get_args
 
 from lab.judge.checker import check
 from lab.judge.contract import Promise
-from lab.judge.findings import Report, merged, summary
+from lab.judge.findings import HistoryReport, merged, summary
 from lab.judge.history import (
     KIND_OF_PROBLEM,
-    Answered,
-    Claimed,
+    ClaimGranted,
     Effect,
     Event,
     FinalRecord,
     History,
     Paused,
     Purged,
+    ResponseSeen,
     Restarted,
     Sent,
     Stored,
     Surveyed,
     Wrote,
-    digest_of,
 )
+from lab.judge.responses import digest_of
 from lab.sim.claims_by_transaction import OpeningTable
 from semel.core import commands as c
 from semel.core import engine
@@ -331,7 +331,7 @@ class World:
         if type(reply) is c.Claimed:
             self.happened["takeover"] += reply.attempt > 1
             record = self.table.records[command.key]
-            self.note(Claimed(self.now, attempt, scope, key, reply.token, record.lease_until))
+            self.note(ClaimGranted(self.now, attempt, scope, key, reply.token, record.lease_until))
             self._stored(scope, key, record)
         elif kind is c.Complete:
             response = command.response
@@ -355,7 +355,7 @@ class World:
         if type(reply) is c.Claimed:
             self.happened["opened"] += 1
             fingerprint = command.fingerprint.decode("latin-1")
-            self.note(Claimed(self.now, attempt, scope, key, reply.token, self.now + 1e9))
+            self.note(ClaimGranted(self.now, attempt, scope, key, reply.token, self.now + 1e9))
             self.note(Stored(self.now, scope, key, "in_flight", reply.token, fingerprint))
         self.happened["key held by a transaction"] += reply is None
         return reply
@@ -561,7 +561,7 @@ class World:
         sent = Sent(self.now, attempt, scope, key, fingerprint, *self.issued.get(key, ()))
         self.note(sent)
         self.requests += 1
-        answers: list[Answered] = []
+        answers: list[ResponseSeen] = []
         lost = rng.random() < weather.network and not self.healed
         gone = lost and rng.random() < 0.5
 
@@ -580,15 +580,15 @@ class World:
             self._last[scope, key] = answers[0]
         else:
             self.happened["answer lost on the way"] += lost
-            self.note(Answered(self.now, attempt, "unknown", 0, b""))
+            self.note(ResponseSeen(self.now, attempt, "unknown", 0, b""))
 
-    def _answered(self, attempt: str, outcome: Any, first: bool) -> Answered:
+    def _answered(self, attempt: str, outcome: Any, first: bool) -> ResponseSeen:
         happened = self.happened
         if isinstance(outcome, engine.Replay):
             response = outcome.response
             ran = first and (response.body or b"").endswith(attempt.encode())
             happened["replay"] += not ran
-            return Answered(
+            return ResponseSeen(
                 0.0, attempt, "ok", response.status, response.body or b"", response.headers, not ran
             )
         if isinstance(outcome, engine.Refuse):
@@ -596,9 +596,9 @@ class World:
             happened[problem.slug.replace("-", " ")] += 1
             happened["tombstone"] += problem.slug == "key-expired"
             kind = KIND_OF_PROBLEM[problem.slug]
-            return Answered(0.0, attempt, kind, problem.status, problem.slug.encode())
+            return ResponseSeen(0.0, attempt, kind, problem.status, problem.slug.encode())
         happened["released"] += 1
-        return Answered(0.0, attempt, "released", 503, b"")
+        return ResponseSeen(0.0, attempt, "released", 503, b"")
 
     def client(self, scope: str, key: str) -> Process:
         """Somebody who wants one thing done, and retries until told what became of it."""
@@ -645,7 +645,7 @@ class World:
 
     def live(self) -> World:
         """Let it all happen: first with faults, then healed until everything is settled."""
-        self._last: dict[tuple[str, str], Answered] = {}
+        self._last: dict[tuple[str, str], ResponseSeen] = {}
         names = [
             (f"tenant-{scope}", f"key-{key}")
             for key in range(self.weather.keys)
@@ -691,7 +691,7 @@ def _during(kind: type) -> str:
 class Run(NamedTuple):
     """Many histories and what became of them."""
 
-    report: Report
+    report: HistoryReport
     requests: int
     happened: Counter[str]
     failed: tuple[int, ...]

@@ -27,9 +27,9 @@ from lab.judge.invariants.records import (
     steps,
     written_once,
 )
-from lab.judge.trail import Evidence, Trail
+from lab.judge.key_history import Evidence, KeyHistory
 
-Judge = Callable[[Trail, Evidence, Findings], None]
+Judge = Callable[[KeyHistory, Evidence, Findings], None]
 
 JUDGES: Final[dict[str, Judge]] = {
     "S1": at_most_one_effect,
