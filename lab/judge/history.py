@@ -32,7 +32,10 @@ Kind = Literal["ok", "refused", "released", "unknown"]
   and `response-not-kept` (which say nothing of *this* attempt).
 """
 
-Action = Literal["complete", "release", "renew", "park", "step"]
+Action = Literal["complete", "release", "renew", "park", "step", "begin-step", "forget-step"]
+"""Of steps: `begin-step` marks one as begun, `step` writes its result, `forget-step` takes the mark
+back. A write that changes nothing, because the result is there already, is no event."""
+STEP_ACTIONS = frozenset({"step", "begin-step", "forget-step"})
 State = Literal["absent", "in_flight", "completed", "parked", "expired"]
 Where = Literal["database", "elsewhere"]
 
@@ -150,6 +153,16 @@ class Effect(NamedTuple):
     step: str | None = None
 
 
+class StepBegun(NamedTuple):
+    """A handler came to a step; what is recorded of it is read next."""
+
+    time: float
+    attempt: str
+    scope: str
+    key: str
+    step: str
+
+
 class Foreign(NamedTuple):
     """A step called somebody else's system, under the key derived for it."""
 
@@ -159,6 +172,26 @@ class Foreign(NamedTuple):
     key: str
     step: str
     derived_key: str
+
+
+class StepSkipped(NamedTuple):
+    """A step was not called, because its result is recorded: the handler went on with that."""
+
+    time: float
+    attempt: str
+    scope: str
+    key: str
+    step: str
+    result_digest: str | None = None
+    """As the `response_digest` of the `Wrote` that recorded it."""
+
+
+class StepsForgotten(NamedTuple):
+    """Steps of a key without a record went for their age: whoever comes now begins anew."""
+
+    time: float
+    scope: str
+    key: str
 
 
 class Settled(NamedTuple):
@@ -221,7 +254,10 @@ Event = (
     | Stored
     | Purged
     | Effect
+    | StepBegun
     | Foreign
+    | StepSkipped
+    | StepsForgotten
     | Settled
     | Restarted
     | Paused

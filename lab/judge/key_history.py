@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from lab.judge.contract import Promise
 from lab.judge.history import (
+    STEP_ACTIONS,
     ClaimGranted,
     Effect,
     Event,
@@ -20,13 +21,17 @@ from lab.judge.history import (
     Restarted,
     Sent,
     Settled,
+    StepBegun,
+    StepsForgotten,
+    StepSkipped,
     Stored,
     Surveyed,
     Wrote,
 )
 from lab.judge.responses import digest_of
 
-StoryEvent = ClaimGranted | Wrote | Stored | Purged | Settled | Effect
+StoryEvent = ClaimGranted | Wrote | Stored | Purged | Settled | Effect | StepsForgotten
+StepEvent = StepBegun | Foreign | StepSkipped
 
 FIRST_LIFE = range(1)
 
@@ -47,7 +52,8 @@ class KeyHistory:
     """All that happened to one key of one scope, in order; numbers are places in the history.
 
     A *life* of the key ends where its record is purged, or settled to run again, or (where expired
-    keys run) where it expires. What is promised is promised within one life.
+    keys run) where it expires, or (without a record) where its steps are forgotten for their age.
+    What is promised is promised within one life.
     """
 
     expires: float | None = None
@@ -70,7 +76,10 @@ class KeyHistory:
         self.story: list[tuple[int, StoryEvent]] = []
         """What the store did, and the effects."""
         self.effects: list[tuple[int, Effect]] = []
-        self.foreign: list[tuple[int, Foreign]] = []
+        self.steps: list[tuple[int, StepEvent]] = []
+        """What handlers did for their steps."""
+        self.steps_written = False
+        """Whether the story tells of writes to steps."""
         self.completions: list[int] = []
         """Where a completion was applied, or a completed record seen in the store."""
         self.bounds: list[int] = []
@@ -157,6 +166,7 @@ class KeyHistory:
         for place, event in self.story:
             if (
                 type(event) is Purged
+                or (type(event) is StepsForgotten and not self.issued)
                 or (type(event) is Settled and event.state == "absent")
                 or (run and type(event) is Stored and event.state == "expired")
             ):
@@ -255,17 +265,20 @@ def gather(history: Iterable[Event], promise: Promise) -> Evidence:
             key_history = key_histories[event.scope, event.key]
             key_history.story.append((place, event))
             evidence.store_seen = True
-            if event.action == "complete" and event.applied:
-                key_history.completions.append(place)
+            if event.action == "complete":
+                if event.applied:
+                    key_history.completions.append(place)
+            elif event.action in STEP_ACTIONS:
+                key_history.steps_written = True
         elif type(event) is ClaimGranted:
             key_histories[event.scope, event.key].story.append((place, event))
         elif type(event) is Effect:
             key_history = key_histories[event.scope, event.key]
             key_history.story.append((place, event))
             key_history.effects.append((place, event))
-        elif type(event) is Foreign:
-            key_histories[event.scope, event.key].foreign.append((place, event))
-        elif type(event) is Purged or type(event) is Settled:
+        elif type(event) is StepBegun or type(event) is Foreign or type(event) is StepSkipped:
+            key_histories[event.scope, event.key].steps.append((place, event))
+        elif type(event) is Purged or type(event) is Settled or type(event) is StepsForgotten:
             key_history = key_histories[event.scope, event.key]
             key_history.story.append((place, event))
             ended.add(key_history)

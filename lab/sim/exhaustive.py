@@ -35,7 +35,7 @@ from lab.judge.history import (
     Wrote,
 )
 from lab.judge.responses import digest_of
-from lab.sim.simulator import STATES
+from lab.sim.store_model import STATES
 from semel.core import commands as c
 from semel.core import engine
 from semel.core.keys import hash_key

@@ -108,7 +108,8 @@ def scopes_do_not_interfere(
     headers, and existence: no 409/422 that reveals B's key)".
 
     A successful body belongs to one key of one scope (`Promise.unique_bodies`); a 409 needs another
-    attempt of the same scope and key behind it (or, told as unknown, the attempt's own claim), a
+    attempt of the same scope and key behind it (or the attempt's own claim: told as unknown, or one
+    that it had given up on and that stands), a
     422 one with another fingerprint; and an attempt claims and acts under its own scope and key.
     """
     several = len(evidence.scopes) > 1
@@ -159,9 +160,25 @@ def _refusals_have_a_cause(
             for fingerprint, earliest in causes.items()
             if asked is None or fingerprint != asked
             for place, name in earliest
-        ):
+        ) and not (answer.status != KEY_REUSED and _holds_by_itself(key_history, attempt)):
             message = f"{answer.status}, though nothing of this scope and key can be the cause"
             findings.violated("S6", key_history, message, attempt.sent, answer)
+
+
+def _holds_by_itself(key_history: KeyHistory, attempt: AttemptTrace) -> bool:
+    """Say whether a claim that the attempt had given up on came late, and stands in its own way.
+
+    A transaction that was to be a claim can do that; it is rolled back, as nobody is behind it.
+    """
+    holds = False
+    for place, event in key_history.story:
+        if place > attempt.answered_at:
+            break
+        if type(event) is ClaimGranted:
+            holds = event.attempt == attempt.sent.attempt
+        elif type(event) is Stored and event.state != "in_flight":
+            holds = False
+    return holds
 
 
 def _possible_holders(
@@ -185,7 +202,7 @@ def _possible_holders(
                 found.append((attempt.sent.fingerprint, attempt.sent_at, attempt.sent.attempt))
     for asked, place, name in found:
         earliest = holders.setdefault(asked, [])
-        if len(earliest) < 2:
+        if len(earliest) < 2 and all(name != known for _, known in earliest):
             earliest.append((place, name))
     return holders
 
@@ -228,7 +245,11 @@ def another_request_is_not_the_same(
     findings.checked["S7"] += others
     bound = _judge_claims(key_history, evidence, findings)
     effects: list[dict[str | None, Effect]] = [
-        {_fingerprint(evidence, effect.attempt): effect for _, effect in life}
+        {
+            _fingerprint(evidence, effect.attempt): effect
+            for _, effect in life
+            if effect.step is None
+        }
         for life in key_history.effects_by_life()
     ]
     answered: dict[int, AttemptTrace] = {}

@@ -77,20 +77,19 @@ def _could_begin_again(
     if any(place < begun and key_history.life(place) == life for place in key_history.completions):
         return False
     again = evidence.attempts.get(second[1].attempt)
-    if again is not None and any(
-        attempt.answered_at < again.sent_at and key_history.life(attempt.answered_at) == life
-        for attempt, _ in key_history.oks
-    ):
+    answered = [  # by this life alone: one that overlaps its beginning may be of the one before
+        attempt.answered_at
+        for attempt, answer in key_history.oks
+        if [*key_history.lives_of_answer(attempt, answer)] == [life]
+    ]
+    if again is not None and any(place < again.sent_at for place in answered):
         return False
     in_order = evidence.promise.effects_in_order
     # Either may have begun first: a process that stood still may wake and act as the second.
     runs = [evidence.attempts.get(effect.attempt) for _, effect in (first, second)]
     since = min(0 if run is None else run.sent_at for run in runs)
     # Both had begun before the record was complete, so the cause is older than any kept answer.
-    until = min(
-        (a.answered_at for a, _ in key_history.oks if key_history.life(a.answered_at) == life),
-        default=second[0],
-    )
+    until = min(answered, default=second[0])
     if any(since < place < min(until, second[0]) for place in evidence.faults):
         return True
     # Without a fault the first run was over when the second began; or the second, which had begun
@@ -194,9 +193,11 @@ def _answers_stand(key_history: KeyHistory, evidence: Evidence, findings: Findin
     final = key_history.final.state if key_history.final is not None else "absent"
     lost = evidence.surveyed and final not in {"completed", "expired"}
     released: set[str] = set()
-    for _, event in key_history.story:
+    for place, event in key_history.story:
         if type(event) is Wrote and event.action == "release" and event.applied:
-            released.add(event.attempt)
+            known = evidence.attempts.get(event.attempt)
+            if known is not None and place < known.answered_at:  # later: a claim that came late
+                released.add(event.attempt)
         elif type(event) is ClaimGranted:  # anew: the answer to its first claim was lost
             released.discard(event.attempt)
     for attempt, answer in key_history.oks:

@@ -31,7 +31,7 @@ def honest_expiry(key_history: KeyHistory, evidence: Evidence, findings: Finding
         over = lives.over_when_sent(attempt, life)
         answer = attempt.answer
         kept = answer if answer is not None and answer.kind == "ok" else None
-        if sent.not_after is not None and sent.time > sent.not_after + lives.clock_error:
+        if sent.not_after is not None and sent.time > sent.not_after + lives.allowance:
             findings.checked["S9"] += 1
             # A claim alone clears up what a crash has left; it runs nothing.
             effects = [event for _, event in acted if type(event) is Effect]
@@ -79,7 +79,9 @@ class _Lives:
 
     def __init__(self, key_history: KeyHistory, evidence: Evidence) -> None:
         self.key_history = key_history
-        self.clock_error = evidence.promise.clock_error
+        self.allowance = evidence.promise.clock_error + evidence.promise.clock_jumps
+        """What is over when a request is sent, by the store's clock, may be valid when it arrives,
+        if that clock was set back meanwhile: see `Promise.clock_jumps`."""
         self.unique_bodies = evidence.promise.unique_bodies
         self.store_seen = evidence.store_seen
         self.acts: dict[str, list[tuple[int, ClaimGranted | Effect]]] = {}
@@ -110,7 +112,7 @@ class _Lives:
         if self.tombstones.get(life, attempt.sent_at) < attempt.sent_at:
             return True
         expiry = self.expiries.get(life)
-        return expiry is not None and attempt.sent.time > expiry + self.clock_error
+        return expiry is not None and attempt.sent.time > expiry + self.allowance
 
     def what_is_stale(
         self, attempt: AttemptTrace, answer: ResponseSeen, *, over: bool

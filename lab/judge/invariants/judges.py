@@ -24,9 +24,9 @@ from lab.judge.invariants.expiry import honest_expiry, once_for_ever
 from lab.judge.invariants.records import (
     fencing,
     nothing_stays_in_flight,
-    steps,
     written_once,
 )
+from lab.judge.invariants.steps import steps
 from lab.judge.key_history import Evidence, KeyHistory
 
 Judge = Callable[[KeyHistory, Evidence, Findings], None]

@@ -1,4 +1,4 @@
-"""Invariants about records: S4 written once, S5 fencing, S10 steps, L1 nothing stays in flight."""
+"""Invariants about records: S4 written once, S5 fencing, L1 nothing stays in flight."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Final
 from lab.judge.contract import Promise
 from lab.judge.findings import Findings
 from lab.judge.history import (
+    STEP_ACTIONS,
     ClaimGranted,
     Effect,
     FinalRecord,
-    Foreign,
     Purged,
     ResponseSeen,
     Settled,
@@ -18,6 +18,7 @@ from lab.judge.history import (
     Stored,
     Wrote,
 )
+from lab.judge.invariants.steps import steps_are_fenced
 from lab.judge.key_history import Evidence, KeyHistory, StoryEvent
 
 CHANGES: Final[frozenset[tuple[State, State]]] = frozenset(
@@ -155,6 +156,8 @@ def fencing(key_history: KeyHistory, evidence: Evidence, findings: Findings) -> 
     """S5: "tokens per key strictly increase; a write (complete, step, heartbeat, RELEASE/unlock,
     effect) under token k is applied only if k = current token and state=inflight".
 
+    Writes of steps are found here too, and reported as S10.
+
     Tokens increase across lives too: a stopped process may wake in a later one. Effects are fenced
     by the atomic guarantee only; there none follows a kept answer either. A claim is taken over, or
     parked by another, only after its lease has ended by the store's clock (judged where
@@ -162,6 +165,7 @@ def fencing(key_history: KeyHistory, evidence: Evidence, findings: Findings) -> 
     """
     fence = _Fence(evidence.promise.clock_error)
     atomic = evidence.promise.guarantee == "atomic"
+    unfenced_steps = evidence.promise.unfenced_steps
     for _, event in key_history.story:
         holder = fence.holder
         wrong = None
@@ -169,17 +173,25 @@ def fencing(key_history: KeyHistory, evidence: Evidence, findings: Findings) -> 
             findings.checked["S5"] += holder is not None
             wrong = fence.grant(event)
         elif type(event) is Wrote and event.applied:
+            if event.action in STEP_ACTIONS:
+                steps_are_fenced(key_history, evidence, findings, holder, event, fence.apply(event))
+                continue
             findings.checked["S5"] += 1
             wrong = fence.apply(event)
         elif type(event) is Effect:
             if fence.knows(event):
                 findings.checked["S5"] += 1
-                wrong = fence.commit(event, fenced=atomic and event.where == "database")
+                fenced = atomic and event.where == "database"
+                wrong = fence.commit(event, fenced=fenced, unfenced_steps=unfenced_steps)
         elif type(event) is Purged or type(event) is Settled:
             fence.closed = "by its end"
+            fence.absent = type(event) is Purged or (
+                type(event) is Settled and event.state == "absent"
+            )
         elif type(event) is Stored:
             if event.state == "absent":
                 fence.closed = fence.closed or "by its end"
+                fence.absent = True
             elif holder is not None and event.token < holder.token:
                 wrong = f"a record of token {event.token} was stored over that of {holder.token}"
         if wrong is not None:
@@ -214,6 +226,9 @@ class _Fence:
         self.holder: ClaimGranted | None = None
         self.closed: str | None = None
         """How the claim ended, if it has."""
+        self.absent = False
+        """Whether there is no record: then a step may be recorded under any token, because what the
+        far side has done is true whoever says so, and nobody runs meanwhile."""
         self._lease_until: float | None = None
         self._highest = 0
         self._granted: dict[int, str] = {}
@@ -238,6 +253,7 @@ class _Fence:
                 wrong = "a claim was taken over before its lease had ended"
         self.holder = claimed
         self.closed = None
+        self.absent = False
         self._lease_until = claimed.lease_until
         self._highest = max(self._highest, claimed.token)
         self._granted[claimed.token] = claimed.attempt
@@ -252,6 +268,7 @@ class _Fence:
             self._lease_until = wrote.lease_until
         if wrote.action in CLOSING:
             self.closed = f"by {wrote.action}"
+            self.absent = wrote.action == "release"
             if wrote.action != "park":
                 self._over.add(wrote.token)
         return wrong
@@ -260,7 +277,7 @@ class _Fence:
         """Say whether there is a token on either side to compare."""
         return self.holder is not None and effect.token is not None
 
-    def commit(self, effect: Effect, *, fenced: bool) -> str | None:
+    def commit(self, effect: Effect, *, fenced: bool, unfenced_steps: bool) -> str | None:
         """Say why the effect cannot, or (fenced) must not, have been made under its token.
 
         It may stand before or after its own completion: they are one commit.
@@ -272,13 +289,15 @@ class _Fence:
         if fenced:
             current = effect.token == self.holder.token and self.closed in {None, "by complete"}
             return None if current else "an effect was committed under a claim no longer held"
-        if effect.token in self._over:
+        if effect.token in self._over and not (unfenced_steps and effect.step is not None):
             return "an effect was made after its own run was over"
         return None
 
     def _why_refused(self, wrote: Wrote) -> str | None:
         if self.holder is None:
             return "without any claim"
+        if self.absent and wrote.action in STEP_ACTIONS:
+            return None
         if wrote.token != self.holder.token:
             return f"under token {wrote.token} while {self.holder.token} was current"
         if self.closed is not None:
@@ -292,59 +311,6 @@ class _Fence:
 
     def _lease_holds(self, time: float) -> bool:
         return self._lease_until is not None and time < self._lease_until - self._clock_error
-
-
-def steps(key_history: KeyHistory, evidence: Evidence, findings: Findings) -> None:
-    """S10: "output of step i is write-once; step i+1 starts only after i is committed; a derived
-    foreign key is a pure function of (scope,key,step-name), not of the attempt".
-
-    A recorded step is not called again by a run that was claimed after it was recorded. Two steps
-    never share a derived key.
-    """
-    recorded: dict[tuple[int, str], tuple[int, Wrote]] = {}
-    began: dict[str, int] = {}
-    for place, event in key_history.story:
-        if type(event) is ClaimGranted:
-            began[event.attempt] = place
-        elif type(event) is Wrote and event.action == "step" and event.applied:
-            findings.checked["S10"] += 1
-            name = (key_history.life(place), event.step or "")
-            earlier = recorded.setdefault(name, (place, event))
-            if earlier[0] != place:
-                message = f"step {event.step!r} was recorded twice"
-                findings.violated("S10", key_history, message, earlier[1], event)
-    last: dict[str, Foreign] = {}
-    for place, call in key_history.foreign:
-        findings.checked["S10"] += 1
-        life = key_history.life(place)
-        _judge_derived_key(key_history, evidence, call, findings)
-        done = recorded.get((life, call.step))
-        sent = evidence.attempts.get(call.attempt)
-        run = began.get(call.attempt, sent.sent_at if sent is not None else place)
-        if done is not None and done[0] < run:
-            message = f"step {call.step!r} was called again though it was recorded"
-            findings.violated("S10", key_history, message, done[1], call)
-        before = last.get(call.attempt)
-        if before is not None and before.step != call.step and evidence.store_seen:
-            known = recorded.get((life, before.step))
-            if known is None or known[0] > place:
-                message = f"step {call.step!r} began before step {before.step!r} was recorded"
-                findings.violated("S10", key_history, message, before, call)
-        last[call.attempt] = call
-
-
-def _judge_derived_key(
-    key_history: KeyHistory, evidence: Evidence, call: Foreign, findings: Findings
-) -> None:
-    name = (call.scope, call.key, call.step)
-    owner = evidence.derived.setdefault(call.derived_key, name)
-    if owner != name:
-        message = f"its derived key is also that of {'/'.join(owner)}"
-        findings.violated("S10", key_history, message, call)
-    first = evidence.derived_of.setdefault(name, call)
-    if first.derived_key != call.derived_key:
-        message = f"step {call.step!r} was called under two derived keys"
-        findings.violated("S10", key_history, message, first, call)
 
 
 def nothing_stays_in_flight(

@@ -72,6 +72,7 @@ class _Driver:
         "parked",
         "released",
         "runtime",
+        "stepped",
         "taken",
         "transaction",
     )
@@ -89,7 +90,9 @@ class _Driver:
         """Why the handler has given up on knowing what it did."""
         self.released = False
         """Whether the handler knows that it did nothing."""
-        self.keep = seconds.expires
+        self.stepped = False
+        """Whether the handler has taken a step."""
+        self.keep = seconds.keep_steps
         """Seconds that recorded steps outlive an operation that ended without a record."""
         self.outcome: Outcome | None = None
         """What `finish` returned: the operation is over."""
@@ -174,8 +177,10 @@ class AsyncDriver(_Driver):
 
     async def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""
-        if self.parked is not None or self.released:
-            answer = answer._replace(parked=self.parked, released=self.released)
+        if self.parked is not None or self.released or self.stepped:
+            answer = answer._replace(
+                parked=self.parked, released=self.released, stepped=self.stepped
+            )
         try:
             outcome = await self._drive(self._next(answer), frozenset())
         finally:
@@ -234,8 +239,10 @@ class ThreadDriver(_Driver):
 
     def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""
-        if self.parked is not None or self.released:
-            answer = answer._replace(parked=self.parked, released=self.released)
+        if self.parked is not None or self.released or self.stepped:
+            answer = answer._replace(
+                parked=self.parked, released=self.released, stepped=self.stepped
+            )
         try:
             outcome = self._drive(self._next(answer), frozenset())
         finally:
