@@ -214,12 +214,12 @@ def _answers_stand(key_history: KeyHistory, evidence: Evidence, findings: Findin
                 findings.violated("S2", key_history, message, answer)
         if promise.effect_per_success and 200 <= answer.status < 300:
             findings.checked["S2"] += 1
-            places = [place for life in lives if (place := effects[life]) is not None]
-            if not places:
+            stood = [at for life in lives if (at := effects[life]) is not None]
+            if not stood:
                 findings.violated(
                     "S2", key_history, "success was answered, but no effect stands", answer
                 )
-            elif min(places) > attempt.answered_at:
+            elif min(stood) > attempt.answered_at:
                 message = "success was answered before its effect was committed"
                 findings.violated("S2", key_history, message, answer)
         if evidence.surveyed and lives and lives[0] == last:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lab.sim.mutants import MUTANTS, hunt
+from lab.sim.mutants import MOST, MUTANTS, hunt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m lab.sim.mutants",
         description="Plant bugs in the engine and the store, and see that each is caught.",
     )
-    parser.add_argument("--most", type=int, default=3000, help="seeds to try for each")
+    parser.add_argument("--most", type=int, default=MOST, help="seeds to try for each")
     parser.add_argument("--only", help="the name of one of them")
     options = parser.parse_args(arguments)
     chosen = [mutant for mutant in MUTANTS if options.only in (None, mutant.name)]
