@@ -83,6 +83,7 @@ class _Operation:
         if isinstance(on_unknown, str) and on_unknown not in ("rerun", "park"):
             raise ValueError(f"on_unknown: give 'rerun', 'park' or a probe, not {on_unknown!r}")
         driver = self._driver
+        driver.stepped = True
         step = steps.Step(driver.key, self.token, name, on_unknown, driver.keep)
         return steps.run(step)
 

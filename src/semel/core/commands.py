@@ -271,6 +271,8 @@ class Answer(NamedTuple):
     """Why nobody can say what it did: park it."""
     released: bool = False
     """Nothing happened, it says: give the claim back, whatever the policy keeps."""
+    stepped: bool = False
+    """It took steps: rolling its writes back does not undo what they did elsewhere."""
 
 
 class StoreError(Exception):
