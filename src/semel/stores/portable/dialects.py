@@ -138,7 +138,7 @@ SQLITE: Final = Dialect(
     types={
         **_PLAIN,
         # Without AUTOINCREMENT the number of a deleted row is given out again.
-        ColumnType.SERIAL: "integer primary key autoincrement",
+        ColumnType.SERIAL: "integer not null primary key autoincrement",
         **dict.fromkeys((ColumnType.KEY, ColumnType.SHORT_BYTES, ColumnType.BYTES), "blob"),
     },
     now="((julianday('now') - 2440587.5) * 86400.0)",

@@ -148,7 +148,8 @@ class PortableSchema:
         """
         self._refuse_others(connection)
         self._stamped(connection)
-        return [one.name for table in (RECORD, STEP) for one in self._lacking(connection, table)]
+        needed = [table for table in TABLES if table is not STAMP]
+        return [one.name for table in needed for one in self._lacking(connection, table)]
 
     def migrate(self, connection: SQLConnection) -> None:
         """Make what is missing, in the order of the migrations' numbers.
@@ -186,8 +187,8 @@ class PortableSchema:
             raise StoreSetupError(
                 "PostgreSQLStore or SQLiteStore has its tables in this database (semel_migration is"
                 " one), and a key claimed through one kind of store is not seen by another. Use"
-                " that store here (open_store(url)), or give this one a database or schema of its"
-                " own"
+                " that store here (open_store(url)), or give this one a database of its own, or on"
+                " PostgreSQL a schema and a search_path of that alone"
             )
 
     def _stamped(self, connection: SQLConnection) -> int | None:

@@ -53,14 +53,10 @@ class PortableStatement:
 
     def bind(self, values: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
         """Return the statement and its parameters in their order."""
-        if self._lists:
-            return self._written(
-                {
-                    name: values[name] if name in self._lists else (values[name],)
-                    for name in self._names
-                }
-            )
-        return self._sql, tuple([values[name] for name in self._names])
+        if not self._lists:
+            return self._sql, tuple([values[name] for name in self._names])
+        lists = self._lists
+        return self._written({n: values[n] if n in lists else (values[n],) for n in self._names})
 
     def _written(self, values: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
         bound: list[Any] = []
