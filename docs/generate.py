@@ -1,8 +1,8 @@
 """Writes the pages that follow from the code: `python docs/generate.py`. A test checks them.
 
-Problem pages from `semel.core.problems`, the policy page from `Policy`'s own docstrings, the
-picture of the states from `semel.core.record.TRANSITIONS`, the README's table of probes, the
-comparison with other libraries from `bench/peers/results.json`.
+Problem pages from `semel.core.problems` and `semel.uploads.problems`, the policy page from
+`Policy`'s own docstrings, the picture of the states from `semel.core.record.TRANSITIONS`, the
+README's table of probes, the comparison with other libraries from `bench/peers/results.json`.
 """
 
 from __future__ import annotations
@@ -10,150 +10,41 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import json
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from docs import peers_page, uploads_advice  # noqa: E402
+from docs import peers_page  # noqa: E402
 from docs.probes_table import table  # noqa: E402
 from semel.core import policy, problems, record  # noqa: E402
 from semel.uploads import problems as uploads  # noqa: E402
 
 CATALOGUE = (*problems.CATALOGUE, *uploads.CATALOGUE)
 
-# slug: was anything done, what the client does, what the operator does
-ADVICE = {
-    "key-missing": (
-        "No.",
-        "Draw a key for the operation, a UUID for example, keep it with the request, and send it"
-        " with every retry. Draw it once, outside the retry loop.",
-        "The route has `Policy(required=True)`, or its handler takes the operation.",
-    ),
-    "key-invalid": (
-        "No.",
-        "Send 1 to 255 visible ASCII characters, bare or as one quoted string, in one header.",
-        "A proxy that joins repeated headers with a comma can cause it; the detail says which rule"
-        " was broken.",
-    ),
-    "key-reused": (
-        "Not by this request. The first one with the key is untouched.",
-        "To get the first answer, send exactly the first request. For another operation draw"
-        " another key: whenever anything in the request changes.",
-        "A client that serialises JSON anew for each attempt runs into this:"
-        ' `Policy(fingerprint="json")` forgives it.',
-    ),
-    "key-expired": (
-        "Not by this request. The first one may well have been.",
-        "Look up what became of the operation where the service shows it. Do not simply draw a new"
-        " key: that is how things happen twice.",
-        "The answer is kept for `expires`, the key is refused for `tombstone` after that. Choose"
-        ' them longer than your clients retry; `after_expiry="run"` lets keys be used again.',
-    ),
-    "in-flight": (
-        "Not by this request. The first one is still running.",
-        "Wait as long as `Retry-After` says and send the same request with the same key.",
-        "After a crash this lasts until the lease ends (30 s unless the policy says otherwise).",
-    ),
-    "outcome-unknown": (
-        "Nobody knows. The first request was cut off, and the route promises at most once.",
-        "Do not retry. Give the reference to the people who run the service.",
-        "The key is parked. Find out what became of the operation (the reference is the start of"
-        " the record's key), and settle it.",
-    ),
-    "outcome-unrecorded": (
-        "Perhaps: the request was worked on, and its outcome could not be written down.",
-        "Send it again with the same key, and only with that key.",
-        "The store failed between the handler and the record. Under at least once the retry may"
-        " run it again; under at most once it will be parked.",
-    ),
-    "response-not-kept": (
-        "Yes, by the first request.",
-        "Read the result where the service shows it. A retry does not help and does no harm.",
-        "The answer was larger than `max_response_body`, or a stream that broke off.",
-    ),
-    "request-too-large": (
-        "No.",
-        "Send less, or ask for another way to upload.",
-        "`max_request_body` is the limit for requests with a key; the body is read whole before"
-        " the claim.",
-    ),
-    "body-timeout": (
-        "No.",
-        "Send the request again with the same key.",
-        "`body_timeout` and `min_body_rate` say how slow an upload may be.",
-    ),
-    "store-unavailable": (
-        "No. Without its records the service cannot tell a retry from a new request.",
-        "Wait as long as `Retry-After` says and send the same request with the same key.",
-        "The database is down, full, read-only or locked; the log says which. Semel fails closed:"
-        ' `on_store_error="run"` would let requests through without protection.',
-    ),
-    "handler-failed": (
-        "Perhaps in part. The handler raised, and the route promises at most once.",
-        "Do not retry. Look up what became of the operation.",
-        "The exception is in the log. The failure is the operation's answer from now on.",
-    ),
-    "connection-not-taken": (
-        "Perhaps, outside the key's transaction. The answer was withheld and nothing is kept.",
-        "Report it.",
-        'The route declares `guarantee="atomic"`, and its handler answered without'
-        " `op.connection()`: take it, or drop the declaration.",
-    ),
-    "keys-not-issued": (
-        "No keys were issued.",
-        'Send `{"count": 50}`, a whole number from 1 to 1000, with `"route": "POST /charges"` where'
-        " the keys are to be good for that only.",
-        "`Issuer(path=…)` says where keys are handed out.",
-    ),
-    "precondition-failed": (
-        "Not by this request.",
-        "Read the resource again and decide anew; send what follows from it as a new request, with"
-        " a new key. A retry under the same key gets this answer again. If it may have been your"
-        " own first attempt that changed the resource, its answer was lost, and no key was sent to"
-        " tell: compare before you overwrite.",
-        "Whoever was faster has won. Clients that retry conditional writes without a key get this"
-        " for their own success: let them send a key.",
-    ),
-    "precondition-required": (
-        "No.",
-        "GET the resource, and send the request again with `If-Match` and its `ETag`, or with"
-        " `If-None-Match: *` to create it. The same key may be used.",
-        "The route has `require_match=True`: it protects against lost updates (RFC 6585).",
-    ),
-    "precondition-invalid": (
-        "No.",
-        "Send `If-Match` or `If-None-Match` as `*`, or as tags in double quotes, as they came in"
-        " `ETag`. The detail says which of the two could not be read.",
-        "Nothing is written under a condition that cannot be read.",
-    ),
-    "upstream-unavailable": (
-        "Not by this request. No connection could be had, so not a byte of it was sent.",
-        "Wait as long as `Retry-After` says and send the same request with the same key.",
-        "The service behind the gateway is down, its name cannot be resolved, its certificate is"
-        " not accepted, or all of `[upstream] connections` are in use; the gateway's log says"
-        " which.",
-    ),
-    "upstream-failed": (
-        "Perhaps: the request was sent, and no whole answer came back.",
-        "With a key, send the same request with the same key. Without one, look up what became of"
-        " it before you send it again.",
-        "The service behind the gateway died or closed the connection. A request with a key gets"
-        " this only where the route does not promise at most once; there it is parked.",
-    ),
-    "upstream-timeout": (
-        "Perhaps: the request was sent, and no answer came in time.",
-        "With a key, send the same request with the same key. Without one, look up what became of"
-        " it before you send it again.",
-        "`[upstream] timeout` is how long the service may be silent. A request with a key gets this"
-        " only where the route does not promise at most once; there it is parked.",
-    ),
-}
+ADVICE = re.compile(r"Done: (.+)\nClient: (.+)\nOperator: (.+)\n", re.DOTALL)
 
-ADVICE |= uploads_advice.ADVICE
+
+def advice(module: ModuleType) -> dict[str, tuple[str, ...]]:
+    """Return what the string under each problem of a module advises.
+
+    By slug: whether anything was done, what the client does, what the operator does.
+    """
+    found = {}
+    for statement, following in itertools.pairwise(ast.parse(inspect.getsource(module)).body):
+        match statement, following:
+            case ast.Assign([ast.Name(name)]), ast.Expr(ast.Constant(str(text))):
+                advised = ADVICE.fullmatch(text)
+                if advised is not None:
+                    parts = (part.replace("\n", " ") for part in advised.groups())
+                    found[getattr(module, name).slug] = tuple(parts)
+    return found
 
 
 REFERENCE = "9f1c02d4a7be"
@@ -175,8 +66,8 @@ EXAMPLES = {
 """Problems whose detail or members depend on the case."""
 
 
-def problem_page(problem: problems.Problem) -> str:
-    done, client, operator = ADVICE[problem.slug]
+def problem_page(problem: problems.Problem, advised: tuple[str, ...]) -> str:
+    done, client, operator = advised
     shown = EXAMPLES.get(problem.slug, problem)
     body = json.dumps(json.loads(shown.body()), indent=2, ensure_ascii=False)
     retry = f"Retry-After: {shown.retry_after}\n" if shown.retry_after is not None else ""
@@ -188,7 +79,7 @@ def problem_page(problem: problems.Problem) -> str:
 
 **As the client:** {client}
 
-**As the one who runs the service:** {operator}
+**As the operator of the service:** {operator}
 
 ```
 HTTP/1.1 {problem.status}
@@ -199,9 +90,9 @@ Content-Type: application/problem+json
 """
 
 
-def problem_index() -> str:
+def problem_index(advised: dict[str, tuple[str, ...]]) -> str:
     rows = [
-        f"| [{p.slug}]({p.slug}.md) | {p.status} | {p.title} | {ADVICE[p.slug][0].split('.')[0]} |"
+        f"| [{p.slug}]({p.slug}.md) | {p.status} | {p.title} | {advised[p.slug][0].split('.')[0]} |"
         for p in CATALOGUE
     ]
     return "\n".join(
@@ -311,8 +202,9 @@ def readme() -> str:
 
 def pages() -> dict[Path, str]:
     """Return every generated file and what is to stand in it."""
-    made = {DOCS / "problems" / f"{p.slug}.md": problem_page(p) for p in CATALOGUE}
-    made[DOCS / "problems" / "index.md"] = problem_index()
+    advised = advice(problems) | advice(uploads)
+    made = {DOCS / "problems" / f"{p.slug}.md": problem_page(p, advised[p.slug]) for p in CATALOGUE}
+    made[DOCS / "problems" / "index.md"] = problem_index(advised)
     made[DOCS / "policies.md"] = policy_page()
     made[DOCS / "peers.md"] = peers_page.page()
     made[DOCS / "states.svg"] = states_picture()

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semel.checker import CannotRun, Effects, Limits, Report, Target, examine
+from semel.checker import CannotRun, CheckLimits, Effects, Report, Target, examine
 from semel.testing.servers import Valkey, free_port
 
 HERE = Path(__file__).parent
@@ -129,7 +129,9 @@ def run(subject: Subject, redis: str) -> Report:
         words = ["env", "-C", str(ROOT), f"PYTHONPATH={path}"]
         words += [f"{name}={value}" for name, value in environment.items()]
         words += [python(subject), "-m", *server.split()]
-        return examine(target(port, subject), command=shlex.join(words), limits=Limits(2000, 900))
+        return examine(
+            target(port, subject), command=shlex.join(words), limits=CheckLimits(2000, 900)
+        )
 
 
 def target(port: int, subject: Subject) -> Target:

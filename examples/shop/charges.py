@@ -1,4 +1,4 @@
-"""Charges, for programs: whoever calls draws the key. `semel demo` storms these."""
+"""Charges, for programs: the caller generates the key. `semel demo` storms these."""
 
 from __future__ import annotations
 

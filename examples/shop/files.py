@@ -15,7 +15,7 @@ from fastapi import APIRouter, HTTPException
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
-from semel.uploads import DiskStorage, Limits, Uploads
+from semel.uploads import DiskStorage, UploadLimits, Uploads
 from semel.web.fastapi import AsyncOp
 from shop.customers import Customer, customer_of
 from shop.database import DATABASE
@@ -26,7 +26,7 @@ FOLDER = Path(os.environ.get("SHOP_FILES", "shop-files")).absolute()
 uploads = Uploads(
     DiskStorage(FOLDER / "stored"),
     FOLDER / "unfinished",
-    limits=Limits(max_size=64 * 1024**2, caller_uploads=20),
+    limits=UploadLimits(max_size=64 * 1024**2, caller_uploads=20),
     scope=lambda request: customer_of(request.header("cookie")),
 )
 

@@ -66,9 +66,9 @@ def framed(request: Request, customer: str, main: str, *scripts: str) -> HTMLRes
             state="Semel is on" if PROTECTED else "Semel is off",
             path=path,
             network="off" if bad else "on",
-            network_state="Bad network: every second answer is lost" if bad else "Good network",
+            network_state="Bad network: every second response is lost" if bad else "Good network",
             other_network="good" if bad else network.BAD,
-            switch="Mend it" if bad else "Make it bad",
+            switch="Restore" if bad else "Simulate a bad network",
             links="\n".join(
                 f'<a href="{at}"{" aria-current=page" if at == path else ""}>{name}</a>'
                 for at, name in USES.items()
@@ -146,7 +146,7 @@ def badge(kind: str, text: str) -> str:
 def _line(line: dict[str, Any]) -> str:
     marks = badge("warm", "replayed") if line["replayed"] else ""
     if line["lost"]:
-        marks += badge("bad", "answer lost")
+        marks += badge("bad", "response lost")
     key = f"<br><code>key {escape(_short(line['key']))}</code>" if line["key"] else ""
     what = f"{line['method']} {escape(_short(line['path']))}{key}"
     return (

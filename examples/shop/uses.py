@@ -18,8 +18,8 @@ from shop.protection import PROTECTED, issuer
 
 router = APIRouter(include_in_schema=False)
 LOST_ON_A_PLAIN_FORM = (
-    "Make the network bad: the answer is lost. Chromium sends a plain form again by itself, look at"
-    " the wire; where the browser shows an error, go back and press again."
+    "Simulate a bad network: the response is lost. Chromium sends a plain form again by itself,"
+    " look at the wire; where the browser shows an error, go back and press again."
 )
 KEYS = 5
 """That a page brings along; `semel.js` fetches more."""
@@ -50,7 +50,7 @@ def payments(request: Request, books: Read, made: int | None = None) -> HTMLResp
         ideas=(
             "Press twice. Pay, go back, and pay again without a change: one payment.",
             "Go back, change the amount, and pay: another payment, on purpose.",
-            "Make the network bad and pay: the answer is lost, <code>semel.js</code> asks again.",
+            "Simulate a bad network and pay: the response is lost, <code>semel.js</code> retries.",
             "Send the last one again with a change: refused (422), for the key is taken.",
         ),
         note=f"Payment {made} is made." if made else "",
@@ -70,7 +70,7 @@ def orders(request: Request, books: Read) -> HTMLResponse:
     customer = page.visitor(request)
     main = page.use(
         heading="Orders: the same number is the same order",
-        same="The page draws the order’s number and PUTs the order there, so there is one under"
+        same="The page generates the order’s number and PUTs the order there, so there is one under"
         " that number, however often it is sent. <code>If-None-Match: *</code> only creates,"
         " <code>If-Match</code> only changes what you have seen.",
         form=_ORDERS.substitute(number=draw_number()),
@@ -78,7 +78,7 @@ def orders(request: Request, books: Read) -> HTMLResponse:
             "Press twice: one is created (201), the other told that it is there (412).",
             "Change the quantity, then “Change it”: 200, if nobody else has changed it.",
             "Delete it, twice: 204 both times. Order again: it is a new one, under its number.",
-            "Make the network bad: a retry of your own order gets its 201, not 412.",
+            "Simulate a bad network: a retry of your own order gets its 201, not 412.",
         ),
         note="",
         happened=("Orders there", books.count_of(customer, "orders")),
@@ -148,11 +148,11 @@ def sign_up(request: Request, books: Read, made: int | None = None) -> HTMLRespo
     main = page.use(
         heading="Sign-up: the same e-mail is the same account",
         same="The e-mail is the key, in whatever case it is written, so a second sign-up with it is"
-        " the first one and gets its answer. Somebody else’s sign-up with your e-mail is refused,"
+        " the first one and gets its response. Somebody else’s sign-up with your e-mail is refused,"
         " today and for ever: it is unique in the table.",
         form=_SIGN_UP,
         ideas=(
-            "Sign up twice, the second time with another name: the first answer, replayed.",
+            "Sign up twice, the second time with another name: the first response, replayed.",
             "Sign up from a private window with the same e-mail: 409, it is taken.",
             LOST_ON_A_PLAIN_FORM,
         ),
@@ -178,7 +178,7 @@ def uploads(request: Request, books: Read) -> HTMLResponse:
         ideas=(
             "Upload a file twice, or a copy under another name: one row, and one file on disk.",
             "Cut the connection in the middle of a large file, and upload it again: it goes on.",
-            "Make the network bad: after a lost answer the page asks how far it came.",
+            "Simulate a bad network: after a lost response the page asks how far it came.",
         ),
         note="",
         happened=("Files stored", books.count_of(customer, "files")),
@@ -210,7 +210,7 @@ def start(request: Request, books: Read) -> HTMLResponse:
     main = _START.substitute(
         explanation=(
             "Send anything again with the same key: it happens once, and the repeat gets the first"
-            " answer."
+            " response."
             if PROTECTED
             else "Nobody looks at the key: whatever is sent again happens again."
         ),

@@ -17,7 +17,7 @@ import inspect
 import json
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from semel import codecs
 from semel.codecs import Codec
@@ -27,7 +27,17 @@ from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay
 from semel.core.fingerprint import CUSTOM
 from semel.core.keys import hash_key
 from semel.core.policy import Policy
-from semel.core.problems import HANDLER_FAILED, STORE_UNAVAILABLE, Problem
+from semel.core.problems import (
+    HANDLER_FAILED,
+    IN_FLIGHT,
+    KEY_EXPIRED,
+    KEY_REUSED,
+    OUTCOME_UNKNOWN,
+    OUTCOME_UNRECORDED,
+    RESPONSE_NOT_KEPT,
+    STORE_UNAVAILABLE,
+    Problem,
+)
 from semel.core.record import Response
 from semel.idempotency import Driver, Idempotency, Known
 from semel.operation import current
@@ -40,6 +50,9 @@ Key = str | Sequence[str] | Callable[..., str]
 
 class CallRefused(Exception):
     """The call was not run, or what came of it cannot be told; `problem` says which and why."""
+
+    problems: ClassVar[tuple[Problem, ...]] = ()
+    """The problems that this class stands for; those of no class raise `CallRefused` itself."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(f"{problem.title}: {problem.detail}")
@@ -54,41 +67,51 @@ class CallRefused(Exception):
 class InFlight(CallRefused):
     """Another call under this key is running. Call again later: negative-acknowledge a message."""
 
+    problems = (IN_FLIGHT,)
+
 
 class KeyReused(CallRefused):
     """The key was used with other arguments. A bug of the caller: dead-letter a message."""
+
+    problems = (KEY_REUSED,)
 
 
 class KeyExpired(CallRefused):
     """The result is no longer kept. It was done: acknowledge a message."""
 
+    problems = (KEY_EXPIRED,)
+
 
 class ResultNotKept(CallRefused):
     """It was done, but its result was too large to keep. Acknowledge a message."""
+
+    problems = (RESPONSE_NOT_KEPT,)
 
 
 class CallParked(CallRefused):
     """Nobody knows what became of the first call. It waits to be settled: dead-letter a message."""
 
+    problems = (OUTCOME_UNKNOWN,)
+
 
 class CallFailed(CallRefused):
     """The first call failed, and at most once is the rule. Dead-letter a message."""
+
+    problems = (HANDLER_FAILED,)
 
 
 class StoreDown(CallRefused):
     """The store cannot be asked, or what ran could not be recorded. Call again later."""
 
+    problems = (STORE_UNAVAILABLE, OUTCOME_UNRECORDED)
 
-_BY_SLUG: Final[dict[str, type[CallRefused]]] = {
-    "in-flight": InFlight,
-    "key-reused": KeyReused,
-    "key-expired": KeyExpired,
-    "response-not-kept": ResultNotKept,
-    "outcome-unknown": CallParked,
-    "handler-failed": CallFailed,
-    "store-unavailable": StoreDown,
-    "outcome-unrecorded": StoreDown,
-}
+
+def _refusal(problem: Problem) -> CallRefused:
+    """Return the exception that stands for a problem."""
+    for kind in CallRefused.__subclasses__():
+        if any(problem.slug == one.slug for one in kind.problems):
+            return kind(problem)
+    return CallRefused(problem)
 
 
 def idempotent(
@@ -244,17 +267,13 @@ class _Calls:
                 raise CallFailed(HANDLER_FAILED)
             return self._codec.decode(outcome.response.body or b"")
         assert isinstance(outcome, Refuse)
-        raise self._refused(outcome)
-
-    @staticmethod
-    def _refused(outcome: Refuse) -> CallRefused:
-        return _BY_SLUG.get(outcome.problem.slug, CallRefused)(outcome.problem)
+        raise _refusal(outcome.problem)
 
     def _failed(self, outcome: Outcome, error: BaseException) -> None:
         """Raise what the caller is told of a function that raised, where that is not its error."""
         instead = failures.told_caller(outcome, error)
         if instead is not None:
-            raise self._refused(instead) from error
+            raise _refusal(instead.problem) from error
 
     # --- the two ways to run it ---------------------------------------------------------------
 

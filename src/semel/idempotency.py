@@ -1,4 +1,4 @@
-"""One object a service: its store, its policies, and what runs in the background."""
+"""`Idempotency`: one object for a service, with its store, its policies and its background work."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from semel.runtime.drivers import AsyncDriver, Runtime, ThreadDriver
 from semel.runtime.outcomes import Outcomes
 from semel.stores import open_store
 from semel.stores.base import Store, StoreSetupError
+
+__all__ = ["Idempotency", "Scope"]
 
 log = logging.getLogger("semel")
 

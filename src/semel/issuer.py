@@ -1,4 +1,4 @@
-"""Issues keys: signs them, hands them out, and checks those that come back."""
+"""The issuer of keys: signs them, hands them out, and checks those that come back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
-from semel.core.issued import NONCE_LENGTH, SHORTEST_SECRET, Form, is_issued, seal, unseal
+from semel.core.issued import NONCE_LENGTH, SHORTEST_SECRET, KeyFormat, is_issued, seal, unseal
+
+__all__ = ["Issued", "Issuer"]
 
 MOST: Final = 1000
 """Keys that are issued at a time."""
@@ -76,7 +78,7 @@ class Issuer:
             raise ValueError(f"path: give a path such as /idempotency-keys, not {path!r}")
         self.lifetime = lifetime
         self.path = path
-        self._form = Form(prefix, readable)
+        self._form = KeyFormat(prefix, readable)
         self._clock = clock
         self._random = random
         self._current = max(self._secrets) if signs_with is None else signs_with

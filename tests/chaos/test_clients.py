@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from lab.chaos.clients import POINTS, storm
-from semel.client import Journal, kept
-from semel.client.kept import Kept
+from semel.client import Journal, stored_request
+from semel.client.stored_request import StoredRequest
 
 pytestmark = pytest.mark.chaos
 
@@ -53,15 +53,15 @@ def test_a_journal_that_lets_go_too_early_is_found_out(monkeypatch: pytest.Monke
 def test_a_journal_that_resumes_under_another_key_is_found_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    decode = kept.decode
+    decode = stored_request.decode
 
-    def changed(data: bytes) -> Kept:
+    def changed(data: bytes) -> StoredRequest:
         one = decode(data)
         key = one.key + "-again"
         headers = [h for h in one.headers if h[0].lower() != "idempotency-key"]
         return one._replace(key=key, headers=(*headers, ("Idempotency-Key", key)))
 
-    monkeypatch.setattr(kept, "decode", changed)
+    monkeypatch.setattr(stored_request, "decode", changed)
     verdict = storm(4, seed=5, point="client_answered")
     assert any("sent under" in fault for fault in verdict.faults)
     assert any("2 effects" in fault for fault in verdict.faults)

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.engine import Connection
 
 from lab.chaos.databases import DATABASE
-from lab.chaos.databases_sqlalchemy import bed_on
+from lab.chaos.databases_sqlalchemy import database_on
 from lab.chaos.kills import storm, zombies
 from lab.judge.findings import summary
 from semel.core.commands import Complete
@@ -28,7 +28,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[MariaDB | PostgreSQL]:
 def test_atomic_survives_kills_at_every_failpoint_and_at_any_time(
     server: MariaDB | PostgreSQL,
 ) -> None:
-    report, killed = storm("atomic", 60, seed=1, bed=bed_on(server))
+    report, killed = storm("atomic", 60, seed=1, database=database_on(server))
     print(summary(report), killed)
     report.require("S1", "S2", "S3", "S8", "L1")
     assert not report.admitted
@@ -37,19 +37,21 @@ def test_atomic_survives_kills_at_every_failpoint_and_at_any_time(
 
 @pytest.mark.parametrize("point", ["before_commit", "after_commit", "in_migration"])
 def test_a_failpoint_is_reached_and_kills(server: MariaDB | PostgreSQL, point: str) -> None:
-    report, killed = storm("atomic", 2, seed=7, point=point, bed=bed_on(server))
+    report, killed = storm("atomic", 2, seed=7, point=point, database=database_on(server))
     assert killed[point] >= 2
     report.require("S1", "S2")
 
 
 def test_at_least_once_is_shown_to_double(server: MariaDB | PostgreSQL) -> None:
-    report, _ = storm("at-least-once", 12, seed=3, point="before_complete", bed=bed_on(server))
+    report, _ = storm(
+        "at-least-once", 12, seed=3, point="before_complete", database=database_on(server)
+    )
     report.require("S2", "S3")
     assert report.admitted, "the documented weakness did not show: the docs or the rig are wrong"
 
 
 def test_zombies_are_fenced(server: MariaDB | PostgreSQL) -> None:
-    report = zombies("atomic", 8, bed=bed_on(server))
+    report = zombies("atomic", 8, database=database_on(server))
     report.require("S1", "S2", "S3")
 
 
@@ -66,5 +68,5 @@ def test_without_the_fence_zombies_are_caught_doubling(
     server: MariaDB | PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SQLAlchemyCommands, "complete", unfenced)
-    report = zombies("atomic", 8, bed=bed_on(server))
+    report = zombies("atomic", 8, database=database_on(server))
     assert any(violation.invariant == "S1" for violation in report.violations)

@@ -25,10 +25,10 @@ from semel.checker.cases import (
     replays,
     requests,
 )
-from semel.checker.exchange import Answer, Count, Pause, Together
+from semel.checker.exchange import Count, Pause, Together, WireResponse
 from semel.checker.scene import Scene
 from semel.checker.target import Effects, Target
-from semel.checker.verdict import NotRun, Outcome, Verdict
+from semel.checker.verdict import CaseVerdict, NotRun, Outcome
 
 TARGET = Target(
     "http://127.0.0.1/charges",
@@ -41,7 +41,7 @@ TARGET = Target(
     patience=1.0,
     together=3,
 )
-CREATED = Answer(201, (("Location", "/charges/1"), ("X-Id", "1")), b"{}", seconds=0.1)
+CREATED = WireResponse(201, (("Location", "/charges/1"), ("X-Id", "1")), b"{}", seconds=0.1)
 NUMBERS = count()
 
 
@@ -52,8 +52,11 @@ def scene(target: Target = TARGET) -> Scene:
 
 
 def decide(
-    case: Case, *answers: Answer, effects: Iterator[int] | None = None, target: Target = TARGET
-) -> Verdict:
+    case: Case,
+    *answers: WireResponse,
+    effects: Iterator[int] | None = None,
+    target: Target = TARGET,
+) -> CaseVerdict:
     """Run a case on these answers; the last one is repeated. `effects`: what each count says."""
     given = iter(answers)
     last = answers[-1]
@@ -72,12 +75,12 @@ def decide(
             else:
                 result = next(given, last)
     except StopIteration as stop:
-        assert isinstance(stop.value, Verdict)
+        assert isinstance(stop.value, CaseVerdict)
         return stop.value
 
 
-def says(status: int, *headers: tuple[str, str], body: bytes = b"no") -> Answer:
-    return Answer(status, headers, body, seconds=0.1)
+def says(status: int, *headers: tuple[str, str], body: bytes = b"no") -> WireResponse:
+    return WireResponse(status, headers, body, seconds=0.1)
 
 
 ONE = (0, 1)
@@ -87,7 +90,7 @@ ALLOWED = {
         [CREATED, says(409, ("Retry-After", "1")), says(409, ("Retry-After", "1")), CREATED],
         None,
     ),
-    "waiting for the first one's answer": (conflicts.concurrent_answers, [CREATED], None),
+    "waiting for the first one's response": (conflicts.concurrent_answers, [CREATED], None),
     "422 for another body, as the draft says": (requests.other_body, [CREATED, says(422)], ONE),
     "400 for another body, as Stripe does": (requests.other_body, [CREATED, says(400)], ONE),
     "the same JSON replayed": (requests.same_json, [CREATED], ONE),
@@ -163,14 +166,14 @@ def test_where_effects_are_not_counted_differing_answers_tell_of_two_runs() -> N
 
 
 def test_a_retry_that_is_refused_for_ever_is_a_fault() -> None:
-    verdict = decide(network.lost_answer, CREATED, Answer(0), says(409), effects=iter((0, 1)))
+    verdict = decide(network.lost_answer, CREATED, WireResponse(0), says(409), effects=iter((0, 1)))
     assert verdict.outcome is Outcome.FAULT
     assert "it never ends" in verdict.said
 
 
 def test_an_api_that_lets_retries_wait_for_long_is_asked_again() -> None:
     slow = replace(says(423), seconds=10.0)
-    answers = [CREATED, Answer(0), slow, slow, CREATED]
+    answers = [CREATED, WireResponse(0), slow, slow, CREATED]
     verdict = decide(network.lost_answer, *answers, effects=cycle((0, 1)))
     assert verdict.outcome is Outcome.PASSED, verdict
 
@@ -181,7 +184,7 @@ def test_a_case_whose_first_request_fails_says_nothing() -> None:
 
 
 STRANGE = st.builds(
-    Answer,
+    WireResponse,
     st.sampled_from([0, 200, 201, 204, 304, 400, 401, 409, 422, 423, 500, 503, 599]),
     st.lists(
         st.tuples(
@@ -206,7 +209,7 @@ STRANGE = st.builds(
 @settings(max_examples=20, deadline=None)
 @given(st.lists(STRANGE, min_size=1, max_size=8), st.lists(st.integers(0, 3), min_size=1))
 def test_whatever_a_server_says_there_is_a_verdict(
-    case: Case, answers: list[Answer], effects: list[int]
+    case: Case, answers: list[WireResponse], effects: list[int]
 ) -> None:
     needing = replace(TARGET, keys_path="/keys", other_method="PATCH", no_auth=True, kills=2)
     with contextlib.suppress(NotRun):
@@ -217,7 +220,7 @@ def test_whatever_a_server_says_there_is_a_verdict(
 def test_no_answers_at_all_pass_no_case(case: Case) -> None:
     needing = replace(TARGET, keys_path="/keys", other_method="PATCH", no_auth=True, kills=2)
     try:
-        verdict = decide(case, Answer(0, failure="reset"), effects=repeat(0), target=needing)
+        verdict = decide(case, WireResponse(0, failure="reset"), effects=repeat(0), target=needing)
     except NotRun:
         return
     assert verdict.outcome is not Outcome.PASSED, verdict

@@ -13,10 +13,10 @@ import pytest
 
 from semel.checker import Report, Target
 from semel.checker.cases import CASES
-from semel.checker.exchange import Answer, Request
+from semel.checker.exchange import WireRequest, WireResponse
 from semel.checker.html import page
-from semel.checker.report import Exchange, Result
-from semel.checker.verdict import NotRun, Outcome, Verdict, fault, passed, warning
+from semel.checker.report import EvidenceItem, Result
+from semel.checker.verdict import CaseVerdict, NotRun, Outcome, fault, passed, warning
 
 HOSTILE = (
     b"</pre></style><script>alert(1)</script><img src=x onerror=alert(1)> \x00\x1b[2J\xff ]]> &amp;"
@@ -31,14 +31,16 @@ TARGET = Target(
 @pytest.fixture
 def report() -> Report:
     said = HOSTILE.decode("latin-1") + "s3cret"
-    asked = Request("POST", "/x", TARGET.headers, HOSTILE)
-    came = Answer(200, (("X-Echo", HOSTILE.decode("latin-1")), ("X-Token", "s3cret")), HOSTILE)
-    evidence = (
-        Exchange(asked, came),
-        Exchange(asked, Answer(0, failure=said)),
-        Exchange(None, None, said),
+    asked = WireRequest("POST", "/x", TARGET.headers, HOSTILE)
+    came = WireResponse(
+        200, (("X-Echo", HOSTILE.decode("latin-1")), ("X-Token", "s3cret")), HOSTILE
     )
-    verdicts = [passed(said), fault(said), warning(said), Verdict(Outcome.NOT_RUN, said)]
+    evidence = (
+        EvidenceItem(asked, came),
+        EvidenceItem(asked, WireResponse(0, failure=said)),
+        EvidenceItem(None, None, said),
+    )
+    verdicts = [passed(said), fault(said), warning(said), CaseVerdict(Outcome.NOT_RUN, said)]
     results = tuple(
         Result(case, verdict, evidence, 0.5) for case, verdict in zip(CASES, verdicts, strict=False)
     )

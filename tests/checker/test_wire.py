@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from semel.checker.exchange import Answer, Manner, Request
+from semel.checker.exchange import Manner, WireRequest, WireResponse
 from semel.checker.wire import Wire
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: 1\r\nX-A: 2\r\n\r\nhi"
@@ -80,11 +80,11 @@ def serve() -> Iterator[Callable[..., Server]]:
         server.socket.close()
 
 
-def post(*headers: tuple[str, bytes], manner: Manner = Manner.WHOLE) -> Request:
-    return Request("POST", "/x?y=1", headers, b"0123456789", manner)
+def post(*headers: tuple[str, bytes], manner: Manner = Manner.WHOLE) -> WireRequest:
+    return WireRequest("POST", "/x?y=1", headers, b"0123456789", manner)
 
 
-def send(server: Server, request: Request, timeout: float = 5) -> Answer:
+def send(server: Server, request: WireRequest, timeout: float = 5) -> WireResponse:
     return Wire(f"http://127.0.0.1:{server.port}/", timeout).send(request)
 
 

@@ -10,26 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semel.client import Budget, Retry
-from semel.client.retry import Answered, Broke, Ending, Send, Sleep, live
-from semel.client.verdict import Verdict, judge, retry_after
-from semel.core.problems import CATALOGUE
+from semel.client.retry import Broke, Ending, ReceivedResponse, RetryPause, SendAttempt, live
+from semel.client.verdict import ResponseVerdict, judge, retry_after
+from semel.core.problems import CATALOGUE, Problem
+from semel.uploads.problems import CATALOGUE as UPLOADS
 
 NOW = 1_800_000_000.0
 
 
-def answer(status: int, problem: str = "", **headers: str) -> Answered:
+def answer(status: int, problem: str = "", **headers: str) -> ReceivedResponse:
     shown = {name.replace("_", "-"): value for name, value in headers.items()}
     body = b""
     if problem:
         shown["content-type"] = "application/problem+json"
         body = json.dumps({"type": f"https://shop.example/problems/{problem}"}).encode()
-    return Answered(status, shown, body)
+    return ReceivedResponse(status, shown, body)
 
 
 class Life:
     """A life with a clock of its own, told what came of each attempt."""
 
-    def __init__(self, told: list[Answered | Broke], **how: Any) -> None:
+    def __init__(self, told: list[ReceivedResponse | Broke], **how: Any) -> None:
         self.now = 0.0
         self.slept: list[float] = []
         self.limits: list[float] = []
@@ -44,12 +45,12 @@ class Life:
         command = next(self._life)
         try:
             while True:
-                if isinstance(command, Sleep):
+                if isinstance(command, RetryPause):
                     self.slept.append(command.seconds)
                     self.now += command.seconds
                     command = next(self._life)
                 else:
-                    assert isinstance(command, Send)
+                    assert isinstance(command, SendAttempt)
                     self.limits.append(command.seconds)
                     self.now += self.took
                     command = self._life.send(next(self._told))
@@ -81,7 +82,7 @@ CREATED = answer(201)
         answer(400, stripe_should_retry="true"),
     ],
 )
-def test_what_may_pass_is_tried_again(first: Answered | Broke) -> None:
+def test_what_may_pass_is_tried_again(first: ReceivedResponse | Broke) -> None:
     life = Life([first, CREATED])
     ending = life.run()
     assert (ending.kind, len(ending.tries), len(life.slept)) == ("told", 2, 1)
@@ -98,7 +99,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_definite_refusal_is_the_end(refusal: Answered) -> None:
+def test_a_definite_refusal_is_the_end(refusal: ReceivedResponse) -> None:
     ending = Life([refusal]).run()
     assert (ending.kind, len(ending.tries)) == ("told", 1)
 
@@ -107,6 +108,56 @@ def test_a_definite_refusal_is_the_end(refusal: Answered) -> None:
 def test_what_the_service_does_not_know_is_not_asked_again_and_is_unsettled(slug: str) -> None:
     ending = Life([answer(409, slug)]).run()
     assert (ending.kind, [t.result for t in ending.tries]) == ("unsettled", [f"409 {slug}"])
+
+
+VERDICTS = {
+    "key-missing": (False, "none"),
+    "key-invalid": (False, "none"),
+    "key-reused": (False, "none"),
+    "key-expired": (False, "unknown"),
+    "in-flight": (True, "unknown"),
+    "outcome-unknown": (False, "unknown"),
+    "outcome-unrecorded": (True, "unknown"),
+    "response-not-kept": (False, "known"),
+    "request-too-large": (False, "none"),
+    "body-timeout": (True, "none"),
+    "store-unavailable": (True, "none"),
+    "handler-failed": (False, "known"),
+    "connection-not-taken": (False, "unknown"),
+    "keys-not-issued": (False, "known"),
+    "precondition-failed": (False, "known"),
+    "precondition-required": (False, "known"),
+    "precondition-invalid": (False, "known"),
+    "upstream-unavailable": (True, "none"),
+    "upstream-failed": (True, "unknown"),
+    "upstream-timeout": (True, "unknown"),
+    # Uploads' own are judged by their status.
+    "upload-invalid": (False, "known"),
+    "upload-type": (False, "known"),
+    "upload-method": (False, "known"),
+    "upload-version": (False, "known"),
+    "upload-length-missing": (False, "known"),
+    "upload-not-found": (False, "known"),
+    "offset-conflict": (False, "known"),
+    "upload-locked": (False, "known"),
+    "digest-mismatch": (False, "known"),
+    "checksum-mismatch": (False, "known"),
+    "quota-exceeded": (True, "none"),
+    "storage-full": (True, "unknown"),
+    "storage-unavailable": (True, "unknown"),
+}
+"""Of each problem: whether to send the request again, and what is known of its effect."""
+
+
+@pytest.mark.parametrize("problem", [*CATALOGUE, *UPLOADS], ids=lambda problem: problem.slug)
+def test_the_verdict_on_each_problem_stands(problem: Problem) -> None:
+    status, fields, body = problem.response()
+    headers = {name.decode(): value.decode() for name, value in fields}
+    assert body is not None
+    verdict = judge(ReceivedResponse(status, headers, body), NOW)
+    assert (verdict.again, verdict.effect) == VERDICTS[problem.slug]
+    if problem in CATALOGUE:
+        assert (problem.retry, problem.effect) == VERDICTS[problem.slug]
 
 
 def test_every_problem_of_the_catalogue_has_a_verdict() -> None:
@@ -223,7 +274,7 @@ def test_retry_after_in_both_forms(headers: dict[str, str], seconds: float | Non
 
 def test_the_server_may_say_not_to_retry() -> None:
     assert judge(answer(503, stripe_should_retry="false"), NOW).again is False
-    assert judge(answer(409, stripe_should_retry="true"), NOW) == Verdict(
+    assert judge(answer(409, stripe_should_retry="true"), NOW) == ResponseVerdict(
         True, "unknown", free=True
     )
 
@@ -233,7 +284,7 @@ def test_no_answer_is_too_strange_to_be_judged(
     status: int, headers: dict[str, str], body: bytes
 ) -> None:
     shown = {**headers, "content-type": "application/problem+json"}
-    verdict = judge(Answered(status, shown, body), NOW)
+    verdict = judge(ReceivedResponse(status, shown, body), NOW)
     assert not (verdict.again and verdict.effect == "known")
     retry_after({"retry-after": body.decode("latin-1")}, NOW)
 

@@ -26,17 +26,19 @@ from semel.client import (
     JournalFull,
     JournalInUse,
     journal_file,
-    kept,
     records,
+    stored_request,
 )
-from semel.client.kept import Kept
+from semel.client.stored_request import StoredRequest
 
 KEY = bytes(range(32))
 
 
-def request(key: str, body: bytes = b"{}", **other: Any) -> Kept:
+def request(key: str, body: bytes = b"{}", **other: Any) -> StoredRequest:
     headers = (("Content-Type", "application/json"),)
-    return Kept(key, "POST", "https://shop.example/charges", headers, body, 1.5)._replace(**other)
+    return StoredRequest(key, "POST", "https://shop.example/charges", headers, body, 1.5)._replace(
+        **other
+    )
 
 
 def keys(journal: Journal) -> list[str]:
@@ -511,7 +513,7 @@ TEXT = st.text(st.characters(codec="latin-1"))
 
 @given(
     st.builds(
-        Kept,
+        StoredRequest,
         TEXT,
         TEXT,
         TEXT,
@@ -520,14 +522,14 @@ TEXT = st.text(st.characters(codec="latin-1"))
         st.floats(0),
     )
 )
-def test_a_request_survives_its_binary_form(one: Kept) -> None:
-    assert kept.decode(kept.encode(one)) == one
+def test_a_request_survives_its_binary_form(one: StoredRequest) -> None:
+    assert stored_request.decode(stored_request.encode(one)) == one
 
 
 @given(st.binary())
 def test_what_is_no_request_is_a_value_error(data: bytes) -> None:
     try:
-        kept.decode(data)
+        stored_request.decode(data)
     except ValueError:
         pass
 

@@ -13,7 +13,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from semel.client import Budget, Retry
-from semel.client.retry import Answered, Broke, Life, Send, Sleep, live
+from semel.client.retry import Broke, Life, ReceivedResponse, RetryPause, SendAttempt, live
 
 CLIENTS = 1000
 EVERY = 10.0
@@ -64,16 +64,16 @@ def storm(budget: Budget, seed: int = 1) -> Told:
         lives[client] = life
         carry_out(client, next(life))
 
-    def carry_out(client: int, command: Send | Sleep) -> None:
+    def carry_out(client: int, command: SendAttempt | RetryPause) -> None:
         nonlocal free_at
-        if isinstance(command, Sleep):
+        if isinstance(command, RetryPause):
             heapq.heappush(agenda, (now + command.seconds, next(order), client, None))
             return
         attempts[int(now)] += 1
         free_at = max(free_at, now) + 1 / CAPACITY  # a refusal takes its turn as well
         late = free_at - now > PATIENCE
         status = 503 if DOWN <= now < UP else 201
-        told = Broke("ReadTimeout", sent=True) if late else Answered(status, {}, b"")
+        told = Broke("ReadTimeout", sent=True) if late else ReceivedResponse(status, {}, b"")
         when = now + PATIENCE if late else free_at
         heapq.heappush(agenda, (when, next(order), client, told))
 
@@ -89,7 +89,7 @@ def storm(budget: Budget, seed: int = 1) -> Told:
         try:
             carry_out(client, lives[client].send(told))  # type: ignore[arg-type]
         except StopIteration:
-            if isinstance(told, Answered) and told.status == 201:
+            if isinstance(told, ReceivedResponse) and told.status == 201:
                 good[int(now)] += 1
             later = now + rng.uniform(0.5, 1.5) * EVERY
             heapq.heappush(agenda, (later, next(order), client, "begin"))

@@ -241,7 +241,7 @@ def test_the_budget_is_shared_by_the_requests_of_a_client(call: Any, serve: Any)
 
 def test_retry_after_is_waited(call: Any, serve: Any) -> None:
     wire = serve(answer(429, b"slow down", "Retry-After: 7"), answer())
-    caller = call(draw=lambda: 0.5)
+    caller = call(jitter=lambda: 0.5)
     caller.send(wire.url)
     assert caller.slept == [7.1]
 

@@ -13,19 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semel import Issuer
-from semel.core.issued import Form, seal, unseal
+from semel.core.issued import KeyFormat, seal, unseal
 from semel.core.keys import parse_key
 
 SECRET = bytes(range(32))
-FORMS = [Form(), Form("pay_", readable=True)]
+FORMS = [KeyFormat(), KeyFormat("pay_", readable=True)]
 
 
-def sealed(form: Form = FORMS[0], **other: Any) -> str:
+def sealed(form: KeyFormat = FORMS[0], **other: Any) -> str:
     asked: dict[str, Any] = {"scope": "alice", "not_after": 1_800_000_000, "nonce": bytes(12)}
     return seal(SECRET, 7, form=form, **{**asked, **other})
 
 
-def opened(text: str, form: Form = FORMS[0], **other: Any) -> Any:
+def opened(text: str, form: KeyFormat = FORMS[0], **other: Any) -> Any:
     asked: dict[str, Any] = {"scope": "alice", "method": "POST", "path": "/charges"}
     return unseal(text, {7: SECRET}, form=form, **{**asked, **other})
 
@@ -38,7 +38,7 @@ def opened(text: str, form: Form = FORMS[0], **other: Any) -> Any:
     route=st.sampled_from(["", "/charges", "POST /charges"]),
 )
 def test_a_key_says_what_was_sealed(
-    form: Form, scope: str, not_after: int, nonce: bytes, route: str
+    form: KeyFormat, scope: str, not_after: int, nonce: bytes, route: str
 ) -> None:
     text = sealed(form, scope=scope, not_after=not_after, nonce=nonce, route=route)
     assert opened(text, form, scope=scope) == (True, not_after)
@@ -46,7 +46,7 @@ def test_a_key_says_what_was_sealed(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_no_character_can_be_changed_added_or_taken(form: Form) -> None:
+def test_no_character_can_be_changed_added_or_taken(form: KeyFormat) -> None:
     """Nor can one key be written in two ways: it would be two keys with the rights of one."""
     text = sealed(form)
     alphabet = "ABab01-_=+/ \n"
@@ -60,7 +60,7 @@ def test_no_character_can_be_changed_added_or_taken(form: Form) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_junk_is_refused(form: Form) -> None:
+def test_junk_is_refused(form: KeyFormat) -> None:
     for junk in ("", "x", "é" * 48, "A" * 48, "A" * 5000, "z" * 50, "1" * 50):
         assert not opened(form.prefix + junk, form).genuine
 

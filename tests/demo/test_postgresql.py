@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from semel.demo import report
-from semel.demo.shops import Store, open_shop
+from semel.demo.shops import ShopStore, open_shop
 from semel.demo.storm import Tally, storm
 from semel.testing.programs import needs
 from tests.servers import postgresql
@@ -35,7 +35,7 @@ def a_short_storm(*, protected: bool) -> Tally:
     return asyncio.run(
         storm(
             protected=protected,
-            store=Store.POSTGRESQL,
+            store=ShopStore.POSTGRESQL,
             clients=40,
             seconds=5,
             kill_every=0.5,
@@ -62,7 +62,7 @@ def test_without_semel_the_same_storm_charges_again() -> None:
 
 
 def test_the_report_counts_the_crashes_of_the_database(tmp_path: Path) -> None:
-    tally = Tally(True, 5, Store.POSTGRESQL, crashes=3)
+    tally = Tally(True, 5, ShopStore.POSTGRESQL, crashes=3)
     assert ("database crashes (stop -m immediate)", 3) in report.rows(tally)
     report.write_html([tally], tmp_path / "report.html")
     assert "Four servers behind a round-robin balancer" in (tmp_path / "report.html").read_text()
@@ -87,7 +87,7 @@ def send(url: str, body: dict[str, object] | None = None, key: str = "") -> tupl
 
 def test_all_four_servers_show_the_same_shop() -> None:
     async def visit() -> None:
-        async with open_shop(Store.POSTGRESQL, protected=True) as shop:
+        async with open_shop(ShopStore.POSTGRESQL, protected=True) as shop:
 
             async def ask(path: str, *what: object) -> tuple[int, str]:
                 return await asyncio.to_thread(send, shop.url + path, *what)  # type: ignore[arg-type]

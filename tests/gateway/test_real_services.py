@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from semel.checker import Effects, Limits, Target, examine
+from semel.checker import CheckLimits, Effects, Target, examine
 from semel.testing.programs import needs
 from semel.testing.servers import free_port
 from tests.gateway.harness import OK, Received, Service
@@ -229,7 +229,7 @@ def test_the_checker_finds_no_fault(opened: Opening) -> None:
         failing_body='{"amount": -1}',
         kills=4,
     )
-    report = examine(target, command=shlex.join(words), limits=Limits(2000, 300))
+    report = examine(target, command=shlex.join(words), limits=CheckLimits(2000, 300))
     print(report.summary())
     assert not report.faults, [(one.case.name, one.verdict) for one in report.faults]
 

@@ -191,7 +191,7 @@ def test_every_field_is_explained_in_the_guide() -> None:
     for kind in (
         module.Upstream,
         module.Callers,
-        module.Limits,
+        module.GatewayLimits,
         module.Health,
         module.IssuerSettings,
     ):

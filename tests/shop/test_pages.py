@@ -56,7 +56,7 @@ def screenshot(page: Page, name: str) -> None:
 
 
 def make_it_bad(page: Page) -> None:
-    page.get_by_role("button", name="Make it bad").click()
+    page.get_by_role("button", name="Simulate a bad network").click()
     expect(page.get_by_text("Bad network")).to_be_visible()
 
 
@@ -97,7 +97,7 @@ def until_answered(page: Page, pressing: Callable[[], None]) -> None:
         opened_again(page, here)
         with page.expect_navigation():
             pressing()
-    expect(page.locator(".wire")).to_contain_text("answer lost")
+    expect(page.locator(".wire")).to_contain_text("response lost")
 
 
 # --- payments ----------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_payments_on_a_bad_network_are_tried_again_and_made_once(page: Page) -> 
     made(page, "Payment")
     happened(page, 1)
     on_the_wire(page, "303", "replayed")
-    expect(page.locator(".wire tr").nth(1)).to_contain_text("answer lost")
+    expect(page.locator(".wire tr").nth(1)).to_contain_text("response lost")
     screenshot(page, "payments-bad")
 
 
@@ -191,7 +191,7 @@ def test_orders_on_a_bad_network_are_created_and_told_so(page: Page) -> None:
     expect(page.locator("#answers b")).to_have_text("201")
     expect(page.locator("#answers")).to_contain_text("replayed")
     happened(page, 1)
-    expect(page.locator(".wire tr").nth(1)).to_contain_text("answer lost")
+    expect(page.locator(".wire tr").nth(1)).to_contain_text("response lost")
 
 
 # --- subscriptions -----------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_subscriptions_on_a_bad_network_are_there_once(page: Page) -> None:
             press(page, "Subscribe to Coffee, monthly")
     except Error:  # the browser has not sent it again by itself, and the page knows all the same
         opened_again(page, "/try/subscriptions")
-    expect(page.locator(".wire")).to_contain_text("answer lost")
+    expect(page.locator(".wire")).to_contain_text("response lost")
     happened(page, 1)
 
 
@@ -295,7 +295,7 @@ def test_uploads_on_a_bad_network_ask_how_far_they_came(page: Page, tmp_path: Pa
     press(page, "Upload")
     expect(page.locator("#status")).to_have_text("Uploaded.")
     happened(page, 1)
-    expect(page.locator(".wire")).to_contain_text("answer lost")
+    expect(page.locator(".wire")).to_contain_text("response lost")
 
 
 # --- all of them -------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def test_a_payment_whose_answer_is_lost_is_made_and_told_of_at_the_next_try(
     assert visitor.happened("payments") == 1
     assert pay(visitor, key).replayed
     page = visitor.page("payments")
-    assert "answer lost" in page
+    assert "response lost" in page
     assert "replayed" in page
     assert visitor.happened("payments") == 1
 

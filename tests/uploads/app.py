@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from semel.uploads import DiskStorage, Limits, Storage, Uploads, intake
+from semel.uploads import DiskStorage, Storage, UploadLimits, Uploads, intake
 
 GIBIBYTE = 1024**3
 FOLDER = Path(os.environ["UPLOADS_FOLDER"])
@@ -34,7 +34,7 @@ def storage() -> Storage:
 uploads = Uploads(
     storage(),
     FOLDER / "uploads",
-    limits=Limits(max_size=GIBIBYTE, caller_bytes=64 * GIBIBYTE, caller_uploads=1000),
+    limits=UploadLimits(max_size=GIBIBYTE, caller_bytes=64 * GIBIBYTE, caller_uploads=1000),
     sweep_every=None,
 )
 asgi: Any = uploads.asgi

@@ -16,8 +16,8 @@ from semel import failpoints
 from semel.core.record import Response
 from semel.uploads import DiskStorage, Uploads
 from semel.uploads.asgi import AT_ONCE
-from semel.uploads.intake import Intake
-from semel.uploads.protocol import Asked
+from semel.uploads.intake import UploadIntake
+from semel.uploads.protocol import UploadRequest
 
 DATA = os.urandom(2 * AT_ONCE + 1000)
 PIECES = [DATA[:AT_ONCE], DATA[AT_ONCE : 2 * AT_ONCE], DATA[2 * AT_ONCE :]]
@@ -32,7 +32,7 @@ def uploads(tmp_path: Path) -> Uploads:
 def begin(uploads: Uploads) -> str:
     """Return the path of a new upload."""
     made = uploads.begin(
-        Asked("POST", "/", {"tus-resumable": "1.0.0", "upload-length": str(len(DATA))}),
+        UploadRequest("POST", "/", {"tus-resumable": "1.0.0", "upload-length": str(len(DATA))}),
         *("anonymous", ""),
     )
     assert isinstance(made, Response)
@@ -44,8 +44,8 @@ def finish(uploads: Uploads, path: str) -> int:
     found = uploads.find("anonymous", path)
     assert found is not None
     headers = TUS | {"upload-offset": str(found.offset)}
-    intake = uploads.begin(Asked("PATCH", path, headers), "anonymous", "")
-    if isinstance(intake, Intake):
+    intake = uploads.begin(UploadRequest("PATCH", path, headers), "anonymous", "")
+    if isinstance(intake, UploadIntake):
         assert intake.write([DATA[found.offset :]]) is None
         intake = intake.end()
     assert intake.status == 204, "somebody holds it still"
@@ -184,8 +184,10 @@ def test_an_event_loop_that_ends_before_its_request_lets_go_of_the_upload(
 
 def test_a_second_cut_changes_nothing(uploads: Uploads) -> None:
     path = begin(uploads)
-    intake = uploads.begin(Asked("PATCH", path, TUS | {"upload-offset": "0"}), "anonymous", "")
-    assert isinstance(intake, Intake)
+    intake = uploads.begin(
+        UploadRequest("PATCH", path, TUS | {"upload-offset": "0"}), "anonymous", ""
+    )
+    assert isinstance(intake, UploadIntake)
     assert intake.write([DATA[:10]]) is None
     intake.cut()
     assert finish(uploads, path) == 10

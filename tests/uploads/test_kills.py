@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 from semel import failpoints
 from semel.core.record import Response
 from semel.uploads import DiskStorage, Uploads
-from semel.uploads.protocol import Asked
+from semel.uploads.protocol import UploadRequest
 from semel.uploads.s3 import PART_SIZE, S3Storage
 from tests import servers
 from tests.http.harness import Answer
@@ -122,7 +122,7 @@ def test_a_new_upload_in_the_place_of_one_that_a_kill_left_leaves_the_stored_obj
     server.wait_dead()
     late = Uploads(DiskStorage(server.folder / "objects"), server.folder / "uploads", now=later)
     fields = {"tus-resumable": "1.0.0", "upload-length": "10", "idempotency-key": "k"}
-    made = late.begin(Asked("POST", "/", fields), "anonymous", "")
+    made = late.begin(UploadRequest("POST", "/", fields), "anonymous", "")
     assert isinstance(made, Response)
     assert made.status == 201
     assert [path.read_bytes() for path in server.objects()] == [DATA]
@@ -195,7 +195,7 @@ def test_a_draft_that_a_kill_left_goes_once_it_is_surely_nobodys(tmp_path: Path)
 
 
 def abandon(uploads: Uploads) -> None:
-    wish = Asked("POST", "/", {"tus-resumable": "1.0.0", "upload-length": "10"})
+    wish = UploadRequest("POST", "/", {"tus-resumable": "1.0.0", "upload-length": "10"})
     assert isinstance(uploads.begin(wish, "anonymous", ""), Response)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from semel.uploads import Limits
+from semel.uploads import UploadLimits
 from semel.uploads.spool import Part, Spool
 from semel.uploads.state import owner_hash
 from tests.uploads.conftest import Start
@@ -309,7 +309,7 @@ def test_a_plain_upload_has_to_say_how_long_it_is(tus: Service) -> None:
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_sent(start: Start) -> None:
-    tus = start(limits=Limits(max_size=100))
+    tus = start(limits=UploadLimits(max_size=100))
     for answer in (tus.create(101), tus.ask("POST", "/", [], bytes(101))):
         assert (answer.status, answer.problem) == (413, "request-too-large")
     assert tus.ask("POST", "/", [], bytes(100)).status == 201
@@ -317,7 +317,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_sent(start: Start) -> 
 
 @pytest.mark.parametrize("kind", ["asgi"])
 def test_a_client_that_waits_for_the_word_to_send_is_refused_before_it_sends(start: Start) -> None:
-    tus = start(limits=Limits(max_size=100))
+    tus = start(limits=UploadLimits(max_size=100))
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 101\r\nExpect: 100-continue\r\n\r\n"
     with tus.connect() as connection:
         connection.sendall(head)
@@ -328,7 +328,7 @@ def test_a_client_that_waits_for_the_word_to_send_is_refused_before_it_sends(sta
 
 
 def test_what_a_caller_has_under_way_is_limited(start: Start) -> None:
-    tus = start(limits=Limits(max_size=100, caller_bytes=250, caller_uploads=3))
+    tus = start(limits=UploadLimits(max_size=100, caller_bytes=250, caller_uploads=3))
     urls = [tus.create(100, ALICE).header("Location") or "" for _ in range(2)]
     refused = tus.create(51, ALICE)
     assert (refused.status, refused.problem) == (429, "quota-exceeded")
@@ -341,7 +341,7 @@ def test_what_a_caller_has_under_way_is_limited(start: Start) -> None:
 
 
 def test_what_all_have_under_way_is_limited(start: Start) -> None:
-    tus = start(limits=Limits(total_bytes=250))
+    tus = start(limits=UploadLimits(total_bytes=250))
     assert tus.create(100, ALICE).status == 201
     assert tus.create(100, BOB).status == 201
     full = tus.create(51, BOB)
@@ -351,12 +351,14 @@ def test_what_all_have_under_way_is_limited(start: Start) -> None:
 
 def test_a_limit_that_lets_nothing_through_is_refused() -> None:
     with pytest.raises(ValueError, match="caller_uploads has to be at least 1"):
-        Limits(caller_uploads=0)
+        UploadLimits(caller_uploads=0)
 
 
 def test_an_abandoned_upload_expires_and_is_cleared_away(start: Start) -> None:
     clock = [1000.0]
-    tus = start(now=lambda: clock[0], expires=timedelta(hours=1), limits=Limits(caller_uploads=2))
+    tus = start(
+        now=lambda: clock[0], expires=timedelta(hours=1), limits=UploadLimits(caller_uploads=2)
+    )
     old = tus.begin(100)
     tus.patch(old, 0, bytes(50))
     clock[0] += 1800
@@ -410,7 +412,7 @@ def test_requests_set_the_sweep_going(start: Start) -> None:
 
 def test_a_sweep_is_in_no_new_uploads_way(tmp_path: Path) -> None:
     """It sees the file of one that is just being made, and takes it for what a crash left."""
-    spool = Spool(tmp_path, Limits(caller_uploads=10_000))
+    spool = Spool(tmp_path, UploadLimits(caller_uploads=10_000))
     owner = owner_hash("alice")
     ended = threading.Event()
 

@@ -33,7 +33,7 @@ async function send(request, how) {
       text: await answer.text(),
     };
   } catch (error) {
-    shown = { status: "no answer", replayed: false, text: String(error) };
+    shown = { status: "no response", replayed: false, text: String(error) };
   }
   show(request, how, shown, Math.round(performance.now() - started));
 }

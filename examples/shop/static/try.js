@@ -43,7 +43,7 @@ function list(what, answer, text = "") {
 }
 
 document.addEventListener("semel:wait", ({ target, detail }) => {
-  if (target === document) tell(`No answer. Trying again with the same key (attempt ${detail.attempt + 1}) …`);
+  if (target === document) tell(`No response. Trying again with the same key (attempt ${detail.attempt + 1}) …`);
 });
 
 // An answer that semel.js leaves to the page: a refusal.

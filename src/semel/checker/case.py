@@ -9,16 +9,16 @@ from typing import TypeAlias
 from semel.checker.exchange import Steps
 from semel.checker.scene import Scene
 from semel.checker.target import Target
-from semel.checker.verdict import Clause, Verdict
+from semel.checker.verdict import CaseVerdict, Clause
 
-Run: TypeAlias = Callable[[Scene], Steps[Verdict]]
+Run: TypeAlias = Callable[[Scene], Steps[CaseVerdict]]
 Need: TypeAlias = Callable[[Target], str | None]
 """Returns why a case cannot be run on a target; None if it can."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question put to the API."""
+    """One question about the API, with the generator that answers it."""
 
     name: str
     title: str

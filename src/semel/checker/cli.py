@@ -17,7 +17,7 @@ from typer import Argument, Option, confirm
 from semel.checker import terminal
 from semel.checker.html import page
 from semel.checker.report import Result
-from semel.checker.runner import CannotRun, Limits, examine, plan
+from semel.checker.runner import CannotRun, CheckLimits, examine, plan
 from semel.checker.target import BadTarget, Effects, Target, read_header
 
 CANNOT_RUN = 2
@@ -37,7 +37,7 @@ def check(
     ] = None,
     other_auth: Annotated[list[str] | None, Option(help="The same for another caller.")] = None,
     no_auth: Annotated[
-        bool, Option("--no-auth", help="Without the secrets of --header it answers 401.")
+        bool, Option("--no-auth", help="Without the secrets of --header it responds with 401.")
     ] = False,
     other_body: Annotated[str | None, Option(help="Another body that works.")] = None,
     other_path: Annotated[str | None, Option(help="Another operation that takes the body.")] = None,
@@ -94,7 +94,7 @@ def check(
             patience=_seconds("--patience", patience),
             kills=kills if command else 0,
         )
-        limits = Limits(max_requests, max_seconds, _seconds("--timeout", timeout))
+        limits = CheckLimits(max_requests, max_seconds, _seconds("--timeout", timeout))
     except BadTarget as error:
         _stop(str(error))
     _ask(target, limits, command, yes)
@@ -114,7 +114,7 @@ def check(
             _stop(target.masked(str(error)))
         except Exception:  # noqa: BLE001 - status 1 would say that the API has faults
             traceback.print_exc()
-            _stop("that is a mistake of the checker's own: please report it")
+            _stop("this is a bug in the checker: please report it")
     terminal.show(report, console)
     for path, text in (
         (json, report.to_json),
@@ -141,8 +141,8 @@ def _seconds(option: str, text: str) -> float:
     return float(match[1]) * {"ms": 0.001, "s": 1, "": 1, "m": 60}[match[2]]
 
 
-def _ask(target: Target, limits: Limits, command: str | None, yes: bool) -> None:
-    """Say what will be done, and have it agreed to."""
+def _ask(target: Target, limits: CheckLimits, command: str | None, yes: bool) -> None:
+    """Print what will be done, and ask for consent."""
     said = [
         f"This sends at most {limits.requests} requests, {target.together} at once at most, to"
         f" {target.method} {target.url}."
@@ -168,7 +168,7 @@ def _ask(target: Target, limits: Limits, command: str | None, yes: bool) -> None
     if yes:
         return
     if not sys.stdin.isatty():
-        _stop("nobody can be asked here: say --yes")
+        _stop("not a terminal: pass --yes")
     if not confirm("Go on?", err=True):
         _stop("nothing was sent")
 

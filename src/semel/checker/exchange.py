@@ -1,10 +1,10 @@
-"""What passes between a case and the wire, as data. No I/O.
+"""The actions that a case yields, and the responses that it gets, as data without I/O.
 
-A case is a generator. It yields actions, is handed what came of each, and returns a verdict:
+A case is a generator. It yields actions, receives the result of each, and returns a verdict:
 
-    Send      -> Answer             Count -> int | None (None: effects are not counted)
-    Together  -> list[Answer]       Pause -> None
-    Crash     -> Answer             (the server is killed around this request, and started again)
+    SendOne   -> WireResponse         Count -> int | None (None: effects are not counted)
+    Together  -> list[WireResponse]   Pause -> None
+    Crash     -> WireResponse         (the server is killed around this request, and started again)
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 
 class Manner(Enum):
-    """How a request is put on the wire."""
+    """The manner in which a request is written to the socket."""
 
     WHOLE = "whole"
-    CUT = "whole; the connection is cut before the answer"
+    CUT = "whole; the connection is cut before the response"
     HALF = "half of the body; the connection is cut"
     SLOW = "the body in ten pieces, over a second"
 
 
 @dataclass(frozen=True)
-class Request:
+class WireRequest:
     """One request, to the byte."""
 
     method: str
@@ -41,8 +41,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back. `status` 0: nothing did, and `failure` says why."""
+class WireResponse:
+    """A response. `status` 0: none came, and `failure` says why."""
 
     status: int
     headers: tuple[tuple[str, str], ...] = ()
@@ -69,28 +69,28 @@ class Answer:
         """The first value of a header."""
         return next(iter(self.all(name)), None)
 
-    def same(self, other: Answer) -> bool:
+    def same(self, other: WireResponse) -> bool:
         """Whether both tell the same result. That the status is kept too is a case of its own."""
         return self.done and other.done and self.body == other.body
 
     def __str__(self) -> str:
-        return str(self.status) if self.status else f"no answer ({self.failure})"
+        return str(self.status) if self.status else f"no response ({self.failure})"
 
 
-class Send(NamedTuple):
-    """Send one request and read its answer."""
+class SendOne(NamedTuple):
+    """Send one request and read its response."""
 
-    request: Request
+    request: WireRequest
 
 
 class Together(NamedTuple):
     """Send all at the same moment, each on a connection of its own."""
 
-    requests: tuple[Request, ...]
+    requests: tuple[WireRequest, ...]
 
 
 class Count(NamedTuple):
-    """Ask how many effects there are."""
+    """Count the effects so far."""
 
 
 class Pause(NamedTuple):
@@ -102,11 +102,11 @@ class Pause(NamedTuple):
 class Crash(NamedTuple):
     """Send a request, `kill -9` the server, start it again."""
 
-    request: Request
+    request: WireRequest
     after: float | None
-    """Seconds from the first byte to the kill; None: as soon as the answer is there."""
+    """Seconds from the first byte to the kill; None: as soon as the response is there."""
 
 
-Action: TypeAlias = Send | Together | Count | Pause | Crash
+Action: TypeAlias = SendOne | Together | Count | Pause | Crash
 T = TypeVar("T")
 Steps: TypeAlias = Generator[Action, Any, T]

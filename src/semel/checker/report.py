@@ -1,4 +1,4 @@
-"""What an examination found, as data; and that as JSON and as JUnit's XML."""
+"""The findings of an examination, as data, as JSON and as JUnit's XML."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 from xml.etree import ElementTree
 
 from semel.checker.case import Case
-from semel.checker.exchange import Answer, Request
+from semel.checker.exchange import WireRequest, WireResponse
 from semel.checker.target import Target
-from semel.checker.verdict import Outcome, Verdict
+from semel.checker.verdict import CaseVerdict, Outcome
 
 SCHEMA: Final = 1
 """Version of the JSON: members are added within a version, never renamed or taken away."""
@@ -23,21 +23,21 @@ SHOWN: Final = 1500
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-class Exchange(NamedTuple):
-    """A piece of evidence: a request and its answer, or a note."""
+class EvidenceItem(NamedTuple):
+    """A piece of evidence: a request and its response, or a note."""
 
-    request: Request | None
-    answer: Answer | None
+    request: WireRequest | None
+    answer: WireResponse | None
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A case and what it found."""
+    """A case and its verdict, with the evidence."""
 
     case: Case
-    verdict: Verdict
-    exchanges: tuple[Exchange, ...]
+    verdict: CaseVerdict
+    exchanges: tuple[EvidenceItem, ...]
     seconds: float
 
 
@@ -72,7 +72,7 @@ class Report:
         counted = ", ".join(f"{len(self.of(outcome))} {outcome.value}" for outcome in Outcome)
         return f"score {self.score} of 100: {counted}"
 
-    def evidence(self, exchange: Exchange) -> list[tuple[str, str]]:
+    def evidence(self, exchange: EvidenceItem) -> list[tuple[str, str]]:
         """Return what passed, as text: what it is, and its bytes. Secrets are masked."""
         if exchange.request is None:
             return [("note", self.target.masked(exchange.note))]

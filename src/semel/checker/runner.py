@@ -1,4 +1,4 @@
-"""Carries out what the cases ask for, within limits, and keeps what was sent and what came back."""
+"""Runs the cases within limits, and records what was sent and received."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from semel.checker.case import Case
 from semel.checker.cases import CASES
 from semel.checker.exchange import (
     Action,
-    Answer,
     Count,
     Crash,
     Pause,
-    Request,
-    Send,
+    SendOne,
     Together,
+    WireRequest,
+    WireResponse,
 )
-from semel.checker.report import Exchange, Report, Result
+from semel.checker.report import EvidenceItem, Report, Result
 from semel.checker.scene import Scene
-from semel.checker.server import Server, ServerFailed
+from semel.checker.server import ServerFailed, ServerUnderTest
 from semel.checker.target import BadTarget, Target, render
-from semel.checker.verdict import NotRun, Outcome, Verdict, fault
+from semel.checker.verdict import CaseVerdict, NotRun, Outcome, fault
 from semel.checker.wire import Wire
 
 
@@ -35,8 +35,8 @@ class CannotRun(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What an examination may use up. What is over is not run."""
+class CheckLimits:
+    """The limits of an examination. A case beyond them is not run."""
 
     requests: int = 1000
     """Requests in all; counting effects takes requests too."""
@@ -50,10 +50,10 @@ class Runner:
     """Carries out the actions of one examination."""
 
     target: Target
-    limits: Limits
+    limits: CheckLimits
     wire: Wire
-    server: Server | None
-    exchanges: list[Exchange] = field(default_factory=list)
+    server: ServerUnderTest | None
+    exchanges: list[EvidenceItem] = field(default_factory=list)
     """Those of the case at hand."""
     sent: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -63,31 +63,31 @@ class Runner:
         self.exchanges = []
         begun = time.monotonic()
         why = case.missing(self.target)
-        verdict = Verdict(Outcome.NOT_RUN, why) if why else self._verdict(case, scene)
+        verdict = CaseVerdict(Outcome.NOT_RUN, why) if why else self._verdict(case, scene)
         return Result(case, verdict, tuple(self.exchanges), time.monotonic() - begun)
 
-    def _verdict(self, case: Case, scene: Scene) -> Verdict:
+    def _verdict(self, case: Case, scene: Scene) -> CaseVerdict:
         steps = case.run(scene)
         try:
             action = next(steps)
             while True:
                 action = steps.send(self._carry_out(action))
         except StopIteration as stop:
-            verdict: Verdict = stop.value
+            verdict: CaseVerdict = stop.value
             return verdict
         except (NotRun, BadTarget) as why:
-            return Verdict(Outcome.NOT_RUN, str(why))
+            return CaseVerdict(Outcome.NOT_RUN, str(why))
         except ServerFailed as error:
             return fault(f"killed, the server does not come back: {error}")
 
     def _carry_out(self, action: Action) -> object:
         match action:
-            case Send(request):
+            case SendOne(request):
                 return self._send(request)
             case Together(requests):
                 self._spend(len(requests))
                 answers = self.wire.together(requests)
-                self.exchanges += map(Exchange, requests, answers)
+                self.exchanges += map(EvidenceItem, requests, answers)
                 return answers
             case Count():
                 return self._count()
@@ -107,10 +107,10 @@ class Runner:
             raise NotRun(f"the limit of {self.limits.seconds:g} s is reached (--max-seconds)")
         self.sent += requests
 
-    def _send(self, request: Request) -> Answer:
+    def _send(self, request: WireRequest) -> WireResponse:
         self._spend(1)
         answer = self.wire.send(request)
-        self.exchanges.append(Exchange(request, answer))
+        self.exchanges.append(EvidenceItem(request, answer))
         return answer
 
     def _count(self) -> int | None:
@@ -118,19 +118,19 @@ class Runner:
         if effects is None:
             return None
         self._spend(1)
-        answer = self.wire.send(Request("GET", effects.path, self.target.headers, b""))
+        answer = self.wire.send(WireRequest("GET", effects.path, self.target.headers, b""))
         if answer.status != 200:
             raise NotRun(f"--effects: GET {effects.path} was answered {answer}")
         number = effects.read(answer.body)
-        self.exchanges.append(Exchange(None, None, f"effects counted: {number}"))
+        self.exchanges.append(EvidenceItem(None, None, f"effects counted: {number}"))
         return number
 
-    def _crash(self, request: Request, after: float | None) -> Answer:
+    def _crash(self, request: WireRequest, after: float | None) -> WireResponse:
         server = self.server
         if server is None:
             raise NotRun("give --command")
         self._spend(1)
-        answers: list[Answer] = []
+        answers: list[WireResponse] = []
         sent = threading.Event()
         sender = threading.Thread(target=lambda: answers.append(self.wire.send(request, sent)))
         sender.start()
@@ -140,8 +140,8 @@ class Runner:
             time.sleep(after)
         server.kill()
         sender.join()
-        self.exchanges.append(Exchange(request, answers[0]))
-        self.exchanges.append(Exchange(None, None, "the server was killed, and started again"))
+        self.exchanges.append(EvidenceItem(request, answers[0]))
+        self.exchanges.append(EvidenceItem(None, None, "the server was killed, and started again"))
         server.start()
         return answers[0]
 
@@ -169,10 +169,10 @@ def examine(
     *,
     command: str | None = None,
     cases: Sequence[Case] = CASES,
-    limits: Limits | None = None,
+    limits: CheckLimits | None = None,
     progress: Callable[[Result], None] = lambda result: None,
 ) -> Report:
-    """Put the cases to a target and report.
+    """Run the cases against a target and report.
 
     - `command`: how to start the server; it is killed and started again (`target.kills`), and
       stopped in the end. Nothing may listen on its port before.
@@ -181,9 +181,9 @@ def examine(
     The first case has to pass: raises `CannotRun` where the request does not work, effects cannot
     be counted, or the server does not start; `BadTarget` for a placeholder that is not known.
     """
-    limits = limits or Limits()
+    limits = limits or CheckLimits()
     wire = Wire(target.url, limits.timeout)
-    server = Server(command, wire) if command else None
+    server = ServerUnderTest(command, wire) if command else None
     runner = Runner(target, limits, wire, server)
     began = datetime.now(UTC)
     results: list[Result] = []

@@ -1,18 +1,18 @@
-"""What a case starts from: the target, a key and a body that nobody has used before."""
+"""The starting point of a case: the target, and a key and a body that are new."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from semel.checker.exchange import Manner, Request
+from semel.checker.exchange import Manner, WireRequest
 from semel.checker.target import Target
 from semel.core.keys import HEADER
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A target, and what is new in this case."""
+    """A target, with a new key and body for one case."""
 
     target: Target
     key: str
@@ -37,11 +37,11 @@ class Scene:
         manner: Manner = Manner.WHOLE,
         after: float = 0.0,
         hold: float = 0.0,
-    ) -> Request:
+    ) -> WireRequest:
         """Return the target's request, changed where told. `keys`: the key headers' values."""
         own = self.target.headers if headers is None else headers
         fields = [self.field(self.key)] if keys is None else keys
-        return Request(
+        return WireRequest(
             method or self.target.method,
             path or self.target.path,
             (*own, *((HEADER, value) for value in fields)),

@@ -1,4 +1,4 @@
-"""The server that `--command` starts, to be killed and started again."""
+"""The server that `--command` starts, and that the cases kill and restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ServerFailed(RuntimeError):
     """The server does not start; the message holds what it said."""
 
 
-class Server:
+class ServerUnderTest:
     """A command, in a process group of its own. Nothing else is ever killed."""
 
     def __init__(self, command: str, wire: Wire) -> None:

@@ -1,35 +1,35 @@
-"""The small steps that cases are written in."""
+"""The steps from which cases are composed."""
 
 from __future__ import annotations
 
 import re
 
 from semel.checker.exchange import (
-    Answer,
     Count,
     Crash,
     Pause,
-    Request,
-    Send,
+    SendOne,
     Steps,
     T,
     Together,
+    WireRequest,
+    WireResponse,
 )
 from semel.checker.scene import Scene
 from semel.checker.verdict import NotRun
 
 COME_BACK = frozenset({0, 409, 423, 425, 429, 500, 502, 503, 504})
-"""Statuses, and no answer at all, after which a client sends the same request again."""
+"""Statuses, and no response at all, after which a client sends the same request again."""
 
 
-def send(request: Request) -> Steps[Answer]:
+def send(request: WireRequest) -> Steps[WireResponse]:
     """Send a request."""
-    answer = yield Send(request)
-    assert isinstance(answer, Answer)
+    answer = yield SendOne(request)
+    assert isinstance(answer, WireResponse)
     return answer
 
 
-def together(requests: list[Request]) -> Steps[list[Answer]]:
+def together(requests: list[WireRequest]) -> Steps[list[WireResponse]]:
     """Send requests at the same moment."""
     answers = yield Together(tuple(requests))
     assert isinstance(answers, list)
@@ -43,10 +43,10 @@ def count() -> Steps[int | None]:
     return number
 
 
-def crash(request: Request, after: float | None) -> Steps[Answer]:
+def crash(request: WireRequest, after: float | None) -> Steps[WireResponse]:
     """Kill the server around a request, and start it again."""
     answer = yield Crash(request, after)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, WireResponse)
     return answer
 
 
@@ -58,7 +58,7 @@ def watched(steps: Steps[T]) -> Steps[tuple[T, int | None]]:
     return result, None if before is None or after is None else after - before
 
 
-def begin(scene: Scene, request: Request | None = None) -> Steps[Answer]:
+def begin(scene: Scene, request: WireRequest | None = None) -> Steps[WireResponse]:
     """Send a first request. Raises `NotRun` where it fails: there is nothing to repeat."""
     answer = yield from send(request or scene.request())
     if not answer.done:
@@ -66,15 +66,17 @@ def begin(scene: Scene, request: Request | None = None) -> Steps[Answer]:
     return answer
 
 
-def twice(scene: Scene, request: Request | None = None) -> Steps[tuple[Answer, Answer]]:
+def twice(
+    scene: Scene, request: WireRequest | None = None
+) -> Steps[tuple[WireResponse, WireResponse]]:
     """Send a request, and again once it is answered."""
     first = yield from begin(scene, request)
     again = yield from send(request or scene.request())
     return first, again
 
 
-def persist(scene: Scene, request: Request | None = None) -> Steps[Answer]:
-    """Send a request until it has an answer that is no "come back", for `patience` seconds.
+def persist(scene: Scene, request: WireRequest | None = None) -> Steps[WireResponse]:
+    """Send a request until it has a response that is no "come back", for `patience` seconds.
 
     Three times at least: an API that makes retries wait may use up all patience with the first.
     """
@@ -93,10 +95,10 @@ def persist(scene: Scene, request: Request | None = None) -> Steps[Answer]:
         delay = min(delay * 2, 2.0)
 
 
-def ran(effects: int | None, first: Answer, again: Answer) -> bool | None:
+def ran(effects: int | None, first: WireResponse, again: WireResponse) -> bool | None:
     """Whether two successful requests were two operations; None: it cannot be told.
 
-    By the effects where they are counted, else by the answers: different ones come of two runs.
+    By the effects where they are counted, else by the responses: different ones come of two runs.
     """
     if effects is not None:
         return effects > 1

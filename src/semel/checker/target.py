@@ -1,4 +1,4 @@
-"""What is examined: the request that has an effect, and what else is known about the API."""
+"""The target of an examination: the request that has an effect, and what is known of the API."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class BadTarget(ValueError):
 
 @dataclass(frozen=True)
 class Effects:
-    """How effects are counted: a GET whose answer holds a number, or a list to be measured."""
+    """How effects are counted: a GET whose response holds a number, or a list to be measured."""
 
     path: str
     member: tuple[str, ...] = ()
-    """Names (and indexes) that lead from the answer's root to the number or list."""
+    """Names (and indexes) that lead from the response's root to the number or list."""
 
     @classmethod
     def parse(cls, text: str) -> Effects:
@@ -40,7 +40,7 @@ class Effects:
         return cls(words[1], tuple(words[2].split(".")) if len(words) == 3 else ())
 
     def read(self, body: bytes) -> int:
-        """Return the number of effects that an answer tells. Raises `BadTarget`."""
+        """Return the number of effects that a response tells. Raises `BadTarget`."""
         try:
             value = json.loads(body)
             for name in self.member:
@@ -86,7 +86,7 @@ class Target:
     no_auth: bool = False
     """Whether a request without the headers that hold secrets has to be refused."""
     failing_body: str | None = None
-    """A body that the operation answers with an error, without an effect."""
+    """A body to which the operation responds with an error, without an effect."""
     keys_path: str | None = None
     """Where the API issues keys."""
     required: bool | None = None
@@ -98,7 +98,7 @@ class Target:
     together: int = 10
     """How many duplicates are sent at once."""
     patience: float = 10.0
-    """Seconds for which a request is sent again while the answer is "come back"."""
+    """Seconds for which a request is sent again while the response is "come back"."""
     kills: int = 0
     """How often the server is killed with a request in flight; 0: it is not ours to kill."""
 

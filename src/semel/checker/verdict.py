@@ -1,4 +1,4 @@
-"""What is said about a case, and on which ground."""
+"""Verdicts on cases, and the clauses of standards that they rest on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Outcome(Enum):
     NOT_RUN = "not run"
 
 
-class Verdict(NamedTuple):
-    """What a case found, in words."""
+class CaseVerdict(NamedTuple):
+    """The outcome of a case, with a sentence that explains it."""
 
     outcome: Outcome
     said: str
@@ -26,19 +26,19 @@ class NotRun(Exception):
     """A case cannot be run here; the message says why."""
 
 
-def passed(said: str) -> Verdict:
+def passed(said: str) -> CaseVerdict:
     """Return a pass."""
-    return Verdict(Outcome.PASSED, said)
+    return CaseVerdict(Outcome.PASSED, said)
 
 
-def fault(said: str) -> Verdict:
+def fault(said: str) -> CaseVerdict:
     """Return a fault: something that a client relies on does not hold."""
-    return Verdict(Outcome.FAULT, said)
+    return CaseVerdict(Outcome.FAULT, said)
 
 
-def warning(said: str) -> Verdict:
+def warning(said: str) -> CaseVerdict:
     """Return a warning: where the sources leave a choice, or ask for it with a SHOULD or a MAY."""
-    return Verdict(Outcome.WARNING, said)
+    return CaseVerdict(Outcome.WARNING, said)
 
 
 class Clause(NamedTuple):
@@ -78,11 +78,11 @@ OUTSTANDING = _draft("2.7", "a request that is still processed: 409, with a prob
 SECURITY = _draft("5", "keys are validated, and bound to what only the server knows of its client")
 AUTHENTICATE = _rfc(9110, "15.5.2", "a request without valid credentials is answered 401")
 RETRY_AFTER = _rfc(9110, "10.2.3", "Retry-After says how long to wait")
-CACHED_POST = _rfc(9110, "9.3.3", "an answer to POST is cached only with explicit freshness")
+CACHED_POST = _rfc(9110, "9.3.3", "a response to POST is cached only with explicit freshness")
 NOT_IDEMPOTENT = _rfc(9110, "9.2.2", "POST and PATCH are not idempotent by themselves")
 CLIENT_ERROR = _rfc(9110, "15.5", "a fault in the request is a 4xx, not a 5xx")
 INCOMPLETE = _rfc(9112, "8", "a request whose body does not arrive in full is incomplete")
-PROBLEM = _rfc(9457, "3", "a problem document is a JSON object; its status is the answer's own")
+PROBLEM = _rfc(9457, "3", "a problem document is a JSON object; its status is the response's own")
 PROBLEM_TYPE = _rfc(9457, "3.1.1", "the type tells one kind of problem from another")
 STRIPE = Clause(
     "Stripe, Idempotent requests",

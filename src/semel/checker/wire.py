@@ -1,6 +1,7 @@
-"""Puts requests on the wire to the byte: what ordinary clients refuse to send is needed here.
+"""A raw HTTP client that controls every byte: cases send what ordinary clients refuse to send.
 
-Standard library only: a socket for each request, written by hand, the answer read by `http.client`.
+Standard library only: a socket for each request, written by hand, and a response read by
+`http.client`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 from urllib.parse import urlsplit
 
-from semel.checker.exchange import Answer, Manner, Request
+from semel.checker.exchange import Manner, WireRequest, WireResponse
 
 LARGEST: Final = 8 * 1024 * 1024
-"""Bytes of an answer that are read; what is longer counts as no answer."""
+"""Bytes of a response that are read; what is longer counts as no response."""
 _PIECES = 10
 
 
@@ -34,11 +35,11 @@ class Wire:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._timeout = timeout
 
-    def send(self, request: Request, sent: threading.Event | None = None) -> Answer:
-        """Send a request and read its answer. `sent` is set when it is about to be written."""
+    def send(self, request: WireRequest, sent: threading.Event | None = None) -> WireResponse:
+        """Send a request and read its response. `sent` is set when it is about to be written."""
         return self._exchange(request, time.monotonic() + self._timeout, None, sent)
 
-    def together(self, requests: Sequence[Request]) -> list[Answer]:
+    def together(self, requests: Sequence[WireRequest]) -> list[WireResponse]:
         """Send all at once: connect first, then write at the same moment."""
         ready = threading.Barrier(len(requests))
         end = time.monotonic() + self._timeout
@@ -47,7 +48,7 @@ class Wire:
             return [one.result() for one in waiting]
 
     def listens(self) -> bool:
-        """Whether somebody takes connections there."""
+        """Return whether the port accepts connections."""
         try:
             with socket.create_connection((self.host, self.port), timeout=1):
                 return True
@@ -56,11 +57,11 @@ class Wire:
 
     def _exchange(
         self,
-        request: Request,
+        request: WireRequest,
         end: float,
         ready: threading.Barrier | None,
         sent: threading.Event | None = None,
-    ) -> Answer:
+    ) -> WireResponse:
         started = time.monotonic()
         try:
             try:
@@ -77,17 +78,17 @@ class Wire:
                 self._write(connection, request)
                 if request.manner in (Manner.CUT, Manner.HALF):
                     time.sleep(request.hold)
-                    return Answer(0, failure="we cut the connection")
+                    return WireResponse(0, failure="we cut the connection")
                 answer = _read(connection, request.method, end)
         except TimeoutError:
-            return Answer(0, failure="timed out", seconds=time.monotonic() - started)
+            return WireResponse(0, failure="timed out", seconds=time.monotonic() - started)
         except ConnectionRefusedError:
-            return Answer(0, failure="connection refused")
+            return WireResponse(0, failure="connection refused")
         except (OSError, http.client.HTTPException, ValueError) as error:
             said = str(error) or type(error).__name__
-            return Answer(0, failure=said[:200], seconds=time.monotonic() - started)
+            return WireResponse(0, failure=said[:200], seconds=time.monotonic() - started)
         status, headers, body = answer
-        return Answer(status, headers, body, seconds=time.monotonic() - started)
+        return WireResponse(status, headers, body, seconds=time.monotonic() - started)
 
     def _connect(self) -> socket.socket:
         plain = socket.create_connection((self.host, self.port), timeout=self._timeout)
@@ -96,7 +97,7 @@ class Wire:
             return plain
         return self._tls.wrap_socket(plain, server_hostname=self.host)
 
-    def _write(self, connection: socket.socket, request: Request) -> None:
+    def _write(self, connection: socket.socket, request: WireRequest) -> None:
         head, body = self.head(request), request.body
         try:
             if request.manner is Manner.HALF:
@@ -110,9 +111,9 @@ class Wire:
             else:
                 connection.sendall(head + body)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # answered and closed in mid-request: the answer may be there to read
+            pass  # answered and closed in mid-request: the response may be there to read
 
-    def head(self, request: Request) -> bytes:
+    def head(self, request: WireRequest) -> bytes:
         """Return the request line and headers as they are sent."""
         named = {name.lower() for name, _ in request.headers}
         lines = [f"{request.method} {request.path} HTTP/1.1".encode()]
@@ -137,7 +138,7 @@ def _read(
         while chunk := response.read1(65536):
             body += chunk
             if len(body) > LARGEST:
-                raise ValueError(f"the answer is longer than {LARGEST} bytes")
+                raise ValueError(f"the response is longer than {LARGEST} bytes")
             if time.monotonic() > end:
                 raise TimeoutError
         if response.length:

@@ -1,7 +1,7 @@
-"""The other side of the wire: a client that retries, and survives itself.
+"""A client that retries under one key, and resumes what a crash of its own left unfinished.
 
 `RetryTransport` and `AsyncRetryTransport` go into httpx, `RetryAdapter` into requests. A name that
-needs one of them imports it when it is first asked for.
+needs one of them imports it on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many of a client's requests may be retries: a storm of them must not feed itself."""
+"""The retry budget: it bounds the share of retries, so that a retry storm cannot feed itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Budget:
     book) instead of several times it. `reserve` is what the bucket holds at most and at the start,
     so that a client with little traffic can retry at all. 3: among 1,000 clients and a store that
     is down for 30 s, goodput is back 2 s after it; with 5 it takes 16 s, without a budget 27 s
-    (tests/client/test_retry_storm.py). To ask again for what is in flight costs nothing. One budget
+    (tests/client/test_retry_storm.py). A retry of what is in flight costs nothing. One budget
     may serve several transports. Thread-safe.
 
     Raises `ValueError` naming the parameter.

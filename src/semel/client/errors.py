@@ -1,4 +1,4 @@
-"""What a caller is told when a request could not be settled, or not even begun."""
+"""The errors of requests that could not be settled, or not even begun."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Try(NamedTuple):
 
 
 class Unsettled(Exception):
-    """It is not known whether the request took effect: the explicit unknown.
+    """It is not known whether the request took effect.
 
     Not a failure: it may have been done. Whoever sends the same request again under the same `key`
     learns what became of it. Where `journaled`, `Journal.resume` does that, also after a crash;
     else keep the key.
 
-    `response` is the last answer (of httpx or requests), or None where none arrived; `tries` says
+    `response` is the last response (of httpx or requests), or None where none arrived; `tries` says
     what was tried.
     """
 

@@ -1,4 +1,4 @@
-"""httpx: transports that retry, each logical request under one key.
+"""Transports for httpx that retry, each logical request under one key.
 
 httpx2 is another library whose classes are not httpx's: these transports do not fit it.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 try:
     import anyio
@@ -18,20 +18,23 @@ except ImportError as error:  # pragma: no cover
     raise ImportError("semel.client.httpx needs httpx: pip install 'semel[client]'") from error
 
 from semel.client.budget import Budget
-from semel.client.errors import JournalError, RequestTooLarge, Unsettled
 from semel.client.journal import Journal
 from semel.client.keys import KeyPool, uuid7
-from semel.client.logical import Attempt, Holding, Keys, Logical, Settings, credentials, drive
-from semel.client.retry import Broke, Retry, Sleep
-from semel.client.verdict import Answered
+from semel.client.logical import (
+    AttemptResult,
+    Holding,
+    Keys,
+    Logical,
+    TransportSettings,
+    credentials,
+    drive,
+)
+from semel.client.retry import Broke, Retry, RetryPause
+from semel.client.verdict import ReceivedResponse
 from semel.core.keys import HEADER
 from semel.failpoints import failpoint
 
-if TYPE_CHECKING:
-    from semel.client.kept import Kept
-
 _NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-_OUTCOMES: Final = (Unsettled, JournalError, RequestTooLarge, httpx.HTTPError)
 _HOPELESS: Final = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 
 
@@ -41,13 +44,14 @@ class RetryTransport(httpx.BaseTransport):
     - `transport`: what sends; default `httpx.HTTPTransport()`.
     - `retry`: how often, how long; see `Retry`. `budget`: a `Budget` to share with others.
     - `keys`: where the keys of POST and PATCH come from: a function, or a `KeyPool`; None: none are
-      drawn. A key that the caller has set (header `Idempotency-Key`) is kept.
+      generated. A key that the caller has set (header `Idempotency-Key`) is kept.
     - `journal`: makes requests under a key durable before they are sent; see `Journal`.
-    - `clock` (monotonic seconds), `sleep` (seconds), `draw` (0 to 1): for tests.
+    - `clock` (monotonic seconds), `sleep` (seconds), `jitter` (0 to 1): for tests.
 
     GET, HEAD, OPTIONS, TRACE, PUT and DELETE are retried without a key, POST and PATCH only with
-    one. An answer to a request under a key is read whole before it is handed over (an event stream
-    excepted), for half an answer is a reason to ask again. The body of a request is held in memory.
+    one. A response to a request under a key is read whole before it is handed over (an event stream
+    excepted), for half a response is a reason to send it again. The body of a request is held in
+    memory.
 
     Raises `Unsettled` where it stays unknown whether a request under a key took effect,
     `RequestTooLarge`, `KeysNotIssued` and `JournalError` before anything is sent, and what httpx
@@ -64,10 +68,10 @@ class RetryTransport(httpx.BaseTransport):
         budget: Budget | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-        draw: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._inner = transport if transport is not None else httpx.HTTPTransport()
-        self._settings = Settings(retry, keys, journal, budget, clock, draw)
+        self._settings = TransportSettings(retry, keys, journal, budget, clock, jitter)
         self._sleep = sleep
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -82,7 +86,7 @@ class RetryTransport(httpx.BaseTransport):
         _hold(request, holding.body())
         if way == "keyed" and key is None:
             self._fill(request)
-            key = request.headers[HEADER] = self._settings.draw_key()
+            key = request.headers[HEADER] = self._settings.new_key()
         return self._drive(_logical(self._settings, request, holding.body(), key), request)
 
     def close(self) -> None:
@@ -92,14 +96,14 @@ class RetryTransport(httpx.BaseTransport):
     def _drive(self, logical: Logical, request: httpx.Request) -> httpx.Response:
         held = logical.key is not None
 
-        def send(seconds: float) -> Attempt[httpx.Response]:
+        def send(seconds: float) -> AttemptResult[httpx.Response]:
             return self._attempt(request, seconds, held=held)
 
         return drive(logical, send, self._sleep, httpx.Response.close)
 
     def _attempt(
         self, request: httpx.Request, seconds: float, *, held: bool
-    ) -> Attempt[httpx.Response]:
+    ) -> AttemptResult[httpx.Response]:
         over = self._settings.started()
         body = bytearray()
         try:
@@ -149,10 +153,10 @@ class AsyncRetryTransport(httpx.AsyncBaseTransport):
         budget: Budget | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
-        draw: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._inner = transport if transport is not None else httpx.AsyncHTTPTransport()
-        self._settings = Settings(retry, keys, journal, budget, clock, draw)
+        self._settings = TransportSettings(retry, keys, journal, budget, clock, jitter)
         self._sleep = sleep
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -167,7 +171,7 @@ class AsyncRetryTransport(httpx.AsyncBaseTransport):
         _hold(request, holding.body())
         if way == "keyed" and key is None:
             await self._fill(request)
-            key = request.headers[HEADER] = self._settings.draw_key()
+            key = request.headers[HEADER] = self._settings.new_key()
         return await self._drive(_logical(self._settings, request, holding.body(), key), request)
 
     async def aclose(self) -> None:
@@ -181,10 +185,10 @@ class AsyncRetryTransport(httpx.AsyncBaseTransport):
                 life = await anyio.to_thread.run_sync(logical.begin)
             else:
                 life = logical.begin()
-            attempt: Attempt[httpx.Response] | None = None
+            attempt: AttemptResult[httpx.Response] | None = None
             command = next(life)
             while True:
-                if isinstance(command, Sleep):
+                if isinstance(command, RetryPause):
                     assert attempt is not None
                     if attempt.response is not None:
                         await attempt.response.aclose()
@@ -208,7 +212,7 @@ class AsyncRetryTransport(httpx.AsyncBaseTransport):
 
     async def _attempt(
         self, request: httpx.Request, seconds: float, *, held: bool
-    ) -> Attempt[httpx.Response]:
+    ) -> AttemptResult[httpx.Response]:
         over = self._settings.started()
         body = bytearray()
         try:
@@ -241,29 +245,9 @@ class AsyncRetryTransport(httpx.AsyncBaseTransport):
             pool.fetched()
 
 
-def resend(client: httpx.Client, request: Kept) -> httpx.Response | Exception:
-    """Send a journaled request through a client; return the answer, or why there is none."""
-    try:
-        return client.send(_rebuilt(client, request))
-    except _OUTCOMES as error:
-        return error
-
-
-async def aresend(client: httpx.AsyncClient, request: Kept) -> httpx.Response | Exception:
-    """Do as `resend`, with an async client."""
-    try:
-        return await client.send(_rebuilt(client, request))
-    except _OUTCOMES as error:
-        return error
-
-
-def _rebuilt(client: httpx.Client | httpx.AsyncClient, request: Kept) -> httpx.Request:
-    return client.build_request(
-        request.method, request.url, headers=request.headers, content=request.body
-    )
-
-
-def _logical(settings: Settings, request: httpx.Request, body: bytes, key: str | None) -> Logical:
+def _logical(
+    settings: TransportSettings, request: httpx.Request, body: bytes, key: str | None
+) -> Logical:
     headers = request.headers.multi_items()
     return Logical(settings, request.method, str(request.url), headers, body, key)
 
@@ -291,26 +275,26 @@ def _within(request: httpx.Request, seconds: float) -> httpx.Request:
 
 def _require_time(over: bool) -> None:
     if over:
-        raise httpx.ReadTimeout("the deadline passed while the answer was read")
+        raise httpx.ReadTimeout("the deadline passed while the response was read")
 
 
 def _streams(response: httpx.Response) -> bool:
-    """Say whether an answer is a stream of events, which is the definite answer by its head."""
+    """Say whether a response is a stream of events, which is the definite response by its head."""
     kind = response.headers.get("content-type", "")
     return response.status_code < 400 and kind.startswith("text/event-stream")
 
 
-def _answered(response: httpx.Response, body: bytes) -> Attempt[httpx.Response]:
+def _answered(response: httpx.Response, body: bytes) -> AttemptResult[httpx.Response]:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Attempt(Answered(response.status_code, headers, body), response, None)
+    return AttemptResult(ReceivedResponse(response.status_code, headers, body), response, None)
 
 
-def _broke(error: httpx.TransportError) -> Attempt[httpx.Response]:
+def _broke(error: httpx.TransportError) -> AttemptResult[httpx.Response]:
     if isinstance(error, _HOPELESS):
         sent, again = isinstance(error, httpx.LocalProtocolError), False
     else:
         sent, again = not isinstance(error, _NOT_SENT), True
-    return Attempt(Broke(repr(error), sent, again), None, error)
+    return AttemptResult(Broke(repr(error), sent, again), None, error)
 
 
 def _ask(pool: KeyPool, request: httpx.Request) -> httpx.Request:

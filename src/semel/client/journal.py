@@ -1,8 +1,8 @@
-"""The journal: a request and its key are durable before the first byte of it leaves.
+"""The journal: it makes a request and its key durable before the first byte is sent.
 
 Invariant S11: one logical request never uses two keys, and its entry goes only after a definite
-answer. What a crash, a cut line or a deadline left unfinished, `resume` sends again under the same
-key.
+response. What a crash, a cut line or a deadline left unfinished, `resume` sends again under the
+same key.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from semel.client import kept
+from semel.client import stored_request
 from semel.client.errors import JournalError
 from semel.client.journal_file import JournalFile
-from semel.client.kept import Kept
+from semel.client.resending import aresend, resend
+from semel.client.stored_request import StoredRequest
 from semel.failpoints import failpoint
 
 if TYPE_CHECKING:
     import httpx
     import requests
+
+    _Outcome = httpx.Response | requests.Response | Exception
 
 log = logging.getLogger("semel.client")
 
@@ -40,11 +43,11 @@ class Unfinished(NamedTuple):
 
 
 class Resumed(NamedTuple):
-    """What `resume` found out about one request."""
+    """The outcome of one resumed request."""
 
     request: Unfinished
     response: httpx.Response | requests.Response | None
-    """The definite answer: the request is settled. None where there is none yet."""
+    """The definite response: the request is settled. None where there is none yet."""
     error: Exception | None
     """Why it is not settled: `Unsettled`, an error of the connection, or a `JournalError` for one
     that is too old to be sent. Its entry stays."""
@@ -57,7 +60,7 @@ class _Entry(NamedTuple):
 
 
 class Journal:
-    """A file of requests that were begun and have no definite answer yet.
+    """A file of requests that were begun and have no definite response yet.
 
     - `path`: the file; made, with mode 0600, where it is not there. Its folder has to be. One
       process at a time has it open, and one `Journal`: `JournalInUse` says so to the others.
@@ -95,7 +98,7 @@ class Journal:
         for number in self._file.numbers():
             self._remember(number, self._read(number))
 
-    def begin(self, request: Kept) -> bool:
+    def begin(self, request: StoredRequest) -> bool:
         """Make a request durable. True: it was begun before, and not finished.
 
         Raises `JournalError`: it is not durable, and must not be sent.
@@ -105,12 +108,12 @@ class Journal:
         with self._lock:
             begun = self._open.get(request.key)
             if begun is None:
-                number = self._file.append(kept.encode(request))
+                number = self._file.append(stored_request.encode(request))
                 self._remember(number, request)
             elif begun.fingerprint != request.fingerprint():
                 raise JournalError(
-                    f"the key {request.key} is in the journal with another request; draw a new key"
-                    " for a new operation"
+                    f"the key {request.key} is in the journal with another request; generate a"
+                    " new key for a new operation"
                 )
             self._enter(request.key)
         try:
@@ -123,7 +126,7 @@ class Journal:
         return begun is not None
 
     def finish(self, key: str, *, settled: bool) -> None:
-        """End what `begin` began; `settled`: with a definite answer, so that the entry goes."""
+        """End what `begin` began; `settled`: with a definite response, so that the entry goes."""
         with self._lock:
             self._leave(key)
             if not settled or key not in self._open:
@@ -157,36 +160,31 @@ class Journal:
         with self._lock:
             return [entry.request for key, entry in self._open.items() if key not in self._active]
 
+    def load(self, request: Unfinished) -> StoredRequest | None:
+        """Return the whole of an unfinished request; None: it has been settled since."""
+        with self._lock:
+            entry = self._open.get(request.key)
+            return None if entry is None else self._read(entry.number)
+
     def resume(self, client: httpx.Client | requests.Session) -> list[Resumed]:
         """Send what is unfinished, each under its own key, the oldest first; report each outcome.
 
         `client` goes through a `RetryTransport` (httpx) or a `RetryAdapter` (requests) that has
         this journal, and brings the credentials. What is not settled stays for the next time.
         """
-        from semel.client.resuming import resume
-
-        return resume(self, client)
+        return [
+            self._resumed(request, resend(client, due) if isinstance(due, StoredRequest) else due)
+            for request, due in self._due()
+        ]
 
     async def aresume(self, client: httpx.AsyncClient) -> list[Resumed]:
         """Do as `resume`, with an `AsyncRetryTransport`."""
-        from semel.client.resuming import aresume
-
-        return await aresume(self, client)
-
-    def load(self, request: Unfinished) -> Kept | None:
-        """Return the whole of an unfinished request; None: it has been settled since."""
-        with self._lock:
-            entry = self._open.get(request.key)
-            return None if entry is None else self._read(entry.number)
-
-    def too_old(self, request: Unfinished) -> JournalError | None:
-        """Say why a request must not be sent again, or None."""
-        if self.clock() - request.at < self._keys_last:
-            return None
-        return JournalError(
-            f"{request.method} {request.url} was begun longer ago than keys_last: the service may"
-            f" have forgotten the key {request.key}. Look up what became of it, then forget it"
-        )
+        return [
+            self._resumed(
+                request, await aresend(client, due) if isinstance(due, StoredRequest) else due
+            )
+            for request, due in self._due()
+        ]
 
     def close(self) -> None:
         """Let the file go. What is unfinished stays in it."""
@@ -198,13 +196,40 @@ class Journal:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _read(self, number: int) -> Kept:
+    def _due(self) -> Iterator[tuple[Unfinished, StoredRequest | Exception]]:
+        """Yield each unfinished request as it was stored, or why it must not be sent."""
+        for request in self.unfinished():
+            due = self._too_old(request) or self.load(request)
+            if due is not None:
+                yield request, due
+
+    def _resumed(self, request: Unfinished, outcome: _Outcome) -> Resumed:
+        if isinstance(outcome, Exception):
+            return Resumed(request, None, outcome)
+        if request in self.unfinished():
+            raise JournalError(
+                "the client does not go through this journal: give one with"
+                " RetryTransport(journal=...) or RetryAdapter(journal=...); the request was sent,"
+                " under its own key"
+            )
+        return Resumed(request, outcome, None)
+
+    def _too_old(self, request: Unfinished) -> JournalError | None:
+        """Say why a request must not be sent again, or None."""
+        if self.clock() - request.at < self._keys_last:
+            return None
+        return JournalError(
+            f"{request.method} {request.url} was begun longer ago than keys_last: the service may"
+            f" have forgotten the key {request.key}. Look up what became of it, then forget it"
+        )
+
+    def _read(self, number: int) -> StoredRequest:
         try:
-            return kept.decode(self._file.read(number))
+            return stored_request.decode(self._file.read(number))
         except ValueError as error:
             raise JournalError(f"{self._file.path}: entry {number}: {error}") from error
 
-    def _remember(self, number: int, request: Kept) -> None:
+    def _remember(self, number: int, request: StoredRequest) -> None:
         about = Unfinished(request.key, request.method, request.url, request.at)
         self._open[request.key] = _Entry(number, about, request.fingerprint())
 

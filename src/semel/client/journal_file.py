@@ -1,4 +1,4 @@
-"""The journal on disk: locked, appended to, made durable, compacted."""
+"""The journal's file: locking, appending, syncing and compaction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from semel.after_fork import call_after_fork
 from semel.client import records
 from semel.client.errors import JournalDamaged, JournalError, JournalFull, JournalInUse
-from semel.client.records import BEGUN, DONE, HEADER, MAGIC, Record
+from semel.client.records import BEGUN, DONE, HEADER, MAGIC, JournalRecord
 from semel.failpoints import failpoint
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class JournalFile:
     def _worth_it(self) -> bool:
         return self._size - self._live >= ROOM + self._live
 
-    def _record(self, number: int) -> Record:
+    def _record(self, number: int) -> JournalRecord:
         start, length = self._entries[number]
         record = records.one(os.pread(self._descriptor, length, start), start)
         if record is None:

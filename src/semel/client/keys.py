@@ -1,4 +1,4 @@
-"""Keys for logical requests: drawn here, or handed out by the service."""
+"""Keys for logical requests: generated here, or issued by the service."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def uuid7() -> str:
     return str(uuid.UUID(int=bits & (1 << 128) - 1))
 
 
-class _Batch(NamedTuple):
+class _KeyBatch(NamedTuple):
     until: float
     """Seconds since the epoch, from which on these keys are not handed out."""
     keys: deque[str]
@@ -69,7 +69,7 @@ class KeyPool:
         self._low = low
         self._good_for = good_for.total_seconds()
         self._clock = clock
-        self._batches: deque[_Batch] = deque()
+        self._batches: deque[_KeyBatch] = deque()
         self._fetching = 0
         self._not_before = 0.0
         self._lock = threading.Lock()
@@ -89,7 +89,7 @@ class KeyPool:
             return 1 if left else 0
 
     def add(self, status: int, body: bytes) -> None:
-        """Take in the answer to a request for keys.
+        """Take in the response to a request for keys.
 
         Raises `KeysNotIssued` where there are none in it and the pool is empty.
         """
@@ -102,7 +102,7 @@ class KeyPool:
         if until <= self._clock():
             return self.failed("they expire within good_for; make it shorter")
         with self._lock:
-            self._batches.append(_Batch(until, deque(keys)))
+            self._batches.append(_KeyBatch(until, deque(keys)))
         return None
 
     def failed(self, why: str) -> None:

@@ -1,6 +1,6 @@
 """A logical request: its key, its body, its entry in the journal, its life, and how it ends.
 
-What the drivers for httpx (sync, async) and requests have in common; none of it sends anything.
+The part that the drivers for httpx (sync, async) and requests share; none of it sends anything.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 from semel.client.budget import Budget
 from semel.client.errors import RequestTooLarge, Unsettled
 from semel.client.journal import Journal
-from semel.client.kept import Kept, worth_keeping
 from semel.client.keys import CREDENTIALS, KeyPool
-from semel.client.retry import REPEATABLE, Broke, Ending, Life, Retry, Sleep, live
-from semel.client.verdict import Answered
+from semel.client.retry import REPEATABLE, Broke, Ending, Life, Retry, RetryPause, live
+from semel.client.stored_request import StoredRequest, worth_keeping
+from semel.client.verdict import ReceivedResponse
 from semel.core.keys import parse_key
 from semel.failpoints import failpoint
 
@@ -30,8 +30,8 @@ Way = Literal["keyed", "repeatable", "once"]
 """`repeatable`: idempotent by its method, so retried without a key. `once`: not retried at all."""
 
 
-class Settings:
-    """What the transports are made with. Their docstrings say what each means."""
+class TransportSettings:
+    """The parameters of a transport; its docstring says what each means."""
 
     def __init__(
         self,
@@ -40,14 +40,14 @@ class Settings:
         journal: Journal | None,
         budget: Budget | None,
         clock: Callable[[], float],
-        draw: Callable[[], float],
+        jitter: Callable[[], float],
     ) -> None:
         self.retry = retry if retry is not None else Retry()
         self.keys = keys
         self.journal = journal
         self._budget = budget if budget is not None else Budget()
         self._clock = clock
-        self._draw = draw
+        self._jitter = jitter
 
     @property
     def pool(self) -> KeyPool | None:
@@ -63,10 +63,10 @@ class Settings:
             return "keyed", parse_key([value.encode("latin-1")])
         if method in REPEATABLE:
             return "repeatable", None
-        drawn = method in ("POST", "PATCH") and self.keys is not None
-        return ("keyed" if drawn else "once"), None
+        generated = method in ("POST", "PATCH") and self.keys is not None
+        return ("keyed" if generated else "once"), None
 
-    def draw_key(self) -> str:
+    def new_key(self) -> str:
         """Return a fresh key. Raises `KeysNotIssued`: they come from a pool, and it is empty."""
         assert self.keys is not None
         return self.keys.take() if isinstance(self.keys, KeyPool) else self.keys()
@@ -80,19 +80,19 @@ class Settings:
             begun=begun,
             clock=self._clock,
             wall=time.time,
-            random=self._draw,
+            random=self._jitter,
         )
 
     def started(self) -> Callable[[float], bool]:
-        """Return what says, of an attempt that starts now, whether those seconds are over."""
+        """Start an attempt's clock; return a function that tells whether seconds are over."""
         start = self._clock()
         return lambda seconds: self._clock() - start > seconds
 
 
-class Attempt(NamedTuple, Generic[Response]):
-    """One attempt as its driver saw it: what to tell the life, and the answer or the error."""
+class AttemptResult(NamedTuple, Generic[Response]):
+    """One attempt as its driver saw it: what to tell the life, and the response or the error."""
 
-    told: Answered | Broke
+    told: ReceivedResponse | Broke
     response: Response | None
     error: Exception | None
 
@@ -106,7 +106,7 @@ class Logical:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: TransportSettings,
         method: str,
         url: str,
         headers: Iterable[tuple[str, str]] = (),
@@ -135,15 +135,15 @@ class Logical:
         if self._journal is not None and self.key is not None:
             shown = worth_keeping(headers, credentials=self._journal.keep_credentials)
             now = self._journal.clock()
-            begun = self._journal.begin(Kept(self.key, method, url, shown, body, now))
+            begun = self._journal.begin(StoredRequest(self.key, method, url, shown, body, now))
             with self._lock:
                 self._entered = True
                 if self._ended:
                     self._journal.finish(self.key, settled=False)
         return self._settings.live(keyed=self.key is not None, begun=begun, attempts=self._attempts)
 
-    def conclude(self, ending: Ending, attempt: Attempt[Response]) -> Response:
-        """Return the answer, or raise the error or `Unsettled`, that this ending means."""
+    def conclude(self, ending: Ending, attempt: AttemptResult[Response]) -> Response:
+        """Return the response, or raise the error or `Unsettled`, that this ending means."""
         if ending.kind == "unsettled":
             assert self.key is not None
             method, url, _, _ = self._asked
@@ -173,17 +173,17 @@ class Logical:
 
 def drive(
     logical: Logical,
-    send: Callable[[float], Attempt[Response]],
+    send: Callable[[float], AttemptResult[Response]],
     sleep: Callable[[float], None],
     drop: Callable[[Response], None],
 ) -> Response:
-    """Carry a logical request out on the calling thread. `drop` closes an answer nobody reads."""
+    """Carry a logical request out on the calling thread. `drop` closes a response nobody reads."""
     try:
         life = logical.begin()
-        attempt: Attempt[Response] | None = None
+        attempt: AttemptResult[Response] | None = None
         command = next(life)
         while True:
-            if isinstance(command, Sleep):
+            if isinstance(command, RetryPause):
                 assert attempt is not None
                 if attempt.response is not None:
                     drop(attempt.response)
@@ -203,7 +203,7 @@ def drive(
 
 
 class Holding:
-    """Takes in a body that can be read once, up to a limit, so that it can be sent again."""
+    """Buffers a body that can be read only once, up to a limit, so that it can be sent again."""
 
     def __init__(self, limit: int, said: str | None) -> None:
         self._limit = limit

@@ -1,4 +1,4 @@
-"""The journal's file, as bytes: records with a checksum, and what a scan makes of a torn one.
+"""The journal's file format: records with a checksum, and a scan that copes with a torn one.
 
 A file is `MAGIC` and records. A record is a mark, its length, a checksum of the rest, its kind, the
 number of its entry, how much of the file was durable when it was written, and a payload.
@@ -24,7 +24,7 @@ _HEAD: Final = struct.Struct(">BQQ")
 SMALLEST: Final = _FRAME.size + _HEAD.size
 
 
-class Record(NamedTuple):
+class JournalRecord(NamedTuple):
     """A record and where it stands."""
 
     start: int
@@ -37,9 +37,9 @@ class Record(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What a file holds."""
+    """The result of reading a whole file."""
 
-    records: list[Record]
+    records: list[JournalRecord]
     end: int
     """Where the good records end: what follows is cut off before anything is appended."""
     damaged_at: int | None
@@ -54,7 +54,7 @@ def frame(kind: int, number: int, durable: int, payload: bytes) -> bytes:
 
 def scan(data: bytes) -> Scan:
     """Read all records of a file, `MAGIC` included."""
-    records: list[Record] = []
+    records: list[JournalRecord] = []
     at = len(MAGIC)
     while (record := _read(data, at)) is not None:
         records.append(record)
@@ -63,15 +63,15 @@ def scan(data: bytes) -> Scan:
     return Scan(records, at, at if damaged else None)
 
 
-def one(data: bytes, start: int) -> Record | None:
+def one(data: bytes, start: int) -> JournalRecord | None:
     """Read one record that was written at `start` of its file; None: it was altered."""
     record = _read(data, 0, start)
     return record if record is not None and len(data) == record.end - record.start else None
 
 
-def _behind(data: bytes, at: int) -> list[Record]:
+def _behind(data: bytes, at: int) -> list[JournalRecord]:
     """Return the good records behind a bad one, wherever they begin."""
-    found: list[Record] = []
+    found: list[JournalRecord] = []
     while (at := data.find(_MARK, at)) != -1:
         record = _read(data, at)
         if record is None:
@@ -82,7 +82,7 @@ def _behind(data: bytes, at: int) -> list[Record]:
     return found
 
 
-def _read(data: bytes, at: int, before: int = 0) -> Record | None:
+def _read(data: bytes, at: int, before: int = 0) -> JournalRecord | None:
     if at + SMALLEST > len(data):
         return None
     mark, length, check = _FRAME.unpack_from(data, at)
@@ -97,7 +97,7 @@ def _read(data: bytes, at: int, before: int = 0) -> Record | None:
     if durable > before + at:
         return None
     payload = data[start + _HEAD.size : end]
-    return Record(before + at, before + end, kind, number, durable, payload)
+    return JournalRecord(before + at, before + end, kind, number, durable, payload)
 
 
 def _check(rest: bytes) -> bytes:

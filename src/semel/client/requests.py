@@ -1,11 +1,11 @@
-"""requests: an adapter that retries, each logical request under one key."""
+"""An adapter for requests that retries, each logical request under one key."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 try:
     import requests
@@ -16,16 +16,20 @@ except ImportError as error:  # pragma: no cover
     raise ImportError("semel.client.requests needs requests: pip install requests") from error
 
 from semel.client.budget import Budget
-from semel.client.errors import JournalError, RequestTooLarge, Unsettled
 from semel.client.journal import Journal
 from semel.client.keys import uuid7
-from semel.client.logical import Attempt, Holding, Keys, Logical, Settings, credentials, drive
+from semel.client.logical import (
+    AttemptResult,
+    Holding,
+    Keys,
+    Logical,
+    TransportSettings,
+    credentials,
+    drive,
+)
 from semel.client.retry import Broke, Retry
-from semel.client.verdict import Answered
+from semel.client.verdict import ReceivedResponse
 from semel.core.keys import HEADER
-
-if TYPE_CHECKING:
-    from semel.client.kept import Kept
 
 _CHUNK: Final = 65536
 Timeout = float | tuple[float | None, float | None] | None
@@ -49,11 +53,11 @@ class RetryAdapter(BaseAdapter):
         budget: Budget | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-        draw: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         super().__init__()
         self._inner = adapter if adapter is not None else HTTPAdapter()
-        self._settings = Settings(retry, keys, journal, budget, clock, draw)
+        self._settings = TransportSettings(retry, keys, journal, budget, clock, jitter)
         self._sleep = sleep
 
     def send(  # type: ignore[override]  # the stubs name one form of a timeout
@@ -74,7 +78,7 @@ class RetryAdapter(BaseAdapter):
         body = _hold(request, self._settings.retry.max_body)
         if way == "keyed" and key is None:
             self._fill(request, timeout, how)
-            key = request.headers[HEADER] = self._settings.draw_key()
+            key = request.headers[HEADER] = self._settings.new_key()
         headers = [(name, _text(value) or "") for name, value in request.headers.items()]
         logical = Logical(self._settings, method, request.url or "", headers, body, key)
         return self._drive(logical, request, timeout, how)
@@ -92,7 +96,7 @@ class RetryAdapter(BaseAdapter):
     ) -> requests.Response:
         held = logical.key is not None
 
-        def send(seconds: float) -> Attempt[requests.Response]:
+        def send(seconds: float) -> AttemptResult[requests.Response]:
             return self._attempt(request, _within(timeout, seconds), seconds, how, held=held)
 
         return drive(logical, send, self._sleep, requests.Response.close)
@@ -105,7 +109,7 @@ class RetryAdapter(BaseAdapter):
         how: dict[str, object],
         *,
         held: bool,
-    ) -> Attempt[requests.Response]:
+    ) -> AttemptResult[requests.Response]:
         over = self._settings.started()
         body = bytearray()
         try:
@@ -120,9 +124,11 @@ class RetryAdapter(BaseAdapter):
                     response.close()
                 response._content = bytes(body)  # as `Response.content` does
         except exceptions.RequestException as error:
-            return Attempt(_broke(error), None, error)
+            return AttemptResult(_broke(error), None, error)
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return Attempt(Answered(response.status_code, headers, bytes(body)), response, None)
+        return AttemptResult(
+            ReceivedResponse(response.status_code, headers, bytes(body)), response, None
+        )
 
     def _fill(
         self, request: requests.PreparedRequest, timeout: Timeout, how: dict[str, object]
@@ -140,19 +146,6 @@ class RetryAdapter(BaseAdapter):
             pool.failed(repr(error))
         finally:
             pool.fetched()
-
-
-def resend(session: requests.Session, request: Kept) -> requests.Response | Exception:
-    """Send a journaled request through a session; return the answer, or why there is none."""
-    headers = dict(request.headers)
-    try:
-        prepared = session.prepare_request(
-            requests.Request(request.method, request.url, headers=headers, data=request.body)
-        )
-        how = session.merge_environment_settings(prepared.url or "", {}, None, None, None)
-        return session.send(prepared, **how)
-    except (Unsettled, JournalError, RequestTooLarge, exceptions.RequestException) as error:
-        return error
 
 
 def _hold(request: requests.PreparedRequest, limit: int) -> bytes:

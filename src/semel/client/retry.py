@@ -1,7 +1,7 @@
-"""The life of a logical request, decided without I/O: send, wait, give up, and how it ended.
+"""The retry loop of a logical request, without I/O: when to send, wait and give up.
 
-As `core.engine`, it is a generator. It yields `Send` and `Sleep`; the drivers for httpx and
-requests carry them out and tell what came of them.
+As `core.engine`, it is a generator. It yields `SendAttempt` and `RetryPause`; the drivers for httpx
+and requests carry them out and tell what came of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 from semel.client.budget import Budget
 from semel.client.errors import Try
-from semel.client.verdict import Answered, judge
+from semel.client.verdict import ReceivedResponse, judge
 
 REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """Idempotent by method (RFC 9110 section 9.2.2): sent again without a key."""
@@ -23,12 +23,12 @@ class Retry:
     """How a client retries. Times are in seconds.
 
     - `deadline`: for the logical request, its waits included. 60: longer than a lease of 30 s,
-      after which another server answers for one that died.
+      after which another server takes over from one that died.
     - `attempts`: the most there are, the first included.
-    - `pause`, `longest_pause`: the wait before retry n is drawn between 0 and `pause` times
+    - `pause`, `longest_pause`: the wait before retry n is random, between 0 and `pause` times
       2 ** (n - 1), `longest_pause` at most (full jitter).
     - `longest_retry_after`: what the server asks for with `Retry-After` is waited, up to this, and
-      a drawn pause more, so that those who were told the same do not come together.
+      a random pause more, so that those who were told the same do not come together.
     - `max_body`: bytes of a body that are held for another attempt. A longer one is refused with
       `RequestTooLarge` before anything is sent.
 
@@ -49,20 +49,20 @@ class Retry:
                 raise ValueError(f"{field.name}: give a number over 0, not {value!r}")
 
 
-class Send(NamedTuple):
+class SendAttempt(NamedTuple):
     """Send the request; no part of the attempt may take longer than `seconds`."""
 
     seconds: float
 
 
-class Sleep(NamedTuple):
+class RetryPause(NamedTuple):
     """Wait before the next attempt."""
 
     seconds: float
 
 
 class Broke(NamedTuple):
-    """The attempt ended without a whole answer."""
+    """The attempt ended without a complete response."""
 
     error: str
     sent: bool
@@ -75,11 +75,11 @@ class Ending(NamedTuple):
     """How the logical request ended."""
 
     kind: Literal["told", "unsettled"]
-    """`told`: the last answer, or the last error, is the truth: hand it over."""
+    """`told`: the last response, or the last error, is the truth: hand it over."""
     tries: tuple[Try, ...]
 
 
-Life = Generator[Send | Sleep, Answered | Broke | None, Ending]
+Life = Generator[SendAttempt | RetryPause, ReceivedResponse | Broke | None, Ending]
 
 
 def live(
@@ -96,14 +96,14 @@ def live(
 
     `keyed`: it goes out under a key; else it is idempotent by its method. `begun`: it was sent
     before, by this process or one that died, and nobody knows what came of that. `clock` is
-    monotonic, `wall` the time of day, `random` draws from 0 to 1.
+    monotonic, `wall` the time of day, `random` returns 0 to 1.
     """
     started = clock()
     tries: list[Try] = []
     maybe = begun
     budget.earn()
     while True:
-        told = yield Send(max(0.001, retry.deadline - (clock() - started)))
+        told = yield SendAttempt(max(0.001, retry.deadline - (clock() - started)))
         assert told is not None
         after, again, free = None, True, False
         if isinstance(told, Broke):
@@ -121,9 +121,9 @@ def live(
         worth_it = again and len(tries) < retry.attempts and pause < left
         if not (worth_it and (free or budget.spend())):
             return Ending("unsettled" if keyed and maybe else "told", tuple(tries))
-        yield Sleep(pause)
+        yield RetryPause(pause)
 
 
-def _pause(retry: Retry, tried: int, after: float | None, drawn: float) -> float:
+def _pause(retry: Retry, tried: int, after: float | None, jitter: float) -> float:
     most: float = min(retry.longest_pause, retry.pause * 2.0 ** min(tried - 1, 60))
-    return min(after or 0.0, retry.longest_retry_after) + drawn * most
+    return min(after or 0.0, retry.longest_retry_after) + jitter * most

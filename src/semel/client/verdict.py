@@ -1,4 +1,4 @@
-"""What an answer says: whether to send the request again, and what is known of its effect.
+"""The meaning of a response: whether to send the request again, and what is known of its effect.
 
 Sources: RFC 9110 sections 10.2.3 and 15, RFC 6585, RFC 8470 (425), Semel's problem catalogue, and
 Stripe's documentation for `Idempotent-Replayed` and `Stripe-Should-Retry`.
@@ -10,17 +10,13 @@ import json
 import math
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
-from semel.core import problems
-
-Effect = Literal["known", "none", "unknown"]
-"""What an answer says about the operation. `known`: what became of it. `none`: this attempt did
-nothing, which says nothing of an earlier one. `unknown`: it may have taken effect."""
+from semel.core.problems import CATALOGUE, Effect
 
 
-class Answered(NamedTuple):
-    """An answer, as far as it is looked at."""
+class ReceivedResponse(NamedTuple):
+    """A complete response, as far as a client looks at it."""
 
     status: int
     headers: Mapping[str, str]
@@ -28,8 +24,8 @@ class Answered(NamedTuple):
     body: bytes
 
 
-class Verdict(NamedTuple):
-    """What follows from an answer."""
+class ResponseVerdict(NamedTuple):
+    """What follows from a response."""
 
     again: bool
     """Whether a retry under the same key makes sense."""
@@ -37,50 +33,34 @@ class Verdict(NamedTuple):
     after: float | None = None
     """Seconds that the server asks to be left alone for."""
     slug: str = ""
-    """The problem's name, where the answer is a problem document."""
+    """The problem's name, where the response is a problem document."""
     free: bool = False
     """Whether a retry is left out of the budget: this very request is being worked on, so to ask
     again is to wait, and no overload."""
 
 
-_BY_SLUG: Final[dict[str, tuple[bool, Effect]]] = {
-    problems.IN_FLIGHT.slug: (True, "unknown"),
-    problems.OUTCOME_UNRECORDED.slug: (True, "unknown"),
-    problems.STORE_UNAVAILABLE.slug: (True, "none"),
-    problems.BODY_TIMEOUT.slug: (True, "none"),
-    problems.UPSTREAM_UNAVAILABLE.slug: (True, "none"),
-    # Under the same key a retry is safe, and tells: parked, or tried again by the gateway.
-    problems.UPSTREAM_FAILED.slug: (True, "unknown"),
-    problems.UPSTREAM_TIMEOUT.slug: (True, "unknown"),
-    problems.RESPONSE_NOT_KEPT.slug: (False, "known"),
-    problems.HANDLER_FAILED.slug: (False, "known"),
-    problems.OUTCOME_UNKNOWN.slug: (False, "unknown"),
-    problems.KEY_EXPIRED.slug: (False, "unknown"),
-    # The handler ran, its answer was withheld, and a retry would run it again.
-    problems.CONNECTION_NOT_TAKEN.slug: (False, "unknown"),
-    problems.KEY_MISSING.slug: (False, "none"),
-    problems.KEY_INVALID.slug: (False, "none"),
-    problems.KEY_REUSED.slug: (False, "none"),
-    problems.REQUEST_TOO_LARGE.slug: (False, "none"),
-}
+_CATALOGUED: Final = {problem.slug: problem for problem in CATALOGUE}
 _COME_BACK: Final = frozenset({408, 425, 429})
 """Not now: nothing was done."""
 _TURNED_AWAY: Final = frozenset({401, 403, 407, 413, 421, 431, 501, 505})
 """Refused before anybody looked the key up: nothing was done by this attempt."""
 
 
-def judge(answer: Answered, wall: float) -> Verdict:
-    """Say what an answer means for a request that went out under a key.
+def judge(response: ReceivedResponse, wall: float) -> ResponseVerdict:
+    """Say what a response means for a request that went out under a key.
 
     `wall` is the time in seconds since the epoch, for a `Retry-After` that is a date.
     """
-    status, headers = answer.status, answer.headers
+    status, headers = response.status, response.headers
     if status < 400:
-        return Verdict(False, "known")
+        return ResponseVerdict(False, "known")
     after = retry_after(headers, wall)
-    slug = _slug(answer)
-    if slug in _BY_SLUG:
-        again, effect = _BY_SLUG[slug]
+    slug = _slug(response)
+    problem = _CATALOGUED.get(slug)
+    again: bool
+    effect: Effect
+    if problem is not None:
+        again, effect = problem.retry, problem.effect
     elif headers.get("idempotent-replayed") == "true":
         again, effect = False, "known"  # a 5xx too: it was kept, and would be replayed again
     elif status in _COME_BACK:
@@ -93,16 +73,16 @@ def judge(answer: Answered, wall: float) -> Verdict:
         again, effect = False, "known"
     told = headers.get("stripe-should-retry")
     if told == "true" and effect == "known":
-        effect = "unknown"  # the server expects another answer
+        effect = "unknown"  # the server expects another response
     if told in ("true", "false"):
         again = told == "true"
-    return Verdict(again, effect, after, slug, free=status == 409)
+    return ResponseVerdict(again, effect, after, slug, free=status == 409)
 
 
 def retry_after(headers: Mapping[str, str], wall: float) -> float | None:
     """Return the seconds that `Retry-After` names, 0 or more; None: absent, or not understood.
 
-    A date counts from the answer's own `Date` where it has one: the two clocks need not agree.
+    A date counts from the response's own `Date` where it has one: the two clocks need not agree.
     """
     value = headers.get("retry-after", "").strip()
     if not value:
@@ -125,12 +105,12 @@ def _moment(value: str) -> float | None:
         return None
 
 
-def _slug(answer: Answered) -> str:
-    """Return the last part of a problem's type; empty where the answer is no problem document."""
-    if not answer.headers.get("content-type", "").startswith("application/problem+json"):
+def _slug(response: ReceivedResponse) -> str:
+    """Return the last part of a problem's type; empty where the response is none."""
+    if not response.headers.get("content-type", "").startswith("application/problem+json"):
         return ""
     try:
-        kind = json.loads(answer.body)["type"]
+        kind = json.loads(response.body)["type"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""
     return kind.rpartition("/")[2] if isinstance(kind, str) else ""

@@ -1,4 +1,4 @@
-"""The life of one operation: every decision, in one place, without a clock, a socket or a thread.
+"""The engine: every decision in the life of one operation, without a clock, a socket or a thread.
 
 `run` is a generator. It yields commands (`semel.core.commands`), is sent their results, and
 returns the outcome. Three drivers carry the commands out: async, threads
@@ -46,7 +46,7 @@ READ_BACK_PAUSES: Final = (0.05, 0.2, 0.6)
 
 
 class Request(NamedTuple):
-    """What the engine needs to know of a request."""
+    """A request, as far as the engine needs to know it."""
 
     key: bytes
     """`keys.hash_key(scope, key)`."""
@@ -64,13 +64,13 @@ class Request(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """Send the handler's own answer (or let what it raised go on)."""
+    """Send the handler's own response (or let what it raised go on)."""
 
     kept: bool
 
 
 class Replay(NamedTuple):
-    """Send the stored answer."""
+    """Send the stored response."""
 
     response: Response
 
@@ -219,7 +219,7 @@ def _next_command(
 
 
 class _Waiting:
-    """How long a repeat has waited, and how long it waits until it looks again."""
+    """The time that a repeat has waited, and the pause until it looks again."""
 
     __slots__ = ("poll", "waited")
 
@@ -314,9 +314,9 @@ def _finish(request: Request, policy: Policy, claimed: Claimed, answer: Answer) 
             if known is not None:
                 return known
         except StoreError:
-            if answer.atomic or claimed.opened:  # definitely not committed: nothing happened
+            if answer.atomic or claimed.opened:  # definitely not committed
                 yield from _release(key, token)
-                return Refuse(problems.STORE_UNAVAILABLE)
+                return Refuse(_rolled_back(answer))
         if pause is not None:
             yield Sleep(pause)
     return Refuse(problems.OUTCOME_UNRECORDED)
@@ -349,12 +349,21 @@ def _told_by(
         there = settled(request.fingerprint, policy, *found)
     except UnreadableRecord:
         return Refuse(problems.OUTCOME_UNRECORDED)
-    return there if there is not None else Refuse(_undone(answer, problems.IN_FLIGHT))
+    if there is None:
+        return Refuse(_undone(answer, problems.IN_FLIGHT))
+    if isinstance(there, Refuse) and there.problem in (problems.KEY_REUSED, problems.KEY_EXPIRED):
+        return Refuse(_undone(answer, there.problem))  # said of the record: this one did run
+    return there
 
 
 def _undone(answer: Answer, problem: Problem) -> Problem:
-    """A problem that says nothing was done: true of atomic operations only."""
-    return problem if answer.atomic else problems.OUTCOME_UNRECORDED
+    """A problem that says nothing was done: true of atomic operations without steps only."""
+    return problem if answer.atomic and not answer.stepped else problems.OUTCOME_UNRECORDED
+
+
+def _rolled_back(answer: Answer) -> Problem:
+    """The problem after a transaction that is known to be undone: steps are not undone with it."""
+    return problems.OUTCOME_UNRECORDED if answer.stepped else problems.STORE_UNAVAILABLE
 
 
 def _release(key: bytes, token: int) -> Generator[Any, Any, None]:
@@ -382,7 +391,7 @@ def _read_back(
             if not answer.atomic:
                 return None
             if (yield Release(request.key, token)):
-                return Refuse(problems.STORE_UNAVAILABLE)
+                return Refuse(_rolled_back(answer))
         except (StoreError, UnreadableRecord):
             yield Sleep(pause)
     return Refuse(problems.OUTCOME_UNRECORDED)
@@ -400,7 +409,7 @@ def _read_back_opened(
             found = yield Open(request.key, request.fingerprint(policy.algorithm), request.owner)
             if isinstance(found, Claimed):
                 yield Release(request.key, found.token)
-                return Refuse(problems.STORE_UNAVAILABLE)
+                return Refuse(_rolled_back(answer))
             if found is not None:
                 return _told_by(found, request, policy, token, answer, outcome)
         except (StoreError, UnreadableRecord):

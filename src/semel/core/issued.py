@@ -30,7 +30,7 @@ _TO_CALLER, _TO_PATH, _TO_METHOD_AND_PATH = 0, 1, 2
 _NOBODYS_SECRET: Final = bytes(SHORTEST_SECRET)
 
 
-class Form(NamedTuple):
+class KeyFormat(NamedTuple):
     """How issued keys are written: a prefix by which they are told apart, and an alphabet."""
 
     prefix: str = "ik."
@@ -38,7 +38,7 @@ class Form(NamedTuple):
     """Base58 (no 0, O, I, l), for keys that people read out; else base64url, which is faster."""
 
 
-DEFAULT: Final = Form()
+DEFAULT: Final = KeyFormat()
 
 
 def seal(
@@ -49,7 +49,7 @@ def seal(
     not_after: int,
     nonce: bytes,
     route: str = "",
-    form: Form = DEFAULT,
+    form: KeyFormat = DEFAULT,
 ) -> str:
     """Return a key for the caller named `scope`, valid until `not_after`.
 
@@ -76,7 +76,7 @@ def unseal(
     scope: str,
     method: str,
     path: str,
-    form: Form = DEFAULT,
+    form: KeyFormat = DEFAULT,
 ) -> Sealed:
     """Check a key that somebody sent.
 
@@ -96,7 +96,7 @@ def unseal(
     return Sealed(genuine, int.from_bytes(until, "big"))
 
 
-def is_issued(text: str, form: Form) -> bool:
+def is_issued(text: str, form: KeyFormat) -> bool:
     """Say whether a key claims to be an issued one."""
     return text.startswith(form.prefix)
 
@@ -110,7 +110,7 @@ def _sign(secret: bytes, signed: bytes, scope: str, route: str) -> bytes:
     return hmac.new(secret, message, hashlib.sha256).digest()[:_SIGNATURE]
 
 
-def _write(data: bytes, form: Form) -> str:
+def _write(data: bytes, form: KeyFormat) -> str:
     if not form.readable:
         return form.prefix + base64.urlsafe_b64encode(data).decode("ascii")
     number, digits = int.from_bytes(data, "big"), []
@@ -120,7 +120,7 @@ def _write(data: bytes, form: Form) -> str:
     return form.prefix + "".join(reversed(digits))
 
 
-def _read(text: str, form: Form) -> bytes | None:
+def _read(text: str, form: KeyFormat) -> bytes | None:
     """Return the bytes of a key, or None where it is not what `_write` writes."""
     body = text[len(form.prefix) :]
     try:

@@ -1,4 +1,4 @@
-"""What a route asks for: what is covered, what is promised, what is kept and for how long."""
+"""Policies: which requests are covered, what is promised, and how long responses are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from semel.core import fingerprint
 Guarantee = Literal["atomic", "at-least-once", "at-most-once"]
 
 NOT_AN_OUTCOME = frozenset({307, 308, 401, 403, 408, 409, 425, 428, 429})
-"""Answers that say nothing about the operation itself: the place, the caller or the moment was
+"""Responses that say nothing about the operation itself: the place, the caller or the moment was
 wrong, so the same request under the same key may still run. (307 and 308 ask for just that: the
 client sends it again, key and all, to another path; 428 asks for If-Match, which is no part of the
 fingerprint.) 412 is an outcome, a definite no. Were it released, a copy of the request that comes
@@ -25,7 +25,7 @@ MEBIBYTE = 1024 * 1024
 
 
 class RequestView(Protocol):
-    """What a `scope` or `key` function sees of a request."""
+    """A request without its body, as a `scope` or `key` function sees it."""
 
     method: str
     path: str
@@ -36,8 +36,8 @@ class RequestView(Protocol):
         """Return a header's value, or None."""
 
 
-class ReadRequest(RequestView, Protocol):
-    """The same with its body, as a `key` function sees it."""
+class FullRequestView(RequestView, Protocol):
+    """A request with its body, as a `key` function sees it."""
 
     @property
     def body(self) -> bytes:
@@ -50,7 +50,7 @@ class ReadRequest(RequestView, Protocol):
         """Return the fields of an HTML form (urlencoded or multipart), files left out."""
 
 
-NaturalKey = Callable[[ReadRequest], str | None]
+NaturalKey = Callable[[FullRequestView], str | None]
 """Gives the key that the business has for a request, or None where it has none."""
 
 
@@ -82,15 +82,15 @@ class Policy:
     """The field of an HTML form that carries the key where a header cannot, as in a browser without
     JavaScript. It counts as the header would, which goes before it."""
     next_key: bool = False
-    """Hand out a fresh issued key with every answer, in its `Idempotency-Key` header."""
+    """Hand out a fresh issued key with every response, in its `Idempotency-Key` header."""
     guarantee: Guarantee | None = None
     """What is promised after a crash. None: atomic where the handler takes `op.connection()`, else
     at least once. `"atomic"` makes a handler that forgets the connection an error."""
     expires: timedelta = timedelta(hours=24)
-    """How long an answer is kept, from its completion. 24 h is what Stripe, Checkout.com and PPRO
+    """How long a response is kept, from its completion. 24 h is what Stripe, Checkout.com and PPRO
     publish; it should outlast your clients' longest retry."""
     tombstone: timedelta = timedelta(days=30)
-    """How long an expired key is refused (410 `key-expired`) after its answer is gone."""
+    """How long an expired key is refused (410 `key-expired`) after its response is gone."""
     after_expiry: Literal["refuse", "run"] = "refuse"
     """`"run"`: an expired key starts a new operation, for clients that reuse keys on purpose."""
     lease: timedelta = timedelta(seconds=30)
@@ -104,13 +104,13 @@ class Policy:
     fingerprint: Literal["raw", "json", "key"] = "raw"
     """`"json"` takes a JSON body by RFC 8785, for clients that serialise anew for each attempt.
     `"key"`, for a `key` function: the same key is the same request, whatever else it says, and gets
-    the first answer instead of 422. Callers that nothing tells apart (scope `anonymous`) are one
-    caller: whoever can guess the key gets that answer, so let it say nothing that is secret. Keys
+    the first response instead of 422. Callers that nothing tells apart (scope `anonymous`) are one
+    caller: whoever can guess the key gets that response, so let it say nothing that is secret. Keys
     from a header are compared as `"raw"` does."""
     max_request_body: int = 64 * MEBIBYTE
     """Largest request body in bytes (413 before any claim). Above 1 MiB it waits in a file."""
     max_response_body: int = 4 * MEBIBYTE
-    """Largest answer in bytes that is kept. A larger one completes the operation and reaches the
+    """Largest response in bytes that is kept. A larger one completes the operation and reaches the
     first client whole; repeats get 409 `response-not-kept`."""
     body_timeout: timedelta = timedelta(seconds=20)
     """Time for a request's body to arrive (408), extended by a second for each `min_body_rate`
@@ -118,7 +118,7 @@ class Policy:
     min_body_rate: int = 500
     """Slowest upload, in bytes a second, that keeps extending `body_timeout`."""
     keep_statuses: frozenset[int] | None = None
-    """The exact statuses whose answers are kept and replayed. None: all but 5xx (kept only by
+    """The exact statuses whose responses are kept and replayed. None: all but 5xx (kept only by
     `guarantee="at-most-once"`) and `NOT_AN_OUTCOME`."""
     keep_headers: frozenset[str] | None = None
     """Allow-list of header names that a replay carries. None: all but those of one connection or
@@ -143,6 +143,23 @@ class Policy:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        self._check_methods()
+        for name, allowed in _CHOICES.items():
+            if (choice := getattr(self, name)) not in allowed:
+                listed = ", ".join(repr(one) for one in allowed)
+                raise PolicyError(f"{name}: give one of {listed}, not {choice!r}")
+        self._check_keys()
+        for name, (kind, least, wanted) in _RANGES.items():
+            if not isinstance(value := getattr(self, name), kind) or value < least:
+                raise PolicyError(f"{name}: give a {wanted}, not {value!r}")
+        self._check_combinations()
+        if self.keep_statuses is not None:
+            object.__setattr__(self, "keep_statuses", frozenset(self.keep_statuses))
+        if self.keep_headers is not None:
+            names = frozenset(name.lower() for name in self.keep_headers)
+            object.__setattr__(self, "keep_headers", names)
+
+    def _check_methods(self) -> None:
         methods = self.methods
         if isinstance(methods, str) or any(m != m.upper() or not m.isalpha() for m in methods):
             raise PolicyError(
@@ -152,37 +169,6 @@ class Policy:
             raise PolicyError(
                 f"methods: {sorted(safe)} change nothing, so there is nothing to protect"
             )
-        _one_of("guarantee", self.guarantee, None, "atomic", "at-least-once", "at-most-once")
-        _one_of("after_expiry", self.after_expiry, "refuse", "run")
-        _one_of("fingerprint", self.fingerprint, "raw", "json", "key")
-        _one_of("on_store_error", self.on_store_error, "refuse", "run")
-        _one_of("required", self.required, False, True, "issued")
-        self._check_keys()
-        for name in ("expires", "lease", "body_timeout"):
-            if not isinstance(value := getattr(self, name), timedelta) or value <= timedelta():
-                raise PolicyError(f"{name}: give a timedelta longer than 0, not {value!r}")
-        for name in ("wait", "tombstone"):
-            if not isinstance(value := getattr(self, name), timedelta) or value < timedelta():
-                raise PolicyError(f"{name}: give a timedelta of 0 or more, not {value!r}")
-        for name in ("max_request_body", "max_response_body", "min_body_rate", "max_waiters"):
-            if not isinstance(value := getattr(self, name), int) or value < 0:
-                raise PolicyError(f"{name}: give a whole number of 0 or more, not {value!r}")
-        if not isinstance(self.max_attempts, int) or self.max_attempts < 1:
-            raise PolicyError(
-                f"max_attempts: give a whole number of 1 or more, not {self.max_attempts!r}"
-            )
-        if self.remember_credentials and not self.remember_request:
-            raise PolicyError("remember_credentials: it asks for remember_request=True too")
-        if self.on_store_error == "run" and self.guarantee in ("atomic", "at-most-once"):
-            raise PolicyError(
-                f'on_store_error="run" breaks guarantee="{self.guarantee}": while the store is down'
-                " nothing is promised; drop one of the two"
-            )
-        if self.keep_statuses is not None:
-            object.__setattr__(self, "keep_statuses", frozenset(self.keep_statuses))
-        if self.keep_headers is not None:
-            names = frozenset(name.lower() for name in self.keep_headers)
-            object.__setattr__(self, "keep_headers", names)
 
     def _check_keys(self) -> None:
         if not (self.key in (None, "payload") or callable(self.key)):
@@ -197,6 +183,15 @@ class Policy:
             raise PolicyError('key: with required="issued" only issued keys count; drop one')
         if self.form_field is not None and not self.form_field:
             raise PolicyError("form_field: give the name of a form's field")
+
+    def _check_combinations(self) -> None:
+        if self.remember_credentials and not self.remember_request:
+            raise PolicyError("remember_credentials: it asks for remember_request=True too")
+        if self.on_store_error == "run" and self.guarantee in ("atomic", "at-most-once"):
+            raise PolicyError(
+                f'on_store_error="run" breaks guarantee="{self.guarantee}": while the store is down'
+                " nothing is promised; drop one of the two"
+            )
 
     @cached_property
     def with_header(self) -> Policy:
@@ -215,14 +210,17 @@ class Policy:
     def until(self, left: float, grace: timedelta) -> Policy:
         """Return the rules for an issued key that is good for `left` seconds still.
 
-        Its answer is kept that long, and its trace for `grace` longer: by then nobody can come with
-        the key any more, however clocks differ and servers stand still.
+        Its response is kept that long, and its trace for `grace` longer: by then nobody can come
+        with the key any more, however clocks differ and servers stand still.
         """
         expires = timedelta(seconds=max(left, 1.0))
-        return dataclasses.replace(self, expires=expires, tombstone=grace, after_expiry="refuse")
+        rules = dataclasses.replace(self, expires=expires, tombstone=grace, after_expiry="refuse")
+        kept = (expires + grace).total_seconds()  # as long as anybody may claim under the key
+        rules.__dict__["seconds"] = dataclasses.replace(rules.seconds, keep_steps=kept)
+        return rules
 
     def keeps(self, status: int) -> bool:
-        """Say whether an answer with this status ends the operation, or lets a retry run again."""
+        """Say whether a response with this status ends the operation, or lets a retry run again."""
         if self.keep_statuses is not None:
             return status in self.keep_statuses
         if status >= 500:
@@ -243,8 +241,33 @@ class Policy:
             expires=self.expires.total_seconds(),
             tombstone=0.0 if self.after_expiry == "run" else self.tombstone.total_seconds(),
             body_timeout=self.body_timeout.total_seconds(),
+            keep_steps=self.expires.total_seconds(),
         )
 
+
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "guarantee": (None, "atomic", "at-least-once", "at-most-once"),
+    "after_expiry": ("refuse", "run"),
+    "fingerprint": ("raw", "json", "key"),
+    "on_store_error": ("refuse", "run"),
+    "required": (False, True, "issued"),
+}
+_LONGER_THAN_0 = (timedelta, timedelta.resolution, "timedelta longer than 0")
+_DURATION = (timedelta, timedelta(), "timedelta of 0 or more")
+_NUMBER = (int, 0, "whole number of 0 or more")
+_RANGES: dict[str, tuple[type, Any, str]] = {
+    "expires": _LONGER_THAN_0,
+    "lease": _LONGER_THAN_0,
+    "body_timeout": _LONGER_THAN_0,
+    "wait": _DURATION,
+    "tombstone": _DURATION,
+    "max_request_body": _NUMBER,
+    "max_response_body": _NUMBER,
+    "min_body_rate": _NUMBER,
+    "max_waiters": _NUMBER,
+    "max_attempts": (int, 1, "whole number of 1 or more"),
+}
+"""Of each field: its type, its least value, and what to give instead of one that is neither."""
 
 _ALGORITHMS = {"raw": fingerprint.RAW, "json": fingerprint.JSON, "key": fingerprint.KEY}
 
@@ -258,12 +281,8 @@ class Seconds:
     expires: float
     tombstone: float
     body_timeout: float
-
-
-def _one_of(name: str, value: object, *allowed: object) -> None:
-    if value not in allowed:
-        choices = ", ".join(repr(choice) for choice in allowed)
-        raise PolicyError(f"{name}: give one of {choices}, not {value!r}")
+    keep_steps: float
+    """How long recorded steps outlive an operation that ended without a record."""
 
 
 _PARAMETER = re.compile(r"\{([A-Za-z_]\w*)(?::(path|int|str|uuid|float))?\}")

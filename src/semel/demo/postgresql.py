@@ -63,7 +63,7 @@ class _Cluster:
         self._work: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it and wait until it responds."""
         await self._do(self.server.start)
 
     async def crash(self) -> None:

@@ -1,4 +1,4 @@
-"""The picture and the table that a storm ends with."""
+"""The report of a storm: a live view, a table, and a page with a picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from semel.demo.shops import Store
+from semel.demo.shops import ShopStore
 from semel.demo.storm import Tally
 
 COLOURS = {
@@ -54,7 +54,7 @@ def line(tally: Tally) -> str:
 
 
 def _crashes(tally: Tally) -> bool:
-    return tally.store is Store.POSTGRESQL
+    return tally.store is ShopStore.POSTGRESQL
 
 
 def rows(tally: Tally) -> list[tuple[str, int]]:
@@ -67,7 +67,7 @@ def rows(tally: Tally) -> list[tuple[str, int]]:
         ("requests sent", tally.requests),
         ("servers killed (kill -9)", tally.kills),
         *(crashes if _crashes(tally) else []),
-        ("answers lost or cut off", answers["answer lost"] + answers["connection cut"]),
+        ("responses lost or cut off", answers["response lost"] + answers["connection cut"]),
         ("replays", answers["replayed"]),
         ("refusals", refused),
         ("answered with a server error", failed),
@@ -76,19 +76,20 @@ def rows(tally: Tally) -> list[tuple[str, int]]:
         ("charged twice or more", tally.doubled),
         ("acknowledged and lost", tally.lost),
         ("never answered", len(tally.purchases) - tally.acknowledged),
-        ("wrong answers", tally.wrong),
+        ("wrong responses", tally.wrong),
     ]
 
 
 SHOPS = {
-    Store.SQLITE: "One server, one SQLite file. The server is killed with <code>kill -9</code>.",
-    Store.POSTGRESQL: "Four servers behind a round-robin balancer, on PostgreSQL. Servers are"
+    ShopStore.SQLITE: "One server, one SQLite file. The server is killed with"
+    " <code>kill -9</code>.",
+    ShopStore.POSTGRESQL: "Four servers behind a round-robin balancer, on PostgreSQL. Servers are"
     " killed with <code>kill -9</code>, the database with <code>pg_ctl stop -m immediate</code>.",
 }
 """What the storm was against, as HTML."""
 
 MUST_BE_ZERO = frozenset(
-    {"charged twice or more", "acknowledged and lost", "never answered", "wrong answers"}
+    {"charged twice or more", "acknowledged and lost", "never answered", "wrong responses"}
 )
 
 
@@ -214,7 +215,7 @@ td:first-child, th:first-child {{ text-align: left }}
 </style>
 <h1>The same storm, the same shop</h1>
 <p>{shop}</p>
-<p>{seconds:g} seconds of retries, lost answers, double-clicks and crashes. Charges are counted in
+<p>{seconds:g} seconds of retries, lost responses, double-clicks and crashes. Charges are counted in
 the shop's own table.</p>
 {svg}
 <table><tr><th></th>{heads}</tr>{body}</table>
@@ -229,4 +230,4 @@ def show(tallies: list[Tally], console: Console, path: Path) -> None:
     console.print()
     console.print(table(tallies))
     write_html(tallies, path)
-    console.print(f"the same as a page: {path}")
+    console.print(f"HTML report: {path}")

@@ -33,8 +33,8 @@ def shop_folder() -> Path:
     raise FileNotFoundError("the example shop is neither in the package nor in a checkout")
 
 
-class Servers:
-    """The server processes of a shop, as their supervisor tells of them."""
+class ShopServers:
+    """The server processes of a shop, as their supervisor reports them."""
 
     def __init__(self, process: asyncio.subprocess.Process, said: IO[bytes]) -> None:
         self.kills = 0
@@ -87,7 +87,7 @@ class Shop:
     def __init__(
         self,
         port: int,
-        servers: Servers,
+        servers: ShopServers,
         charges: Callable[[], dict[str, int]],
         crash: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
@@ -105,7 +105,7 @@ class Shop:
 @asynccontextmanager
 async def supervised(
     database: str, *, protected: bool, sockets: Sequence[socket.socket], shared: bool
-) -> AsyncIterator[Servers]:
+) -> AsyncIterator[ShopServers]:
     """Run a server for each of the sockets, with Semel or without.
 
     `shared`: they listen already, and outlive the servers that take connections from them; else
@@ -129,7 +129,7 @@ async def supervised(
             stderr=said,
             start_new_session=True,
         )
-        servers = Servers(process, said)
+        servers = ShopServers(process, said)
         try:
             await servers.started(len(sockets))
             yield servers

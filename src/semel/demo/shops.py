@@ -1,4 +1,4 @@
-"""The shops that the demo can run."""
+"""The shops that the demo can run, by their database."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from semel.demo import sqlite
 from semel.demo.server import Shop, throwaway
 
 
-class Store(StrEnum):
-    """What the shop keeps its books in."""
+class ShopStore(StrEnum):
+    """The database that the shop uses."""
 
     SQLITE = "sqlite"
     POSTGRESQL = "postgresql"
 
 
 @asynccontextmanager
-async def open_shop(store: Store, *, protected: bool) -> AsyncIterator[Shop]:
+async def open_shop(store: ShopStore, *, protected: bool) -> AsyncIterator[Shop]:
     """Run a fresh shop, with Semel or without, and throw it away in the end.
 
     Raises `ImportError` and `ProgramMissing`, which say what to install, where PostgreSQL or its
     driver is not here.
     """
-    if store is Store.POSTGRESQL:
+    if store is ShopStore.POSTGRESQL:
         from semel.demo import postgresql
 
         async with postgresql.serve(protected=protected) as shop:

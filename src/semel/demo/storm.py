@@ -1,4 +1,4 @@
-"""Clients that mean well on a network that does not, and the count of what they did."""
+"""A storm of well-meaning clients on a bad network, and the tally of what happened."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable
 
 from semel.demo.server import Shop
-from semel.demo.shops import Store, open_shop
+from semel.demo.shops import ShopStore, open_shop
 
 LAST_WORD = 30.0
-"""Seconds after the storm in which every purchase still has to get its answer."""
+"""Seconds after the storm in which every purchase still has to get its response."""
 
 
 @dataclasses.dataclass
@@ -31,11 +31,11 @@ class Purchase:
 
 @dataclasses.dataclass
 class Tally:
-    """What happened so far."""
+    """The counts of one storm."""
 
     protected: bool
     seconds: float
-    store: Store = Store.SQLITE
+    store: ShopStore = ShopStore.SQLITE
     started: float = dataclasses.field(default_factory=time.monotonic)
     answers: Counter[str] = dataclasses.field(default_factory=Counter)
     purchases: list[Purchase] = dataclasses.field(default_factory=list)
@@ -47,7 +47,7 @@ class Tally:
     doubled: int = 0
     lost: int = 0
     wrong: int = 0
-    """Answers that were none of this request's business."""
+    """Responses that were none of this request's business."""
 
     @property
     def requests(self) -> int:
@@ -56,7 +56,7 @@ class Tally:
 
     @property
     def acknowledged(self) -> int:
-        """How many purchases got their answer."""
+        """How many purchases got their response."""
         return sum(purchase.acknowledged for purchase in self.purchases)
 
     @property
@@ -72,8 +72,8 @@ class Tally:
         self.lost = sum(p.acknowledged and p.order_id not in charges for p in self.purchases)
 
 
-class Client:
-    """Somebody who buys, loses answers, clicks twice, and tries again."""
+class Shopper:
+    """Somebody who buys, loses responses, clicks twice, and tries again."""
 
     def __init__(self, port: int, tally: Tally, rng: random.Random) -> None:
         self._port = port
@@ -144,10 +144,10 @@ class Client:
         head, _, body = answer.partition(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", head.lower())
         whole = length is not None and len(body) == int(length[1])
-        status = head[9:12].decode() if whole else ""  # killed in mid-answer is no answer
+        status = head[9:12].decode() if whole else ""  # killed in mid-response is no response
         answers = self._tally.answers
         if not status:
-            answers["answer lost" if lost else "connection cut"] += 1
+            answers["response lost" if lost else "connection cut"] += 1
         elif status == "201":
             replayed = b"idempotent-replayed: true" in head.lower()
             answers["replayed" if replayed else "charged"] += 1
@@ -175,7 +175,7 @@ async def storm(
     clients: int,
     seconds: float,
     kill_every: float,
-    store: Store = Store.SQLITE,
+    store: ShopStore = ShopStore.SQLITE,
     crash_every: float = 5.0,
     seed: int = 1,
     progress: Callable[[Tally], None] = lambda tally: None,
@@ -189,7 +189,7 @@ async def storm(
     async with open_shop(store, protected=protected) as shop:
         tally = Tally(protected, seconds, store)
         end = tally.started + seconds
-        people = [Client(shop.port, tally, random.Random(rng.random())) for _ in range(clients)]
+        people = [Shopper(shop.port, tally, random.Random(rng.random())) for _ in range(clients)]
         tasks = [asyncio.ensure_future(person.shop_until(end)) for person in people]
         tasks.append(asyncio.ensure_future(_kill(shop, tally, kill_every, end)))
         tasks.append(asyncio.ensure_future(_crash(shop, tally, crash_every, end)))

@@ -9,22 +9,22 @@ from typing import Final
 from semel.core.commands import Lookup, StoreError
 from semel.core.policy import RequestView
 from semel.core.record import UnreadableRecord
-from semel.gateway.proxy import Proxy
-from semel.gateway.settings import Limits, Settings
-from semel.gateway.upstream import Client
+from semel.gateway.proxy import ReverseProxy
+from semel.gateway.settings import GatewayLimits, GatewaySettings
+from semel.gateway.upstream import UpstreamClient
 from semel.idempotency import Idempotency, Scope
 from semel.web.asgi.messages import ASGIScope, Message, Receive, Send
 from semel.web.asgi.middleware import ASGIMiddleware
 from semel.web.http.callers import scope_name
 
 _NOBODYS: Final = bytes(16)
-"""A key that no record has, to see whether the store answers."""
+"""A key that no record has, to see whether the store responds."""
 
 
 class Gateway:
     """Serve it with lifespan on. Raises `SettingsError` and `StoreSetupError`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: GatewaySettings) -> None:
         callers = settings.callers
         self.idempotency = Idempotency(
             settings.store,
@@ -34,10 +34,10 @@ class Gateway:
             session_cookie=callers.session_cookie,
             issuer=settings.make_issuer(),
         )
-        self._client = Client(settings.upstream, settings.limits)
-        proxy = Proxy(settings, self.idempotency, self._client)
+        self._client = UpstreamClient(settings.upstream, settings.limits)
+        proxy = ReverseProxy(settings, self.idempotency, self._client)
         self._covered = ASGIMiddleware(proxy, self.idempotency)
-        self.limits: Limits = settings.limits
+        self.limits: GatewayLimits = settings.limits
         """What the server's protocol bounds."""
         self._health = settings.health
         self._dated = 0
@@ -68,7 +68,7 @@ class Gateway:
         return True
 
     def _dating(self, send: Send) -> Send:
-        """Date answers that the service has not dated: RFC 9110 section 6.6.1."""
+        """Date responses that the service has not dated: RFC 9110 section 6.6.1."""
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":

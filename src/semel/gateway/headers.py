@@ -1,4 +1,4 @@
-"""Which headers pass, and in which form: RFC 9110 section 7.6, and the forwarding headers."""
+"""The headers that pass, and their form: RFC 9110 section 7.6, and the forwarding headers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Fields = list[tuple[bytes, bytes]]
 
 
 class Rules(NamedTuple):
-    """What does not change from request to request."""
+    """The settings that matter for headers; the same for every request."""
 
     preserve_host: bool = True
     behind_proxy: bool = False
@@ -90,7 +90,7 @@ def _forwarded(taken: dict[bytes, bytes], peer: bytes, scheme: bytes, host: byte
 
 
 def response(headers: Iterable[tuple[bytes, bytes]], status: int, version: bytes) -> Fields:
-    """Return an answer's headers as the client gets them: in order, doubled ones and all."""
+    """Return a response's headers as the client gets them: in order, doubled ones and all."""
     fields: Fields = []
     named: set[bytes] = set()
     bodiless = status in (204, 304)

@@ -1,5 +1,5 @@
-"""What is refused before it is a request: bounds on heads, and whatever two parsers could read in
-two ways (request smuggling).
+"""The checks before a request is one: bounds on heads, and refusal of whatever two parsers could
+read in two ways (request smuggling).
 
 uvicorn's parser (llhttp, strict) refuses much of it; the rest is refused here. RFC 9112 sections
 3.2, 5 and 6.
@@ -12,7 +12,7 @@ import http
 import re
 from typing import Any, Final, NoReturn, cast
 
-from semel.gateway.settings import Limits
+from semel.gateway.settings import GatewayLimits
 
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -26,7 +26,7 @@ _LINE: Final = 4
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\-\[\]]+")
 
 
-class Refused(Exception):
+class RejectedRequest(Exception):
     """The request is refused with this status; the connection is closed."""
 
     def __init__(self, status: int, reason: str) -> None:
@@ -39,11 +39,11 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._limits: Limits = self.config.loaded_app.limits
+        self._limits: GatewayLimits = self.config.loaded_app.limits
         self._patience = self._limits.client_timeout.total_seconds()
         self._in_head = True
         self._unparsed = 0  # bytes of a head that is not complete
-        self._refused: Refused | None = None
+        self._refused: RejectedRequest | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -63,7 +63,7 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         self._unparsed += len(data)
         if self._unparsed > self._limits.head + len(data):
-            self._refused = Refused(431, "The request's head is too large.")
+            self._refused = RejectedRequest(431, "The request's head is too large.")
             self.send_400_response("")
         elif self._timer is None:
             self._timer = self.loop.call_later(self._patience, self._too_slow)
@@ -102,12 +102,9 @@ class GatewayProtocol(HttpToolsProtocol):
         size = hosts = lengths = 0
         codings: list[bytes] = []
         for name, value in self.headers:
-            size += len(name) + len(value) + _LINE
-            if not value.isascii():
-                try:
-                    value.decode()
-                except UnicodeDecodeError:
-                    self._refuse(400, "A header's value is not UTF-8.")
+            size += len(name) + len(value)
+            if not value.isascii() and not _is_utf8(value):
+                self._refuse(400, "A header's value is not UTF-8.")
             if name == b"host":
                 hosts += 1
                 if _HOST.fullmatch(value) is None:
@@ -118,8 +115,13 @@ class GatewayProtocol(HttpToolsProtocol):
                     self._refuse(400, "Content-Length is not a number.")
             elif name == b"transfer-encoding":
                 codings.append(value.strip().lower())
+        size += _LINE * len(self.headers)
         if size > self._limits.head or len(self.headers) > self._limits.headers:
             self._refuse(431, "The request's head is too large.")
+        self._check_framing(hosts, lengths, codings)
+
+    def _check_framing(self, hosts: int, lengths: int, codings: list[bytes]) -> None:
+        """Refuse what leaves open which host is meant, or where the body ends."""
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             self._refuse(505, "This version of HTTP is not spoken here.")
@@ -131,13 +133,13 @@ class GatewayProtocol(HttpToolsProtocol):
             self._refuse(400, "Transfer-Encoding has to be chunked, and nothing else.")
 
     def _refuse(self, status: int, reason: str) -> NoReturn:
-        """Raises `Refused` through the parser, which ends in `send_400_response`."""
-        self._refused = Refused(status, reason)
+        """Raises `RejectedRequest` through the parser, which ends in `send_400_response`."""
+        self._refused = RejectedRequest(status, reason)
         raise self._refused
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is refused, unless that would be taken for the answer to another request."""
-        refused = self._refused or Refused(400, msg)
+        """Send the refusal, unless it would be taken for the response to another request."""
+        refused = self._refused or RejectedRequest(400, msg)
         self._refused = refused
         self._stop_timer()
         cycle = self.cycle
@@ -158,7 +160,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._timer = None
         if self._in_head and not self.transport.is_closing():
-            self._refused = Refused(408, "The request's head did not arrive in time.")
+            self._refused = RejectedRequest(408, "The request's head did not arrive in time.")
             self.send_400_response("")
 
     def _stop_timer(self) -> None:
@@ -167,8 +169,16 @@ class GatewayProtocol(HttpToolsProtocol):
             self._timer = None
 
 
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class _Together:
-    """Writes an answer's head with the body that follows at once: one system call, one packet.
+    """Writes a response's head with the body that follows at once: one system call, one packet.
 
     A head that nothing follows goes out a tick later, before the client could miss it.
     """

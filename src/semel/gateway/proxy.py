@@ -17,8 +17,8 @@ from semel.core import problems
 from semel.core.problems import Problem
 from semel.failpoints import failpoint
 from semel.gateway import headers
-from semel.gateway.settings import GatewayPolicy, Settings
-from semel.gateway.upstream import Client, NotSent, Unknown, unknown
+from semel.gateway.settings import GatewayPolicy, GatewaySettings
+from semel.gateway.upstream import NotSent, Unknown, UpstreamClient, unknown
 from semel.gateway.websockets import pass_through
 from semel.idempotency import Idempotency
 from semel.operation import AsyncOperation, current, current_async_operation
@@ -29,16 +29,18 @@ from semel.web.asgi.timeouts import timeout_if_suspended
 log = logging.getLogger("semel.gateway")
 
 _HELD: Final = 64 * 1024
-"""An answer of a known length up to this is sent on when it is whole: should it break off, the
+"""A response of a known length up to this is sent on when it is whole: should it break off, the
 client gets a problem and not half of it."""
 _RESEND_PAUSE: Final = 0.2
 """Seconds before an unknown outcome is sent again; twice as long each time."""
 
 
-class Proxy:
+class ReverseProxy:
     """Hands HTTP requests and WebSockets to the service."""
 
-    def __init__(self, settings: Settings, idempotency: Idempotency, client: Client) -> None:
+    def __init__(
+        self, settings: GatewaySettings, idempotency: Idempotency, client: UpstreamClient
+    ) -> None:
         self._settings = settings
         self._idempotency = idempotency
         self._client = client
@@ -63,35 +65,7 @@ class Proxy:
         operation = current_async_operation() if current.get() is not None else None
         body = _Body(scope["headers"], receive, self._settings)
         try:
-            key = _key(scope["headers"])
-            resend = 0
-            if operation is not None:
-                policy = self._idempotency.routes.find(scope["method"], scope["path"])
-                if isinstance(policy, GatewayPolicy) and policy.forward_key:
-                    key = key or operation.derive("gateway").encode()
-                    if policy.guarantee != "at-most-once":
-                        resend = self._settings.upstream.resend
-                else:
-                    key = None
-            fields = self._fields(scope, key)
-            data = await body.read()
-            url = self._client.url(scope["raw_path"], scope["query_string"])
-            before: Unknown | None = None
-            for left in range(resend, -1, -1):
-                try:
-                    response = await self._client.send(scope["method"], url, fields, data)
-                    with contextlib.closing(response):
-                        await self._answer(response, body, operation, receive, send)
-                    return
-                except NotSent:
-                    if before is None:
-                        raise
-                except Unknown as error:
-                    before = error
-                if not left or body.streams or body.sending_on:
-                    raise before
-                log.warning("sending again under the same key: %s", before)
-                await asyncio.sleep(_RESEND_PAUSE * 2 ** (resend - left))
+            await self._forward(scope, body, operation, receive, send)
         except _Refused as refused:
             await self._refuse(refused.problem, operation, send)
         except _Gone:
@@ -104,6 +78,49 @@ class Proxy:
                 await self._refuse(body.refused, operation, send)
             elif not body.gone:
                 await self._unknown(error, scope, body, operation, send)
+
+    async def _forward(
+        self,
+        scope: ASGIScope,
+        body: _Body,
+        operation: AsyncOperation | None,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Send a request to the service, again where that is safe, and its response to the client.
+
+        Raises `_Refused` and `_Gone`, `NotSent`, and `Unknown` where one attempt may have arrived.
+        """
+        key, resend = self._key(scope, operation)
+        fields = self._fields(scope, key)
+        data = await body.read()
+        url = self._client.url(scope["raw_path"], scope["query_string"])
+        before: Unknown | None = None
+        for left in range(resend, -1, -1):
+            try:
+                response = await self._client.send(scope["method"], url, fields, data)
+                with contextlib.closing(response):
+                    await self._answer(response, body, operation, receive, send)
+                return
+            except NotSent:
+                if before is None:
+                    raise
+            except Unknown as error:
+                before = error
+            if not left or body.streams or body.sending_on:
+                raise before
+            log.warning("sending again under the same key: %s", before)
+            await asyncio.sleep(_RESEND_PAUSE * 2 ** (resend - left))
+
+    def _key(self, scope: ASGIScope, operation: AsyncOperation | None) -> tuple[bytes | None, int]:
+        """Return the key that the service gets, and how often an unknown outcome is sent again."""
+        if operation is None:
+            return _client_key(scope["headers"]), 0
+        policy = self._idempotency.routes.find(scope["method"], scope["path"])
+        if not isinstance(policy, GatewayPolicy) or not policy.forward_key:
+            return None, 0
+        resend = 0 if policy.guarantee == "at-most-once" else self._settings.upstream.resend
+        return _client_key(scope["headers"]) or operation.derive("gateway").encode(), resend
 
     def _fields(self, scope: ASGIScope, key: bytes | None) -> list[tuple[str, str]]:
         client = scope.get("client")
@@ -124,7 +141,7 @@ class Proxy:
         receive: Receive,
         send: Send,
     ) -> None:
-        """Send the service's answer on: whole where it is short, else as it comes."""
+        """Send the service's response on: whole where it is short, else as it comes."""
         version = response.version
         fields = headers.response(
             response.raw_headers, response.status, b"%d.%d" % version if version else b"1.1"
@@ -170,20 +187,20 @@ class Proxy:
         operation: AsyncOperation | None,
         send: Send,
     ) -> None:
-        """Nobody can say what the service did: park the key, or say so."""
+        """Handle an unknown outcome: park the key, or tell the client."""
         log.warning("%s %s has an unknown outcome: %s", scope["method"], scope["path"], error)
         if operation is not None:
             policy = self._idempotency.routes.find(scope["method"], scope["path"])
             if policy is None or policy.guarantee == "at-most-once":
-                operation.park(f"the service gave no whole answer: {error}")
+                operation.park(f"the service gave no complete response: {error}")
             operation.release()
         if body.sending_on:
-            raise StreamAborted("the service's answer broke off") from error
+            raise StreamAborted("the service's response broke off") from error
         problem = problems.UPSTREAM_TIMEOUT if error.late else problems.UPSTREAM_FAILED
         await self._refuse(problem, operation, send)
 
     async def _refuse(self, problem: Problem, operation: AsyncOperation | None, send: Send) -> None:
-        """Answer in the gateway's own name; a key that came with it is free again."""
+        """Respond in the gateway's own name; a key that came with it is free again."""
         if operation is not None:
             operation.release()
         answer = problem.response(self._idempotency.problem_base)
@@ -207,7 +224,7 @@ class _Body:
     """A request's body on its way to the service: at once where it is short, else as it comes."""
 
     def __init__(
-        self, fields: Iterable[tuple[bytes, bytes]], receive: Receive, settings: Settings
+        self, fields: Iterable[tuple[bytes, bytes]], receive: Receive, settings: GatewaySettings
     ) -> None:
         self._receive = receive
         self._limit = settings.limits.body
@@ -226,7 +243,7 @@ class _Body:
         self.refused: Problem | None = None
         self.gone = False
         self.sending_on = False
-        """The answer's beginning has been handed on."""
+        """The response's beginning has been handed on."""
 
     async def read(self) -> bytes | AsyncIterator[bytes] | None:
         """Return what to send. Raises `_Refused` and `_Gone`."""
@@ -235,10 +252,7 @@ class _Body:
             raise _Refused(problems.request_too_large(self._limit))
         if not bounded:
             self._limit = 1 << 62
-        try:
-            self._first, more = await self._next()
-        except (_Gone, _Refused):
-            raise
+        self._first, more = await self._next()
         if not more:
             return self._first if self._length is not None else None
         self.streams = True
@@ -298,7 +312,7 @@ async def _watching(
         watcher.cancel()
 
 
-def _key(fields: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+def _client_key(fields: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     for name, value in fields:
         if name == headers.KEY:
             return value

@@ -23,7 +23,7 @@ except ImportError as missing:  # pragma: no cover
 
 from semel.gateway.app import Gateway
 from semel.gateway.protocol import GatewayProtocol
-from semel.gateway.settings import Settings
+from semel.gateway.settings import GatewaySettings
 from semel.gateway.values import SettingsError
 
 BACKLOG = 2048
@@ -31,7 +31,7 @@ COLLECTIONS: Final = (20_000, 50, 50)
 """Requests leave little that only the collector finds, and it took up to 8 % of a worker's time."""
 
 
-def listen(settings: Settings) -> socket.socket:
+def listen(settings: GatewaySettings) -> socket.socket:
     """Open the listening socket. Raises `SettingsError` where the address cannot be had."""
     host, _ = settings.address
     try:
@@ -41,7 +41,7 @@ def listen(settings: Settings) -> socket.socket:
         raise SettingsError(f"listen: {settings.listen}: {error.strerror or error}") from error
 
 
-def worker(settings: Settings) -> Gateway:
+def worker(settings: GatewaySettings) -> Gateway:
     """Make the gateway of a process that does nothing else."""
     supervisor = multiprocessing.parent_process()
     if supervisor is not None:
@@ -61,9 +61,9 @@ def _outlive_briefly(supervisor: BaseProcess) -> None:
 
 
 def config(
-    settings: Settings, make: Callable[[Settings], Gateway] = Gateway, **more: Any
+    settings: GatewaySettings, make: Callable[[GatewaySettings], Gateway] = Gateway, **more: Any
 ) -> uvicorn.Config:
-    """Return how uvicorn serves it. The heads of answers are the service's own, Date included."""
+    """Return how uvicorn serves it. The heads of responses are the service's own, Date included."""
     return uvicorn.Config(
         functools.partial(make, settings),
         factory=True,
@@ -81,7 +81,7 @@ def config(
     )
 
 
-def serve(settings: Settings, listening: socket.socket) -> None:
+def serve(settings: GatewaySettings, listening: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT; what is in flight then ends within the grace."""
     configured = config(settings, worker)
     if settings.workers > 1:

@@ -1,4 +1,4 @@
-"""What a gateway is told: one TOML file, or the options of the command line.
+"""The settings of a gateway: one TOML file, or the options of the command line.
 
 Every table's fields are those of the class of its name below. Durations are seconds or text such as
 `"30s"`, sizes are bytes or text such as `"64MiB"`.
@@ -46,7 +46,7 @@ class Upstream:
     """How long a connection may take to be had, waiting for a free one included. When it is over,
     nothing was sent: 503, and a retry runs."""
     timeout: timedelta = timedelta(seconds=60)
-    """How long the service may be silent, before its answer and within it (nginx's default). When
+    """How long the service may be silent, before its response and within it (nginx's default). When
     it is over the outcome is unknown: parked, or 504. An event stream may be silent for ever."""
     connections: int = 100
     """Connections to the service at a time, of each worker."""
@@ -69,6 +69,26 @@ class Upstream:
             return False
         return ssl.create_default_context(cafile=self.ca) if self.ca is not None else True
 
+    def check(self) -> None:
+        """Raise `SettingsError` for an address or a number that cannot be used."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise SettingsError(
+                f"[upstream] url: give http://host:port or https://host:port, not {self.url!r}"
+            )
+        if parts.username or parts.query or parts.fragment:
+            raise SettingsError("[upstream] url: leave user, query and fragment out of it")
+        if self.ca is not None and not Path(self.ca).is_file():
+            raise SettingsError(f"[upstream] ca: there is no file {self.ca}")
+        if self.connections < 1 or self.resend < 0:
+            raise SettingsError("[upstream] connections: give 1 or more; resend: 0 or more")
+
+    @property
+    def address(self) -> tuple[str | None, int]:
+        """The host and port that `url` names."""
+        parts = urlsplit(self.url)
+        return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Callers:
@@ -85,7 +105,7 @@ class Callers:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
+class GatewayLimits:
     """`[limits]`: what a client may send."""
 
     head: int = 64 * 1024
@@ -97,15 +117,27 @@ class Limits:
     client_timeout: timedelta = timedelta(seconds=20)
     """How long a head may take to arrive, and a body without a key be silent (408)."""
 
+    def check(self) -> None:
+        """Raise `SettingsError` for a limit that lets nothing through."""
+        for bound in ("head", "headers", "body"):
+            if getattr(self, bound) < 1:
+                raise SettingsError(f"[limits] {bound}: give a whole number of 1 or more")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Health:
-    """`[health]`: what the gateway itself answers."""
+    """`[health]`: paths that the gateway itself serves."""
 
     live: str = "/-/health"
     """204 while the process runs."""
     ready: str = "/-/ready"
-    """204 while the store answers, else 503. Says nothing about the service."""
+    """204 while the store responds, else 503. Says nothing about the service."""
+
+    def check(self) -> None:
+        """Raise `SettingsError` for what is no path."""
+        for name in ("live", "ready"):
+            if not getattr(self, name).startswith("/"):
+                raise SettingsError(f"[health] {name}: give a path that begins with /")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,8 +153,8 @@ class IssuerSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Everything a gateway is told. `load` and `settings` make one."""
+class GatewaySettings:
+    """All settings of a gateway. `load` and `settings` make one."""
 
     upstream: Upstream
     store: str
@@ -131,13 +163,46 @@ class Settings:
     grace: timedelta = timedelta(seconds=30)
     """How long what is in flight may take to end after SIGTERM."""
     callers: Callers = dataclasses.field(default_factory=Callers)
-    limits: Limits = dataclasses.field(default_factory=Limits)
+    limits: GatewayLimits = dataclasses.field(default_factory=GatewayLimits)
     health: Health = dataclasses.field(default_factory=Health)
     issuer: IssuerSettings | None = None
     policy: GatewayPolicy = dataclasses.field(
         default_factory=lambda: GatewayPolicy(guarantee="at-most-once")
     )
     routes: Mapping[str, GatewayPolicy | None] = dataclasses.field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise `SettingsError` for the first setting that makes no sense."""
+        self.upstream.check()
+        self._check_serving()
+        self.health.check()
+        self.limits.check()
+        self._check_policies()
+
+    def _check_serving(self) -> None:
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise SettingsError(
+                f'listen: give "host:port", such as "127.0.0.1:8080", not {self.listen!r}'
+            )
+        if self.workers < 1:
+            raise SettingsError(f"workers: give a whole number of 1 or more, not {self.workers}")
+        if self.workers > 1 and self.store.startswith("memory:"):
+            raise SettingsError(
+                "workers: memory:// is one process's own, so a repeat at another worker would run"
+                " again; give a store that they share, such as sqlite:///keys.db"
+            )
+        if self.address[1] and self.address == self.upstream.address:
+            raise SettingsError(f"listen: {self.listen} is the upstream's own address")
+
+    def _check_policies(self) -> None:
+        for policy in (self.policy, *self.routes.values()):
+            if self.issuer is None and policy and (policy.required == "issued" or policy.next_key):
+                raise SettingsError('required = "issued" and next_key need an [issuer] table')
+        try:
+            Routes(self.policy, self.routes)
+        except PolicyError as error:
+            raise SettingsError(f"[routes] {error}") from error
 
     @property
     def address(self) -> tuple[str, int]:
@@ -159,7 +224,7 @@ class Settings:
             raise SettingsError(f"[issuer] {error}") from error
 
 
-def load(path: Path, **overrides: object) -> Settings:
+def load(path: Path, **overrides: object) -> GatewaySettings:
     """Read a TOML file; `overrides` are `upstream`, `store`, `listen`, `workers` where not None.
 
     Raises `SettingsError`.
@@ -167,7 +232,7 @@ def load(path: Path, **overrides: object) -> Settings:
     return settings(values.read(path), **overrides)
 
 
-def settings(document: Mapping[str, object], **overrides: object) -> Settings:
+def settings(document: Mapping[str, object], **overrides: object) -> GatewaySettings:
     """Make settings of a TOML document. Raises `SettingsError` naming the field and the fix."""
     given = {name: value for name, value in overrides.items() if value is not None}
     tables = dict(document)
@@ -175,7 +240,7 @@ def settings(document: Mapping[str, object], **overrides: object) -> Settings:
         upstream = values.table(tables.get("upstream", {}), "[upstream]")
         tables["upstream"] = {**upstream, "url": given.pop("upstream")}
     tables.update(given)
-    values.known(tables, [field.name for field in dataclasses.fields(Settings)], "")
+    values.known(tables, [field.name for field in dataclasses.fields(GatewaySettings)], "")
     for name, fix in (
         ("upstream", '[upstream] url = "http://127.0.0.1:3000"'),
         ("store", 'store = "sqlite:///keys.db"'),
@@ -192,15 +257,15 @@ def settings(document: Mapping[str, object], **overrides: object) -> Settings:
     for name, kind in _TABLES.items():
         if name in tables:
             parts[name] = values.build(kind, tables.pop(name), f"[{name}]")
-    made: Settings = values.build(Settings, tables, "", **parts)
-    _check(made)
+    made: GatewaySettings = values.build(GatewaySettings, tables, "", **parts)
+    made.check()
     return made
 
 
 _TABLES: dict[str, type] = {
     "upstream": Upstream,
     "callers": Callers,
-    "limits": Limits,
+    "limits": GatewayLimits,
     "health": Health,
     "issuer": IssuerSettings,
 }
@@ -226,45 +291,3 @@ def _policy(rules: object, base: GatewayPolicy, where: str) -> GatewayPolicy | N
     except PolicyError as error:
         raise SettingsError(f"{where} {error}") from error
     return policy
-
-
-def _check(made: Settings) -> None:
-    parts = urlsplit(made.upstream.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SettingsError(
-            f"[upstream] url: give http://host:port or https://host:port, not {made.upstream.url!r}"
-        )
-    if parts.username or parts.query or parts.fragment:
-        raise SettingsError("[upstream] url: leave user, query and fragment out of it")
-    if made.upstream.ca is not None and not Path(made.upstream.ca).is_file():
-        raise SettingsError(f"[upstream] ca: there is no file {made.upstream.ca}")
-    host, _, port = made.listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise SettingsError(
-            f'listen: give "host:port", such as "127.0.0.1:8080", not {made.listen!r}'
-        )
-    if made.workers < 1:
-        raise SettingsError(f"workers: give a whole number of 1 or more, not {made.workers}")
-    if made.workers > 1 and made.store.startswith("memory:"):
-        raise SettingsError(
-            "workers: memory:// is one process's own, so a repeat at another worker would run"
-            " again; give a store that they share, such as sqlite:///keys.db"
-        )
-    itself = (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
-    if made.address[1] and itself == made.address:
-        raise SettingsError(f"listen: {made.listen} is the upstream's own address")
-    for name in ("live", "ready"):
-        if not getattr(made.health, name).startswith("/"):
-            raise SettingsError(f"[health] {name}: give a path that begins with /")
-    for bound in ("head", "headers", "body"):
-        if getattr(made.limits, bound) < 1:
-            raise SettingsError(f"[limits] {bound}: give a whole number of 1 or more")
-    if made.upstream.connections < 1 or made.upstream.resend < 0:
-        raise SettingsError("[upstream] connections: give 1 or more; resend: 0 or more")
-    for policy in (made.policy, *made.routes.values()):
-        if made.issuer is None and policy and (policy.required == "issued" or policy.next_key):
-            raise SettingsError('required = "issued" and next_key need an [issuer] table')
-    try:
-        Routes(made.policy, made.routes)
-    except PolicyError as error:
-        raise SettingsError(f"[routes] {error}") from error

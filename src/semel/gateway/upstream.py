@@ -1,4 +1,4 @@
-"""Sends requests to the service, once each, and says which of two things a failure means.
+"""The connections to the service: each request is sent once, and a failure is one of two kinds.
 
 `NotSent`: no byte of the request has left. `Unknown`: perhaps some have, so nobody can say what the
 service did. Nothing in between, and in doubt the second.
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
 from semel.failpoints import failpoint
-from semel.gateway.settings import Limits, Upstream
+from semel.gateway.settings import GatewayLimits, Upstream
 from semel.gateway.values import SettingsError
 
 try:
@@ -39,12 +39,12 @@ class NotSent(Exception):
 
 
 class Unknown(Exception):
-    """The request was sent, perhaps in part, and no whole answer came."""
+    """The request was sent, perhaps in part, and no complete response came."""
 
     def __init__(self, reason: str, *, late: bool) -> None:
         super().__init__(reason)
         self.late = late
-        """It is the answer that did not come in time."""
+        """It is the response that did not come in time."""
 
 
 class _Request(ClientRequest):
@@ -69,10 +69,10 @@ async def _once(request: ClientRequest, handler: ClientHandlerType) -> ClientRes
         raise Unknown(_said(error), late=False) from error
 
 
-class Client:
+class UpstreamClient:
     """The connections of one worker to the service. `start` and `close` on its event loop."""
 
-    def __init__(self, settings: Upstream, limits: Limits) -> None:
+    def __init__(self, settings: Upstream, limits: GatewayLimits) -> None:
         self._settings = settings
         self._limits = limits
         self._base = settings.url.rstrip("/")
@@ -127,7 +127,7 @@ class Client:
         headers: list[tuple[str, str]],
         body: bytes | AsyncIterator[bytes] | None,
     ) -> ClientResponse:
-        """Send a request and return the head of its answer.
+        """Send a request and return the head of its response.
 
         Raises `NotSent` and `Unknown`.
         """
@@ -151,7 +151,7 @@ class Client:
         failpoint("upstream_answered")
         if not 200 <= response.status <= 599:
             response.close()
-            raise Unknown(f"its answer has the status {response.status}", late=False)
+            raise Unknown(f"its response has the status {response.status}", late=False)
         return response
 
 

@@ -1,4 +1,4 @@
-"""From TOML's plain values to the fields of data classes, with errors that name the field."""
+"""Conversion of TOML's values to the fields of data classes, with errors that name the field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WebSockets pass through: messages both ways, subprotocols, and the codes they are closed with."""
+"""WebSocket pass-through: messages both ways, subprotocols, and close codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two loops that carry out what the engine yields: on an event loop, and on threads.
+"""Drivers: the two loops that carry out the engine's commands, on an event loop and on threads.
 
 An adapter asks a driver to `begin`, runs the handler in its own way where that returns None, and
 hands the answer to `finish`. What may be sent is what these return; nothing is decided here.
@@ -51,7 +51,7 @@ _POINTS: dict[type, tuple[str, str]] = {
 
 
 class Runtime:
-    """What operations of one process share: the store, the leases held, the repeats waiting.
+    """The state that operations of one process share: store, leases held, repeats waiting.
 
     `outcomes` is told of every outcome.
     """
@@ -64,7 +64,7 @@ class Runtime:
 
 
 class _Driver:
-    """What both drivers have in common: one operation's state."""
+    """The state of one operation, and the steps that both drivers share."""
 
     __slots__ = (
         "_lease",
@@ -79,6 +79,7 @@ class _Driver:
         "policy",
         "released",
         "runtime",
+        "stepped",
         "taken",
         "transaction",
     )
@@ -100,7 +101,9 @@ class _Driver:
         """Why the handler has given up on knowing what it did."""
         self.released = False
         """Whether the handler knows that it did nothing."""
-        self.keep = policy.seconds.expires
+        self.stepped = False
+        """Whether the handler has taken a step."""
+        self.keep = policy.seconds.keep_steps
         """Seconds that recorded steps outlive an operation that ended without a record."""
         self.outcome: Outcome | None = None
         """What `finish` returned: the operation is over."""
@@ -136,6 +139,12 @@ class _Driver:
         """Note how the operation ended, and tell those who want to know."""
         attempt = self.claim.attempt if self.claim is not None else 0
         self.outcome = self.runtime.outcomes.passed(outcome, self.key, attempt)
+
+    def _with_notes(self, answer: Answer) -> Answer:
+        """Add to what came of the handler what it has said by itself while it ran."""
+        if self.parked is None and not self.released and not self.stepped:
+            return answer
+        return answer._replace(parked=self.parked, released=self.released, stepped=self.stepped)
 
     def _started(self, claim: RunHandler) -> None:
         self.claim = claim
@@ -188,8 +197,7 @@ class AsyncDriver(_Driver):
 
     async def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""
-        if self.parked is not None or self.released:
-            answer = answer._replace(parked=self.parked, released=self.released)
+        answer = self._with_notes(answer)
         try:
             outcome = await self._drive(self._next(answer), frozenset())
         finally:
@@ -248,8 +256,7 @@ class ThreadDriver(_Driver):
 
     def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""
-        if self.parked is not None or self.released:
-            answer = answer._replace(parked=self.parked, released=self.released)
+        answer = self._with_notes(answer)
         try:
             outcome = self._drive(self._next(answer), frozenset())
         finally:

@@ -1,4 +1,4 @@
-"""The one point that every outcome passes, and the observers that are told of it."""
+"""Outcomes: the one point that each of them passes, and its observers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Observer = Callable[[Passed], None]
 
 
 class Outcomes:
-    """What is told of outcomes: each of them once, as it becomes known."""
+    """Tells observers of outcomes: of each once, as it becomes known."""
 
     __slots__ = ("observers",)
 

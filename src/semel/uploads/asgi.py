@@ -7,24 +7,22 @@ import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from semel.core import problems as common
 from semel.core.record import Response
 from semel.uploads import protocol
-from semel.uploads.intake import Intake
-from semel.uploads.protocol import Asked
+from semel.uploads.intake import UploadIntake
+from semel.uploads.protocol import UploadRequest
+from semel.uploads.uploads import UploadService
 from semel.web.asgi.messages import ASGIScope, ASGIView, Receive, Send, route_path, wanted
 from semel.web.asgi.timeouts import timeout_if_suspended
 from semel.web.http.callers import caller_of, scope_name
 
-if TYPE_CHECKING:
-    from semel.uploads.uploads import Uploads
-
 AT_ONCE = 256 * 1024
 """Bytes of a body that go to a thread together; what one upload holds in memory."""
 DRAINED = 16 * 1024 * 1024
-"""Bytes of a refused body that are read, so that its client gets the answer and not a reset."""
+"""Bytes of a refused body that are read, so that its client gets the response and not a reset."""
 THREADS = 8
 """Threads that write, hash and store; a disk is not faster with more."""
 
@@ -33,9 +31,9 @@ T = TypeVar("T")
 
 
 class UploadsASGI:
-    """See `Uploads`."""
+    """The ASGI application of an `UploadService`."""
 
-    def __init__(self, uploads: Uploads) -> None:
+    def __init__(self, uploads: UploadService) -> None:
         self._uploads = uploads
         self._threads: ThreadPoolExecutor | None = None
         self._process = 0
@@ -51,7 +49,7 @@ class UploadsASGI:
         outcome = await self._run(
             self._uploads.begin, asked, whose, str(scope.get("root_path", "")).rstrip("/")
         )
-        if isinstance(outcome, Intake):
+        if isinstance(outcome, UploadIntake):
             answer = await self._take(outcome, receive)
         else:
             answer = outcome
@@ -66,8 +64,8 @@ class UploadsASGI:
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 
-    async def _take(self, intake: Intake, receive: Receive) -> Response | None:
-        """Pass a body on; return the answer, or None where nobody waits for it any more.
+    async def _take(self, intake: UploadIntake, receive: Receive) -> Response | None:
+        """Pass a body on; return the response, or None where nobody waits for it any more.
 
         However it ends, the upload is let go of. What came of a body that is cut is kept.
         """
@@ -115,7 +113,7 @@ class UploadsASGI:
                     await asyncio.wait([running])
             if not running.cancelled() and running.exception() is None:
                 outcome = running.result()
-                if isinstance(outcome, Intake):  # which nobody will take
+                if isinstance(outcome, UploadIntake):  # which nobody will take
                     await self._run(outcome.cut)
             raise
 
@@ -130,18 +128,18 @@ _TOO_SLOW = common.BODY_TIMEOUT._replace(
 )
 
 
-def _end(intake: Intake, chunks: list[bytes]) -> Response:
+def _end(intake: UploadIntake, chunks: list[bytes]) -> Response:
     refusal = intake.write(chunks) if chunks else None
     return intake.end() if refusal is None else refusal
 
 
-def _asked(scope: ASGIScope) -> Asked:
+def _asked(scope: ASGIScope) -> UploadRequest:
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
         field, text = name.decode("latin-1"), value.decode("latin-1")
         headers[field] = f"{headers[field]}, {text}" if field in headers else text
     path = route_path(scope) if scope.get("root_path") else scope["path"]
-    return Asked(scope["method"], path, headers)
+    return UploadRequest(scope["method"], path, headers)
 
 
 async def _drain(receive: Receive) -> None:

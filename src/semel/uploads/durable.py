@@ -1,4 +1,4 @@
-"""Files that are on disk when it is said that they are."""
+"""Durable writes: a file or folder is on disk when the call returns."""
 
 from __future__ import annotations
 

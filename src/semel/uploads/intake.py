@@ -1,4 +1,4 @@
-"""One body on its way into an upload: written, checked, acknowledged, and stored in the end."""
+"""The intake of one request's body: written, checked, acknowledged, and stored in the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from semel.core.record import Response
 from semel.failpoints import failpoint
 from semel.uploads import problems, protocol
 from semel.uploads.digests import Check, Hashes
-from semel.uploads.problems import Refused, invalid, mismatch
+from semel.uploads.problems import UploadRefused, invalid, mismatch
 from semel.uploads.spool import Part, Spool
 from semel.uploads.state import Upload
 from semel.uploads.storage import Storage, StorageError
@@ -23,13 +23,13 @@ KEEP_EVERY = 8 * 1024 * 1024
 take from a client that sends a whole file in one request."""
 
 
-ANSWERED = (Refused, StorageError, OSError)
-"""What `answer_to` knows an answer to."""
+EXPECTED_ERRORS = (UploadRefused, StorageError, OSError)
+"""The errors that `response_to` knows a response to."""
 
 
-def answer_to(error: Exception, problem_base: str) -> Response:
-    """Return the answer to one of `ANSWERED`."""
-    if isinstance(error, Refused):
+def response_to(error: Exception, problem_base: str) -> Response:
+    """Return the response to one of `EXPECTED_ERRORS`."""
+    if isinstance(error, UploadRefused):
         return protocol.refused(error.problem, problem_base)
     log.warning("upload: %s", error)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -37,9 +37,11 @@ def answer_to(error: Exception, problem_base: str) -> Response:
     return protocol.refused(problem, problem_base)
 
 
-class Intake:
-    """Takes a body. After a `write` that answers, after `end` and after `cut` it is closed, and a
-    further `cut` does nothing.
+class UploadIntake:
+    """Takes the body of one request.
+
+    After a `write` that returns a response, after `end` and after `cut` it is closed, and a further
+    `cut` does nothing.
 
     Blocking, and used by one thread at a time.
     """
@@ -75,12 +77,12 @@ class Intake:
         self._left = False
 
     def write(self, chunks: Sequence[bytes]) -> Response | None:
-        """Take the next bytes. An answer ends it: nothing more is wanted."""
+        """Take the next bytes. A response ends it: nothing more is wanted."""
         try:
             self._write(chunks)
-        except ANSWERED as error:
+        except EXPECTED_ERRORS as error:
             self._leave()
-            return answer_to(error, self._problem_base)
+            return response_to(error, self._problem_base)
         except BaseException:
             self._leave()
             raise
@@ -117,8 +119,8 @@ class Intake:
             else:
                 self._keep()
             return self._answer(self._upload)
-        except ANSWERED as error:
-            return answer_to(error, self._problem_base)
+        except EXPECTED_ERRORS as error:
+            return response_to(error, self._problem_base)
         finally:
             self._leave()
 
@@ -138,7 +140,7 @@ class Intake:
                 self._store()
             else:
                 self._keep()
-        except (OSError, StorageError, Refused) as error:
+        except (OSError, StorageError, UploadRefused) as error:
             log.warning("upload: %s", error)  # what was acknowledged before stands
         finally:
             self._leave()

@@ -1,4 +1,4 @@
-"""What a request asks for, and what is answered: tus 1.0, and plain uploads. Pure.
+"""The protocol, without I/O: requests read, and responses made, for tus 1.0 and plain uploads.
 
 Source: tus.io/protocols/resumable-upload version 1.0.0, the core and the extensions creation,
 creation-with-upload, checksum, termination and expiration. A POST without `Tus-Resumable` is a
@@ -28,7 +28,7 @@ from semel.uploads.digests import (
     digest_checks,
     repr_digest,
 )
-from semel.uploads.problems import Refused, invalid
+from semel.uploads.problems import UploadRefused, invalid
 from semel.uploads.state import Upload, is_upload_id
 
 VERSION = "1.0.0"
@@ -43,7 +43,7 @@ _PIECE = "application/offset+octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class UploadRequest:
     """A request, as both adapters see it."""
 
     method: str
@@ -55,11 +55,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Discover:
-    """What can this server do?"""
+    """Report what this server supports."""
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class StoreFile:
     """Store the body, the whole file."""
 
     length: int
@@ -81,7 +81,7 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Inspect:
-    """How far is this upload?"""
+    """Report how far this upload is."""
 
     id: str
 
@@ -103,26 +103,26 @@ class Terminate:
     id: str
 
 
-Wish = Discover | Store | Create | Inspect | Append | Terminate
+Wish = Discover | StoreFile | Create | Inspect | Append | Terminate
 
 
-def understand(asked: Asked, max_size: int) -> Wish:
-    """Return what a request asks for. Raises `Refused`."""
+def understand(asked: UploadRequest, max_size: int) -> Wish:
+    """Return what a request asks for. Raises `UploadRefused`."""
     headers = asked.headers
     method = headers.get("x-http-method-override", asked.method).upper()
     name = asked.path.strip("/")
     if method == "OPTIONS":
         return Discover()
     if method not in (("HEAD", "PATCH", "DELETE") if name else ("POST",)):
-        raise Refused(problems.UPLOAD_METHOD)
+        raise UploadRefused(problems.UPLOAD_METHOD)
     resumable = headers.get("tus-resumable")
     if resumable != VERSION and (resumable is not None or name):
-        raise Refused(problems.UPLOAD_VERSION)
+        raise UploadRefused(problems.UPLOAD_VERSION)
     try:
         if not name:
             return _create(headers, max_size) if resumable else _store(headers, max_size)
         if not is_upload_id(name):
-            raise Refused(problems.UPLOAD_NOT_FOUND)
+            raise UploadRefused(problems.UPLOAD_NOT_FOUND)
         if method == "PATCH":
             return _append(name, headers)
         return Inspect(name) if method == "HEAD" else Terminate(name)
@@ -130,14 +130,14 @@ def understand(asked: Asked, max_size: int) -> Wish:
         raise invalid(str(error)) from None
 
 
-def _store(headers: Mapping[str, str], max_size: int) -> Store:
+def _store(headers: Mapping[str, str], max_size: int) -> StoreFile:
     if headers.get("content-type", "").lower().startswith(_FORMS):
-        raise Refused(problems.UPLOAD_TYPE)
+        raise UploadRefused(problems.UPLOAD_TYPE)
     length = _number(headers, "Content-Length")
     if length is None:
-        raise Refused(problems.UPLOAD_LENGTH_MISSING)
+        raise UploadRefused(problems.UPLOAD_LENGTH_MISSING)
     _within(length, max_size)
-    return Store(length, _digests(headers, "Content-Digest") + _digests(headers, "Repr-Digest"))
+    return StoreFile(length, _digests(headers, "Content-Digest") + _digests(headers, "Repr-Digest"))
 
 
 def _create(headers: Mapping[str, str], max_size: int) -> Create:
@@ -149,7 +149,7 @@ def _create(headers: Mapping[str, str], max_size: int) -> Create:
         field = headers.get("idempotency-key")
         key = parse_key([] if field is None else [field.encode("latin-1", "replace")])
     except InvalidKey as error:
-        raise Refused(common.key_invalid(str(error))) from None
+        raise UploadRefused(common.key_invalid(str(error))) from None
     body_length = _number(headers, "Content-Length")
     has_body = bool(body_length) or "transfer-encoding" in headers
     if has_body:
@@ -169,13 +169,13 @@ def _append(name: str, headers: Mapping[str, str]) -> Append:
     _is_piece(headers)
     offset = _number(headers, "Upload-Offset")
     if offset is None:
-        raise invalid("Upload-Offset is missing; send the offset that HEAD answers")
+        raise invalid("Upload-Offset is missing; send the offset that HEAD returns")
     return Append(name, offset, _number(headers, "Content-Length"), _piece_checks(headers))
 
 
 def _is_piece(headers: Mapping[str, str]) -> None:
     if headers.get("content-type", "").partition(";")[0].strip().lower() != _PIECE:
-        raise Refused(problems.UPLOAD_TYPE)
+        raise UploadRefused(problems.UPLOAD_TYPE)
 
 
 def _piece_checks(headers: Mapping[str, str]) -> tuple[Check, ...]:
@@ -191,7 +191,7 @@ def _digests(headers: Mapping[str, str], field: str) -> tuple[Check, ...]:
 
 def _within(length: int, max_size: int) -> None:
     if length > max_size:
-        raise Refused(common.request_too_large(max_size))
+        raise UploadRefused(common.request_too_large(max_size))
 
 
 def _number(headers: Mapping[str, str], field: str) -> int | None:
@@ -224,13 +224,13 @@ def _metadata(value: str) -> str:
     return value
 
 
-# --- answers ------------------------------------------------------------------------------------
+# --- responses ----------------------------------------------------------------------------------
 
 _ALWAYS = ((b"tus-resumable", VERSION.encode()), (b"cache-control", b"no-store"))
 
 
 def discovered(max_size: int) -> Response:
-    """Answer `Discover`."""
+    """Return the response to `Discover`."""
     return Response(
         204,
         (
@@ -245,19 +245,22 @@ def discovered(max_size: int) -> Response:
 
 
 def created(upload: Upload, mount: str, *, with_body: bool = True) -> Response:
-    """Answer `Create`; a repeat of it, too, which finds the upload further on."""
+    """Return the response to `Create`; to a repeat of it too, which finds the upload further on."""
     progress = _progress(upload) if with_body else (_expires(upload),)
     return Response(201, (*_ALWAYS, _location(upload, mount), *progress), b"")
 
 
 def stored(upload: Upload, mount: str) -> Response:
-    """Answer `Store`: by nothing but the caller and the content, so every repeat gets the same."""
+    """Return the response to `StoreFile`.
+
+    It follows from the caller and the content alone, so every repeat gets the same.
+    """
     assert upload.digest is not None
     return Response(201, (*_ALWAYS, _location(upload, mount), *_identity(upload.digest)), b"")
 
 
 def inspected(upload: Upload) -> Response:
-    """Answer `Inspect`."""
+    """Return the response to `Inspect`."""
     metadata = upload.metadata
     extra = ((b"upload-metadata", metadata.encode("latin-1")),) if metadata else ()
     return Response(
@@ -268,17 +271,17 @@ def inspected(upload: Upload) -> Response:
 
 
 def appended(upload: Upload) -> Response:
-    """Answer `Append`."""
+    """Return the response to `Append`."""
     return Response(204, (*_ALWAYS, *_progress(upload)), b"")
 
 
 def terminated() -> Response:
-    """Answer `Terminate`."""
+    """Return the response to `Terminate`."""
     return Response(204, _ALWAYS, b"")
 
 
 def refused(problem: Problem, base: str) -> Response:
-    """Answer with a problem."""
+    """Return a problem as a response."""
     status, headers, body = problem.response(base)
     extra = [(b"tus-resumable", VERSION.encode())]
     if problem.slug == problems.UPLOAD_VERSION.slug:

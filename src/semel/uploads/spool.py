@@ -1,4 +1,4 @@
-"""Uploads under way: their bytes, their states, their locks and quotas, in one folder.
+"""The spool folder of unfinished uploads: their bytes, their states, locks and quotas.
 
 `partial/` has a sparse file for each unfinished upload, as long as the whole will be, so that a
 listing shows what is reserved. One that a storage has linked is an object too, and never changed.
@@ -31,7 +31,7 @@ from semel.uploads.durable import (
     unlock,
     write_whole,
 )
-from semel.uploads.problems import Refused, over_quota
+from semel.uploads.problems import UploadRefused, over_quota
 from semel.uploads.state import Upload
 from semel.uploads.storage import StorageError
 
@@ -47,7 +47,7 @@ _DRAFTS_LIVE = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class UploadLimits:
     """How much may be uploaded; what is unfinished counts with its whole length from the start.
 
     Raises `ValueError` for a limit that lets nothing through.
@@ -142,7 +142,9 @@ class Part:
 class Spool:
     """The folder. Every method blocks; many threads and processes of one machine may share it."""
 
-    def __init__(self, folder: Path, limits: Limits, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, folder: Path, limits: UploadLimits, now: Callable[[], float] = time.time
+    ) -> None:
         self.now = now
         self._limits = limits
         self._partial = folder / "partial"
@@ -154,7 +156,7 @@ class Spool:
     def reserve(self, owner: str, name: str, length: int) -> Part | Upload:
         """Set room aside for a new upload; or return the one of this name, where there is one.
 
-        Raises `Refused` over a quota, and while somebody else is just making it.
+        Raises `UploadRefused` over a quota, and while somebody else is just making it.
         """
         path = self._partial / f"{owner}-{name}"
         with locked(self._partial):
@@ -196,12 +198,12 @@ class Spool:
         if mine_bytes > self._limits.caller_bytes:
             raise over_quota(self._limits.caller_bytes, "bytes")
         if total > self._limits.total_bytes:
-            raise Refused(problems.STORAGE_FULL)
+            raise UploadRefused(problems.STORAGE_FULL)
 
     def lock(self, owner: str, name: str) -> Part | None:
         """Have an unfinished upload to oneself; None where it has no bytes here.
 
-        Raises `Refused` while somebody else has it.
+        Raises `UploadRefused` while somebody else has it.
         """
         path = self._partial / f"{owner}-{name}"
         try:
@@ -264,7 +266,7 @@ class Spool:
         with locked(self._partial):  # nobody begins it, or completes it, just now
             try:
                 part = self.lock(*name.split("-"))
-            except Refused:
+            except UploadRefused:
                 return False
             try:
                 due = self._is_due(name)
@@ -329,11 +331,14 @@ def _replaced(path: Path, keep: bool) -> int:
 
 
 def _own(path: Path, file: int) -> Part:
-    """Lock a partial file that was opened. Raises `Refused` where somebody else has it, or had it
-    when it was opened and has removed it since."""
+    """Lock a partial file that was opened.
+
+    Raises `UploadRefused` where somebody else has it, or had it when it was opened and has removed
+    it since.
+    """
     if try_lock(file):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(file).st_ino:
                 return Part(path, file)
     os.close(file)  # what is held is the file's lock, and goes with it
-    raise Refused(problems.UPLOAD_LOCKED)
+    raise UploadRefused(problems.UPLOAD_LOCKED)

@@ -1,4 +1,4 @@
-"""What is known of one upload: frozen data and its one written form. Pure."""
+"""The state of one upload: frozen data and its one serialised form, without I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where finished files are kept, each once, under its SHA-256."""
+"""The storage of finished files, each kept once under its SHA-256."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def checked_digest(digest: str) -> str:
 
 
 class Storage(Protocol):
-    """What a storage has to do. Blocking: it is called on threads, by several at a time."""
+    """The interface of a storage. Blocking: it is called on threads, by several at a time."""
 
     def put(self, digest: str, file: Path) -> bool:
         """Store a copy of a file, durably; False: it was there already. Raises `StorageError`."""

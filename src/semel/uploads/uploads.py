@@ -1,8 +1,7 @@
-"""Uploads for one service: what each request's wish means, and who may have it."""
+"""The uploads of one service: what each request does, and whose upload it may touch."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import secrets
 import threading
@@ -10,7 +9,6 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from semel.core import problems as common
 from semel.core.record import Response
@@ -18,36 +16,20 @@ from semel.failpoints import failpoint
 from semel.idempotency import Scope
 from semel.uploads import problems, protocol
 from semel.uploads.digests import Check
-from semel.uploads.intake import ANSWERED, Intake, answer_to
-from semel.uploads.problems import Refused, invalid
-from semel.uploads.protocol import Asked
-from semel.uploads.spool import Limits, Part, Spool
+from semel.uploads.intake import EXPECTED_ERRORS, UploadIntake, response_to
+from semel.uploads.problems import UploadRefused, invalid
+from semel.uploads.protocol import UploadRequest
+from semel.uploads.spool import Part, Spool, UploadLimits
 from semel.uploads.state import Upload, derived_id, is_upload_id, owner_hash
 from semel.uploads.storage import Storage, StorageError
-
-if TYPE_CHECKING:
-    from semel.uploads.asgi import UploadsASGI
-    from semel.uploads.wsgi import UploadsWSGI
 
 log = logging.getLogger("semel")
 
 
-class Uploads:
-    """Takes files that can be sent again: resumable (tus 1.0) or plain, each content stored once.
+class UploadService:
+    """Executes upload requests, however they arrived: what ASGI and WSGI have in common.
 
-    - `storage`: where finished files go, `DiskStorage(folder)` or `S3Storage(client, bucket)`.
-    - `folder`: where unfinished ones wait. The processes of one machine may share it. On the disk
-      of a `DiskStorage` a finished file moves by a link; elsewhere it is copied.
-    - `limits`: sizes and quotas.
-    - `scope`: whose upload it is, as in `Idempotency`. To anybody else it is not there.
-    - `expires`: how long an unfinished upload waits after its last piece, and how long a finished
-      one's URL answers. The stored object stays: it is the service's.
-    - `idle`: how long a client may send nothing before its request is ended (ASGI; a WSGI server
-      has a timeout of its own). What arrived is kept, and the upload is free for the next request.
-    - `sweep_every`: how often, at most, a request sets `sweep()` going; None leaves it to you.
-    - `problem_base`: where your own documentation of the problem types lives.
-
-    Mount `asgi` or `wsgi` where uploads are to go. Raises `OSError` where `folder` cannot be made.
+    `semel.uploads.Uploads` is the public class, and says what the parameters mean.
     """
 
     def __init__(
@@ -55,7 +37,7 @@ class Uploads:
         storage: Storage,
         folder: str | Path,
         *,
-        limits: Limits | None = None,
+        limits: UploadLimits | None = None,
         scope: Scope | None = None,
         expires: timedelta = timedelta(hours=24),
         idle: timedelta = timedelta(seconds=30),
@@ -64,7 +46,7 @@ class Uploads:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.storage = storage
-        self.limits = limits or Limits()
+        self.limits = limits or UploadLimits()
         self.scope = scope
         self.idle = idle.total_seconds()
         self.problem_base = problem_base
@@ -74,20 +56,6 @@ class Uploads:
         self._swept_at = time.monotonic()
         if self._expires <= 0:
             raise ValueError("expires has to be more than nothing")
-
-    @functools.cached_property
-    def asgi(self) -> UploadsASGI:
-        """The ASGI application: `app.mount("/uploads", uploads.asgi)`."""
-        from semel.uploads.asgi import UploadsASGI
-
-        return UploadsASGI(self)
-
-    @functools.cached_property
-    def wsgi(self) -> UploadsWSGI:
-        """The WSGI application, for werkzeug's `DispatcherMiddleware` and its like."""
-        from semel.uploads.wsgi import UploadsWSGI
-
-        return UploadsWSGI(self)
 
     def find(self, scope: str, upload: str) -> Upload | None:
         """Return an upload of this caller, by its id or URL; None where there is none.
@@ -111,21 +79,21 @@ class Uploads:
 
     # --- for the adapters -------------------------------------------------------------------------
 
-    def begin(self, asked: Asked, scope: str, mount: str) -> Response | Intake:
-        """Answer a request, or return what takes its body. Blocking."""
+    def begin(self, asked: UploadRequest, scope: str, mount: str) -> Response | UploadIntake:
+        """Return the response to a request, or the intake of its body. Blocking."""
         self._sweep_if_due()
         try:
             return self._begin(asked, scope, mount)
-        except ANSWERED as error:
-            return answer_to(error, self.problem_base)
+        except EXPECTED_ERRORS as error:
+            return response_to(error, self.problem_base)
 
-    def _begin(self, asked: Asked, scope: str, mount: str) -> Response | Intake:
+    def _begin(self, asked: UploadRequest, scope: str, mount: str) -> Response | UploadIntake:
         wish = protocol.understand(asked, self.limits.max_size)
         owner = owner_hash(scope)
         match wish:
             case protocol.Discover():
                 return protocol.discovered(self.limits.max_size)
-            case protocol.Store():
+            case protocol.StoreFile():
                 return self._plain(wish, owner, scope, mount)
             case protocol.Create():
                 return self._create(wish, owner, scope, mount)
@@ -136,7 +104,7 @@ class Uploads:
             case protocol.Terminate():
                 return self._terminate(wish, owner)
 
-    def _plain(self, wish: protocol.Store, owner: str, scope: str, mount: str) -> Intake:
+    def _plain(self, wish: protocol.StoreFile, owner: str, scope: str, mount: str) -> UploadIntake:
         upload = self._new(secrets.token_hex(16), wish.length, promised=wish.checks)
         part = self._spool.reserve(owner, upload.id, wish.length)
         assert not isinstance(part, Upload), "a name was drawn twice"
@@ -148,7 +116,7 @@ class Uploads:
 
     def _create(
         self, wish: protocol.Create, owner: str, scope: str, mount: str
-    ) -> Response | Intake:
+    ) -> Response | UploadIntake:
         name = secrets.token_hex(16) if wish.key is None else derived_id(scope, "key", wish.key)
         upload = self._new(name, wish.length, wish.metadata, wish.promised)
 
@@ -158,7 +126,7 @@ class Uploads:
         part = self._spool.read(owner, name) or self._spool.reserve(owner, name, wish.length)
         if isinstance(part, Upload):  # made before, under the same key
             if not _same(part, upload):
-                raise Refused(common.KEY_REUSED)
+                raise UploadRefused(common.KEY_REUSED)
             return answer(part)
         try:
             self._spool.begin(owner, upload)
@@ -172,14 +140,14 @@ class Uploads:
         part.close()
         return answer(upload)
 
-    def _append(self, wish: protocol.Append, owner: str) -> Response | Intake:
+    def _append(self, wish: protocol.Append, owner: str) -> Response | UploadIntake:
         part = self._spool.lock(owner, wish.id)
         try:
             upload = self._existing(owner, wish.id)
             if part is None and not upload.complete:
-                raise Refused(problems.UPLOAD_NOT_FOUND)
+                raise UploadRefused(problems.UPLOAD_NOT_FOUND)
             if wish.offset != upload.offset:
-                raise Refused(problems.OFFSET_CONFLICT)
+                raise UploadRefused(problems.OFFSET_CONFLICT)
             _fits(wish.body_length, upload)
             if part is None or upload.complete:  # with nothing to add
                 if part is not None:
@@ -206,7 +174,7 @@ class Uploads:
     def _existing(self, owner: str, name: str) -> Upload:
         upload = self._spool.read(owner, name)
         if upload is None:
-            raise Refused(problems.UPLOAD_NOT_FOUND)
+            raise UploadRefused(problems.UPLOAD_NOT_FOUND)
         return upload
 
     def _new(
@@ -224,8 +192,8 @@ class Uploads:
         *,
         answer: Callable[[Upload], Response],
         plain: Callable[[str], str] | None = None,
-    ) -> Intake:
-        return Intake(
+    ) -> UploadIntake:
+        return UploadIntake(
             *(self._spool, self.storage, owner, upload, part, checks),
             lifetime=self._expires,
             problem_base=self.problem_base,

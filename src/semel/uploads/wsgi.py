@@ -5,24 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 from semel.core.record import Response
 from semel.uploads import problems, protocol
-from semel.uploads.intake import Intake
-from semel.uploads.protocol import Asked
+from semel.uploads.intake import UploadIntake
+from semel.uploads.protocol import UploadRequest
+from semel.uploads.uploads import UploadService
 from semel.web.http.callers import caller_of, scope_name
 from semel.web.wsgi.messages import Environ, StartResponse, WSGIView
-
-if TYPE_CHECKING:
-    from semel.uploads.uploads import Uploads
 
 log = logging.getLogger("semel")
 
 AT_ONCE = 256 * 1024
 """Bytes read together; what one upload holds in memory."""
 DRAINED = 16 * 1024 * 1024
-"""Bytes of a refused body that are read, so that its client gets the answer and not a reset."""
+"""Bytes of a refused body that are read, so that its client gets the response and not a reset."""
 
 
 class Cut(Exception):
@@ -30,9 +27,9 @@ class Cut(Exception):
 
 
 class UploadsWSGI:
-    """See `Uploads`."""
+    """The WSGI application of an `UploadService`."""
 
-    def __init__(self, uploads: Uploads) -> None:
+    def __init__(self, uploads: UploadService) -> None:
         self._uploads = uploads
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -43,8 +40,8 @@ class UploadsWSGI:
         else:
             mount = environ.get("SCRIPT_NAME", "").encode("latin-1").decode(errors="replace")
             outcome = self._uploads.begin(asked, self._owner(environ), mount.rstrip("/"))
-            answer = self._take(outcome, environ) if isinstance(outcome, Intake) else outcome
-            if not isinstance(outcome, Intake):
+            answer = self._take(outcome, environ) if isinstance(outcome, UploadIntake) else outcome
+            if not isinstance(outcome, UploadIntake):
                 _drain(environ)
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer[1]]
         body = (answer.body or b"") if environ["REQUEST_METHOD"] != "HEAD" else b""
@@ -53,13 +50,13 @@ class UploadsWSGI:
         start_response(f"{answer.status} {_reason(answer.status)}", headers)
         return [body] if body else []
 
-    def _take(self, intake: Intake, environ: Environ) -> Response:
+    def _take(self, intake: UploadIntake, environ: Environ) -> Response:
         try:
             for chunk in _chunks(environ):
                 refusal = intake.write((chunk,))
                 if refusal is not None:
                     return refusal
-        except (OSError, Cut):  # nobody reads this answer
+        except (OSError, Cut):  # nobody reads this response
             intake.cut()
             return Response(HTTPStatus.BAD_REQUEST, (), b"")
         except BaseException:  # the server's own: a timeout that it raises, say
@@ -71,7 +68,7 @@ class UploadsWSGI:
         return scope_name(caller_of(WSGIView(environ), self._uploads.scope))
 
 
-def _asked(environ: Environ) -> Asked:
+def _asked(environ: Environ) -> UploadRequest:
     headers = {
         name[5:].replace("_", "-").lower(): str(value)
         for name, value in environ.items()
@@ -80,11 +77,11 @@ def _asked(environ: Environ) -> Asked:
     for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
         if environ.get(name):
             headers[name.replace("_", "-").lower()] = environ[name]
-    return Asked(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""), headers)
+    return UploadRequest(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""), headers)
 
 
 def _is_endless(environ: Environ) -> bool:
-    """Say whether a body comes whose end this server does not tell."""
+    """Return whether there is a body whose end this server does not signal."""
     return (
         not environ.get("CONTENT_LENGTH")
         and "HTTP_TRANSFER_ENCODING" in environ

@@ -1,7 +1,7 @@
 """The cases, in the order in which they are run. To add one: write it in one of these modules.
 
 @case("A repeat has the first status", RETRY, effects=1)
-def replay_status(scene: Scene) -> Steps[Verdict]:
+def replay_status(scene: Scene) -> Steps[CaseVerdict]:
     first, again = yield from twice(scene)
     if again.status != first.status:
         return fault(f"the first was answered {first}, its repeat {again}")

@@ -1,10 +1,10 @@
-"""The same request sent again while the first is still being worked on."""
+"""Cases about the same request sent again while the first is still being processed."""
 
 from __future__ import annotations
 
 from semel.checker.case import case
 from semel.checker.cases.needs import a_body
-from semel.checker.exchange import Answer, Manner, Steps
+from semel.checker.exchange import Manner, Steps, WireResponse
 from semel.checker.scene import Scene
 from semel.checker.steps import persist, together, watched
 from semel.checker.verdict import (
@@ -12,28 +12,28 @@ from semel.checker.verdict import (
     OUTSTANDING,
     RETRY,
     RETRY_AFTER,
+    CaseVerdict,
     NotRun,
-    Verdict,
     fault,
     passed,
     warning,
 )
 
 
-def _many(scene: Scene) -> Steps[tuple[list[Answer], Answer]]:
+def _many(scene: Scene) -> Steps[tuple[list[WireResponse], WireResponse]]:
     """Send duplicates at once, and then one more for as long as it takes."""
     answers = yield from together([scene.request()] * scene.target.together)
     last = yield from persist(scene)
     return answers, last
 
 
-def _told(answers: list[Answer]) -> str:
+def _told(answers: list[WireResponse]) -> str:
     statuses = [str(answer) for answer in answers]
     return ", ".join(f"{statuses.count(one)} × {one}" for one in sorted(set(statuses)))
 
 
 @case("Duplicates at the same moment are run once", CONCURRENT, effects=1)
-def concurrent_duplicates(scene: Scene) -> Steps[Verdict]:
+def concurrent_duplicates(scene: Scene) -> Steps[CaseVerdict]:
     (answers, last), effects = yield from watched(_many(scene))
     done = [answer for answer in answers if answer.done]
     if effects is not None and effects > 1:
@@ -53,16 +53,16 @@ def concurrent_duplicates(scene: Scene) -> Steps[Verdict]:
     RETRY_AFTER,
     effects=1,
 )
-def concurrent_answers(scene: Scene) -> Steps[Verdict]:
-    """409 at once is the draft's way; to wait for the first one's answer serves clients better."""
+def concurrent_answers(scene: Scene) -> Steps[CaseVerdict]:
+    """409 at once is the draft's way; waiting for the first response serves clients better."""
     answers, _ = yield from _many(scene)
     lost = [answer for answer in answers if not answer.done]
     if broken := [answer for answer in lost if answer.status >= 500 and answer.status != 503]:
         return fault(f"duplicates were answered {_told(broken)}: a server's fault, not a conflict")
     if dropped := [answer for answer in lost if not answer.status]:
-        return fault(f"duplicates were left without an answer: {_told(dropped)}")
+        return fault(f"duplicates were left without a response: {_told(dropped)}")
     if not lost:
-        return passed("all waited for the first one's answer")
+        return passed("all waited for the first one's response")
     said = _told(lost)
     if any(answer.status not in (409, 423, 425, 429, 503) for answer in lost):
         return warning(f"{said}: the draft's status is 409")
@@ -74,10 +74,10 @@ def concurrent_answers(scene: Scene) -> Steps[Verdict]:
 
 
 @case("A duplicate beside a slow upload is run once", CONCURRENT, RETRY, effects=1, needs=(a_body,))
-def slow_request(scene: Scene) -> Steps[Verdict]:
+def slow_request(scene: Scene) -> Steps[CaseVerdict]:
     """The first request's body takes a second; a retry overtakes it."""
 
-    def both() -> Steps[tuple[list[Answer], Answer]]:
+    def both() -> Steps[tuple[list[WireResponse], WireResponse]]:
         answers = yield from together([scene.request(manner=Manner.SLOW), scene.request(after=0.4)])
         last = yield from persist(scene)
         return answers, last

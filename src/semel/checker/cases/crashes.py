@@ -1,18 +1,18 @@
-"""The server is killed (`kill -9`) and started again."""
+"""Cases in which the server is killed (`kill -9`) and started again."""
 
 from __future__ import annotations
 
 from semel.checker.case import case
 from semel.checker.cases.needs import COMMAND, COUNTED
-from semel.checker.exchange import Answer, Pause, Steps
+from semel.checker.exchange import Pause, Steps, WireResponse
 from semel.checker.scene import Scene
 from semel.checker.steps import begin, count, crash, persist, watched
 from semel.checker.verdict import (
     FIRST,
     NOT_IDEMPOTENT,
     RETRY,
+    CaseVerdict,
     NotRun,
-    Verdict,
     fault,
     passed,
     warning,
@@ -20,8 +20,8 @@ from semel.checker.verdict import (
 
 
 @case("What was answered survives a kill", RETRY, FIRST, effects=1, needs=(COMMAND, COUNTED))
-def killed_after_answer(scene: Scene) -> Steps[Verdict]:
-    """Killed as soon as the client has its answer: the effect is there, and so is the record."""
+def killed_after_answer(scene: Scene) -> Steps[CaseVerdict]:
+    """Killed as soon as the client has its response: the effect is there, and so is the record."""
     before = yield from count()
     first = yield from crash(scene.request(), None)
     if not first.done:
@@ -35,19 +35,19 @@ def killed_after_answer(scene: Scene) -> Steps[Verdict]:
     if effects:
         return fault("after the kill the same key was run a second time")
     if not again.same(first):
-        return fault(f"the answer was {first}, and is {again} after the kill")
-    return passed("the effect and the answer are there")
+        return fault(f"the response was {first}, and is {again} after the kill")
+    return passed("the effect and the response are there")
 
 
 @case(
-    "Killed at work, a retry finds one effect and one answer",
+    "Killed at work, a retry finds one effect and one response",
     RETRY,
     NOT_IDEMPOTENT,
     effects=1,
     per_kill=1,
     needs=(COMMAND, COUNTED),
 )
-def killed_in_flight(scene: Scene) -> Steps[Verdict]:
+def killed_in_flight(scene: Scene) -> Steps[CaseVerdict]:
     """Killed at moments spread over the time that a request takes, again and again.
 
     Which moment does harm is luck: a pass is worth the number of kills. Effects: one a kill.
@@ -67,17 +67,17 @@ def killed_in_flight(scene: Scene) -> Steps[Verdict]:
         if answer.done and effects < 1:
             return fault(f"{moment}, its retry was answered {answer}, and there is no effect")
         if cut.done and not cut.same(answer):
-            return fault(f"{moment}, the answer was {cut}, and is {answer} now")
+            return fault(f"{moment}, the response was {cut}, and is {answer} now")
         unknown += not answer.done
     if unknown:
         return warning(
             f"after {unknown} of {kills} kills retries were still refused when patience ended"
             f" ({scene.target.patience:g} s): stuck, parked, or a longer lease (--patience)"
         )
-    return passed(f"{kills} kills, one effect and one answer each")
+    return passed(f"{kills} kills, one effect and one response each")
 
 
-def _killed(scene: Scene, after: float) -> Steps[tuple[Answer, Answer]]:
+def _killed(scene: Scene, after: float) -> Steps[tuple[WireResponse, WireResponse]]:
     cut = yield from crash(scene.request(), after)
     answer = yield from persist(scene)
     yield Pause(0.05)

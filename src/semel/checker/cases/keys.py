@@ -1,4 +1,4 @@
-"""Keys that are missing, wrong, long, quoted, doubled, or issued by the API itself."""
+"""Cases about keys: missing, wrong, long, quoted, doubled, or issued by the API itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from semel.checker.case import case
 from semel.checker.cases.needs import COUNTED, ISSUED
-from semel.checker.exchange import Answer, Request, Steps
+from semel.checker.exchange import Steps, WireRequest, WireResponse
 from semel.checker.scene import Scene
 from semel.checker.steps import begin, persist, ran, send, twice, watched
 from semel.checker.verdict import (
@@ -17,17 +17,19 @@ from semel.checker.verdict import (
     STRIPE,
     SYNTAX,
     UNIQUE,
+    CaseVerdict,
     NotRun,
     Outcome,
-    Verdict,
     fault,
     passed,
     warning,
 )
 
 
-def _pair(scene: Scene, keys: Sequence[bytes]) -> Steps[tuple[tuple[Answer, Answer], int | None]]:
-    def both() -> Steps[tuple[Answer, Answer]]:
+def _pair(
+    scene: Scene, keys: Sequence[bytes]
+) -> Steps[tuple[tuple[WireResponse, WireResponse], int | None]]:
+    def both() -> Steps[tuple[WireResponse, WireResponse]]:
         first = yield from send(scene.request(keys=keys))
         again = yield from send(scene.request(keys=keys))
         return first, again
@@ -35,8 +37,10 @@ def _pair(scene: Scene, keys: Sequence[bytes]) -> Steps[tuple[tuple[Answer, Answ
     return (yield from watched(both()))
 
 
-def _unusable(what: str, first: Answer, again: Answer, effects: int | None) -> Verdict | None:
-    """What is wrong with the treatment of a key that need not be accepted; None: it was."""
+def _unusable(
+    what: str, first: WireResponse, again: WireResponse, effects: int | None
+) -> CaseVerdict | None:
+    """Judge the treatment of a key that need not be accepted; None: it was accepted."""
     for answer in (first, again):
         if answer.status >= 500 or not answer.status:
             return fault(f"{what} was answered {answer}, not 400")
@@ -52,7 +56,7 @@ def _unusable(what: str, first: Answer, again: Answer, effects: int | None) -> V
 
 
 @case("A request without a key", MISSING, effects=1)
-def key_missing(scene: Scene) -> Steps[Verdict]:
+def key_missing(scene: Scene) -> Steps[CaseVerdict]:
     """400 where a key is required; elsewhere it simply runs."""
     answer, effects = yield from watched(send(scene.request(keys=[])))
     if answer.status >= 500 or not answer.status:
@@ -71,7 +75,7 @@ def key_missing(scene: Scene) -> Steps[Verdict]:
 
 
 @case("An empty key is refused", SECURITY, SYNTAX, effects=1)
-def key_empty(scene: Scene) -> Steps[Verdict]:
+def key_empty(scene: Scene) -> Steps[CaseVerdict]:
     """To take it for no key at all runs the requests of a client that believes itself protected."""
     (first, again), effects = yield from _pair(scene, [b""])
     said = _unusable("an empty key", first, again, effects)
@@ -79,7 +83,7 @@ def key_empty(scene: Scene) -> Steps[Verdict]:
 
 
 @case("A malformed key is no server error", SECURITY, CLIENT_ERROR, effects=3)
-def key_malformed(scene: Scene) -> Steps[Verdict]:
+def key_malformed(scene: Scene) -> Steps[CaseVerdict]:
     """The draft's String is strict; many APIs take any text. Both are fine, a 5xx is not."""
     taken = []
     for value in (
@@ -97,7 +101,7 @@ def key_malformed(scene: Scene) -> Steps[Verdict]:
 
 
 @case("A key of 255 characters works", STRIPE, effects=1)
-def key_long(scene: Scene) -> Steps[Verdict]:
+def key_long(scene: Scene) -> Steps[CaseVerdict]:
     key = _padded(scene.key, 255)
     (first, again), effects = yield from _pair(scene, [scene.field(key)])
     said = _unusable("a key of 255 characters", first, again, effects)
@@ -109,7 +113,7 @@ def key_long(scene: Scene) -> Steps[Verdict]:
 
 
 @case("A key of 5,000 characters is refused, or kept whole", SECURITY, CLIENT_ERROR, effects=1)
-def key_overlong(scene: Scene) -> Steps[Verdict]:
+def key_overlong(scene: Scene) -> Steps[CaseVerdict]:
     key = _padded(scene.key, 5000)
     (first, again), effects = yield from _pair(scene, [scene.field(key)])
     said = _unusable("a key of 5,000 characters", first, again, effects)
@@ -122,7 +126,7 @@ def key_overlong(scene: Scene) -> Steps[Verdict]:
     effects=6,
     needs=(COUNTED,),
 )
-def key_truncated(scene: Scene) -> Steps[Verdict]:
+def key_truncated(scene: Scene) -> Steps[CaseVerdict]:
     """A column or an index that is too short makes one key of two."""
     for length in (64, 255, 1000):
         stem = _padded(scene.key, length - 1)
@@ -138,14 +142,14 @@ def key_truncated(scene: Scene) -> Steps[Verdict]:
 
 
 @case("Keys that differ in case are different keys", UNIQUE, SYNTAX, effects=2, needs=(COUNTED,))
-def key_case(scene: Scene) -> Steps[Verdict]:
+def key_case(scene: Scene) -> Steps[CaseVerdict]:
     """Strings of structured fields are case-sensitive; collations of databases may not be."""
     yield from begin(scene, scene.request(keys=[scene.field(scene.key + "-a")]))
     said = yield from _two(scene, scene.key + "-A", "keys that differ in case")
     return said or passed("told apart")
 
 
-def _two(scene: Scene, key: str, what: str) -> Steps[Verdict | None]:
+def _two(scene: Scene, key: str, what: str) -> Steps[CaseVerdict | None]:
     """Send the request under a key that has not been used; a verdict where it is not run."""
     other = scene.another()
     request = other.request(keys=[other.field(key)])
@@ -153,7 +157,7 @@ def _two(scene: Scene, key: str, what: str) -> Steps[Verdict | None]:
     if not answer.done:
         return fault(f"{what} are mixed up: a new one was answered {answer}")
     if effects == 0:
-        return fault(f"{what} are mixed up: a new one got the other one's answer")
+        return fault(f"{what} are mixed up: a new one got the other one's response")
     return None
 
 
@@ -162,7 +166,7 @@ def _padded(key: str, length: int) -> str:
 
 
 @case("Two different keys in one request are refused", SYNTAX, effects=1)
-def key_doubled(scene: Scene) -> Steps[Verdict]:
+def key_doubled(scene: Scene) -> Steps[CaseVerdict]:
     """A MUST NOT for clients; what a server does is open, but it cannot know which one is meant."""
     keys = [scene.field(scene.key), scene.field(scene.another().key)]
     (first, again), effects = yield from _pair(scene, keys)
@@ -171,7 +175,7 @@ def key_doubled(scene: Scene) -> Steps[Verdict]:
 
 
 @case("A key in the draft's own form is accepted", SYNTAX, effects=1)
-def key_quoted(scene: Scene) -> Steps[Verdict]:
+def key_quoted(scene: Scene) -> Steps[CaseVerdict]:
     """`"k"` is what the draft prescribes, `k` what Stripe documents and most clients send."""
     quoted = not scene.target.quoted
     form = f'"{scene.key}"' if quoted else scene.key
@@ -186,12 +190,12 @@ def key_quoted(scene: Scene) -> Steps[Verdict]:
 
 
 @case("Keys that the API issues work, and cannot be forged", SECURITY, effects=1, needs=(ISSUED,))
-def keys_issued(scene: Scene) -> Steps[Verdict]:
-    asked = Request("POST", scene.target.keys_path or "", scene.target.headers, b'{"count": 1}')
+def keys_issued(scene: Scene) -> Steps[CaseVerdict]:
+    asked = WireRequest("POST", scene.target.keys_path or "", scene.target.headers, b'{"count": 1}')
     issued = yield from send(asked)
     key = _key_in(issued)
     if key is None:
-        raise NotRun(f"no key is in the answer of {scene.target.keys_path} ({issued})")
+        raise NotRun(f"no key is in the response of {scene.target.keys_path} ({issued})")
     (first, again), effects = yield from watched(
         twice(scene, scene.request(keys=[scene.field(key)]))
     )
@@ -207,7 +211,7 @@ def keys_issued(scene: Scene) -> Steps[Verdict]:
     return passed(f"a forged one is refused ({answer})")
 
 
-def _key_in(answer: Answer) -> str | None:
+def _key_in(answer: WireResponse) -> str | None:
     try:
         told = json.loads(answer.body)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Why a case cannot be run on a target."""
+"""The needs of cases: options without which a case cannot be run on a target."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ COMMAND = option("kills", "--command")
 
 
 def a_body(target: Target) -> str | None:
-    """The need for a body that can be cut, sent slowly, or changed."""
+    """Return why there is no body that can be cut, sent slowly, or changed; None: there is."""
     return None if len(target.body) > 1 else "give --body"

@@ -1,10 +1,10 @@
-"""Failures and expiry: how long an answer is the answer."""
+"""Cases about failures and expiry: how long a response stands."""
 
 from __future__ import annotations
 
 from semel.checker.case import case
 from semel.checker.cases.needs import EXPIRES, FAILING
-from semel.checker.exchange import Answer, Pause, Steps
+from semel.checker.exchange import Pause, Steps, WireResponse
 from semel.checker.scene import Scene
 from semel.checker.steps import begin, persist, send, watched
 from semel.checker.target import render
@@ -12,8 +12,8 @@ from semel.checker.verdict import (
     EXPIRY,
     RETRY,
     STRIPE,
+    CaseVerdict,
     NotRun,
-    Verdict,
     fault,
     passed,
     warning,
@@ -31,11 +31,11 @@ def _failing(scene: Scene) -> bytes:
     effects=0,
     needs=(FAILING,),
 )
-def failure_repeated(scene: Scene) -> Steps[Verdict]:
+def failure_repeated(scene: Scene) -> Steps[CaseVerdict]:
     """Stripe keeps what failed while it ran, 500 too, and not what failed validation."""
     request = scene.request(body=_failing(scene))
 
-    def twice() -> Steps[tuple[Answer, Answer]]:
+    def twice() -> Steps[tuple[WireResponse, WireResponse]]:
         first = yield from send(request)
         again = yield from send(request)
         return first, again
@@ -62,7 +62,7 @@ def failure_repeated(scene: Scene) -> Steps[Verdict]:
     effects=1,
     needs=(FAILING,),
 )
-def failure_corrected(scene: Scene) -> Steps[Verdict]:
+def failure_corrected(scene: Scene) -> Steps[CaseVerdict]:
     """Under the same key: whether the failure is kept is the API's choice."""
     failed = yield from send(scene.request(body=_failing(scene)))
     if failed.done or not failed.status:
@@ -77,12 +77,12 @@ def failure_corrected(scene: Scene) -> Steps[Verdict]:
     return passed(f"{answer}: " + ("run" if answer.done else "the failure's key is used up"))
 
 
-@case("An answer is kept as long as the API says", EXPIRY, effects=2, needs=(EXPIRES,))
-def expiry(scene: Scene) -> Steps[Verdict]:
+@case("A response is kept as long as the API says", EXPIRY, effects=2, needs=(EXPIRES,))
+def expiry(scene: Scene) -> Steps[CaseVerdict]:
     """After that a key is new, or refused: Stripe runs it, others refuse it for some time more."""
     lifetime = scene.target.expires or 0.0
 
-    def within() -> Steps[tuple[Answer, Answer]]:
+    def within() -> Steps[tuple[WireResponse, WireResponse]]:
         first = yield from begin(scene)
         yield Pause(lifetime / 2)
         again = yield from send(scene.request())
@@ -90,7 +90,7 @@ def expiry(scene: Scene) -> Steps[Verdict]:
 
     (first, again), effects = yield from watched(within())
     if not again.same(first) or (effects or 1) != 1:
-        return fault(f"after half of {lifetime:g} s the answer is gone: {again}")
+        return fault(f"after half of {lifetime:g} s the response is gone: {again}")
     yield Pause(lifetime / 2 + 0.5)
     late, effects = yield from watched(send(scene.request()))
     if late.status >= 500 or not late.status:

@@ -1,11 +1,11 @@
-"""What refusals look like."""
+"""Cases about the form of refusals."""
 
 from __future__ import annotations
 
 import json
 
 from semel.checker.case import case
-from semel.checker.exchange import Answer, Steps
+from semel.checker.exchange import Steps, WireResponse
 from semel.checker.scene import Scene
 from semel.checker.steps import begin, send
 from semel.checker.verdict import (
@@ -13,15 +13,15 @@ from semel.checker.verdict import (
     PROBLEM,
     PROBLEM_TYPE,
     REUSED,
+    CaseVerdict,
     NotRun,
-    Verdict,
     fault,
     passed,
     warning,
 )
 
 
-def _refusals(scene: Scene) -> Steps[list[tuple[str, Answer]]]:
+def _refusals(scene: Scene) -> Steps[list[tuple[str, WireResponse]]]:
     """Return the refusals that can be provoked: of a missing key, a bad one, and a reused one."""
     asked = [
         ("key missing", scene.request(keys=[])),
@@ -40,7 +40,7 @@ def _refusals(scene: Scene) -> Steps[list[tuple[str, Answer]]]:
     return answers
 
 
-def _document(answer: Answer) -> dict[str, object] | None:
+def _document(answer: WireResponse) -> dict[str, object] | None:
     try:
         read = json.loads(answer.body)
     except (ValueError, RecursionError):
@@ -48,13 +48,13 @@ def _document(answer: Answer) -> dict[str, object] | None:
     return read if isinstance(read, dict) else None
 
 
-def _is_problem(answer: Answer) -> bool:
+def _is_problem(answer: WireResponse) -> bool:
     kind = (answer.header("Content-Type") or "").partition(";")[0].strip().lower()
     return kind == "application/problem+json"
 
 
 @case("Refusals are problem documents", PROBLEM, MISSING, REUSED, effects=3)
-def problem_documents(scene: Scene) -> Steps[Verdict]:
+def problem_documents(scene: Scene) -> Steps[CaseVerdict]:
     """The draft asks for a link to documentation, in a problem's type or in a Link header."""
     plain = []
     for name, answer in (yield from _refusals(scene)):
@@ -66,7 +66,7 @@ def problem_documents(scene: Scene) -> Steps[Verdict]:
             return fault(f"{name}: the problem document is no JSON object")
         if "status" in document and document["status"] != answer.status:
             return fault(
-                f"{name}: the document's status is {document['status']!r}, the answer's {answer}"
+                f"{name}: the document's status is {document['status']!r}, the response's {answer}"
             )
         for member in ("type", "title", "detail", "instance"):
             if not isinstance(document.get(member, ""), str):
@@ -80,7 +80,7 @@ def problem_documents(scene: Scene) -> Steps[Verdict]:
 
 
 @case("Each kind of refusal has a type of its own", PROBLEM_TYPE, effects=3)
-def problem_types(scene: Scene) -> Steps[Verdict]:
+def problem_types(scene: Scene) -> Steps[CaseVerdict]:
     """A 422 can be the key's or the form's: only the type tells clients which."""
     types: dict[str, str] = {}
     for name, answer in (yield from _refusals(scene)):

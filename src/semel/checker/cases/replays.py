@@ -1,4 +1,4 @@
-"""A request that is sent again once it has been answered."""
+"""Cases about a request that is sent again after its response."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from semel.checker.verdict import (
     RETRY,
     STRIPE,
     UNIQUE,
+    CaseVerdict,
     NotRun,
-    Verdict,
     fault,
     passed,
     warning,
@@ -31,12 +31,12 @@ MARKERS: Final = (
 )
 """Headers by which APIs and libraries mark a replay."""
 KEPT: Final = ("Content-Type", "Content-Language", "Location", "ETag", "Last-Modified", "Link")
-"""Headers that belong to the result and not to the moment: without them it is another answer."""
+"""Headers that belong to the result and not to the moment: without them it is another response."""
 
 
 @case("The request works, and has one effect", FIRST, effects=1)
-def first_request(scene: Scene) -> Steps[Verdict]:
-    """The ground that all others stand on."""
+def first_request(scene: Scene) -> Steps[CaseVerdict]:
+    """The precondition of all other cases."""
     answer, effects = yield from watched(send(scene.request()))
     if not answer.done:
         return fault(f"the request was answered {answer}, not 2xx: is it complete?")
@@ -46,8 +46,8 @@ def first_request(scene: Scene) -> Steps[Verdict]:
 
 
 @case("A repeat is not run again", RETRY, STRIPE, NOT_IDEMPOTENT, effects=1)
-def replay_runs_once(scene: Scene) -> Steps[Verdict]:
-    """The heart of it."""
+def replay_runs_once(scene: Scene) -> Steps[CaseVerdict]:
+    """The core of idempotency."""
     (first, again), effects = yield from watched(twice(scene))
     if ran(effects, first, again):
         return fault(
@@ -61,11 +61,11 @@ def replay_runs_once(scene: Scene) -> Steps[Verdict]:
         )
     if effects == 0:
         return fault("a request that was answered as done had no effect")
-    return passed("one effect" if effects else "the same answer (effects are not counted)")
+    return passed("one effect" if effects else "the same response (effects are not counted)")
 
 
 @case("A repeat has the first status", RETRY, STRIPE, effects=1)
-def replay_status(scene: Scene) -> Steps[Verdict]:
+def replay_status(scene: Scene) -> Steps[CaseVerdict]:
     first, again = yield from twice(scene)
     if again.status != first.status:
         return fault(f"the first was answered {first}, its repeat {again}")
@@ -73,7 +73,7 @@ def replay_status(scene: Scene) -> Steps[Verdict]:
 
 
 @case("A repeat has the first body, to the byte", RETRY, STRIPE, effects=1)
-def replay_body(scene: Scene) -> Steps[Verdict]:
+def replay_body(scene: Scene) -> Steps[CaseVerdict]:
     first, again = yield from twice(scene)
     if again.body != first.body:
         return fault("the repeat has another body")
@@ -81,7 +81,7 @@ def replay_body(scene: Scene) -> Steps[Verdict]:
 
 
 @case("A repeat has the first headers", RETRY, effects=1)
-def replay_headers(scene: Scene) -> Steps[Verdict]:
+def replay_headers(scene: Scene) -> Steps[CaseVerdict]:
     first, again = yield from twice(scene)
     for name in KEPT:
         if again.all(name) != first.all(name):
@@ -97,7 +97,7 @@ def replay_headers(scene: Scene) -> Steps[Verdict]:
 
 
 @case("A repeat is marked as one", STRIPE, effects=1)
-def replay_marked(scene: Scene) -> Steps[Verdict]:
+def replay_marked(scene: Scene) -> Steps[CaseVerdict]:
     """No source asks for it; Stripe and most libraries do it."""
     first, again = yield from twice(scene)
     for name in MARKERS:
@@ -107,7 +107,7 @@ def replay_marked(scene: Scene) -> Steps[Verdict]:
 
 
 @case("Another key is another operation", UNIQUE, effects=2)
-def another_key(scene: Scene) -> Steps[Verdict]:
+def another_key(scene: Scene) -> Steps[CaseVerdict]:
     """Keys tell operations apart, even where the requests are equal."""
     if "{{" in scene.target.body:
         raise NotRun("the body has placeholders: its requests are never equal")
@@ -126,10 +126,10 @@ def another_key(scene: Scene) -> Steps[Verdict]:
     return passed("two keys, two operations")
 
 
-@case("Neither answer nor repeat may be cached by others", CACHED_POST, effects=1)
-def replay_not_cached(scene: Scene) -> Steps[Verdict]:
+@case("Neither response nor repeat may be cached by others", CACHED_POST, effects=1)
+def replay_not_cached(scene: Scene) -> Steps[CaseVerdict]:
     for answer in (yield from twice(scene)):
         said = ", ".join(answer.all("Cache-Control")).lower()
         if "no-store" not in said and ("public" in said or "s-maxage" in said):
-            return warning(f"Cache-Control: {said} lets shared caches keep one caller's answer")
+            return warning(f"Cache-Control: {said} lets shared caches keep one caller's response")
     return passed("no explicit freshness for shared caches")

@@ -1,4 +1,4 @@
-"""The same key with another request."""
+"""Cases about the same key with another request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 from semel.checker.case import case
 from semel.checker.cases.needs import OTHER_METHOD, OTHER_PATH
-from semel.checker.exchange import Answer, Request, Steps
+from semel.checker.exchange import Steps, WireRequest, WireResponse
 from semel.checker.scene import Scene
 from semel.checker.steps import begin, ran, send, watched
 from semel.checker.verdict import (
@@ -15,16 +15,18 @@ from semel.checker.verdict import (
     SECURITY,
     STRIPE,
     UNIQUE,
+    CaseVerdict,
     NotRun,
-    Verdict,
     fault,
     passed,
     warning,
 )
 
 
-def _then(scene: Scene, other: Request) -> Steps[tuple[tuple[Answer, Answer], int | None]]:
-    def both() -> Steps[tuple[Answer, Answer]]:
+def _then(
+    scene: Scene, other: WireRequest
+) -> Steps[tuple[tuple[WireResponse, WireResponse], int | None]]:
+    def both() -> Steps[tuple[WireResponse, WireResponse]]:
         first = yield from begin(scene)
         answer = yield from send(other)
         return first, answer
@@ -33,8 +35,8 @@ def _then(scene: Scene, other: Request) -> Steps[tuple[tuple[Answer, Answer], in
 
 
 @case("The same key with another body is refused", REUSED, UNIQUE, STRIPE, effects=1)
-def other_body(scene: Scene) -> Steps[Verdict]:
-    """422 is the draft's status, 400 Stripe's. To answer another question's answer is a lie."""
+def other_body(scene: Scene) -> Steps[CaseVerdict]:
+    """422 is the draft's status, 400 Stripe's. To return another request's response is a lie."""
     other = scene.other_body
     if other is None or other == scene.body:
         raise NotRun("give --other-body: none could be made of --body")
@@ -42,7 +44,7 @@ def other_body(scene: Scene) -> Steps[Verdict]:
     if effects is not None and effects > 1:
         return fault(f"another body under the same key was run ({answer})")
     if answer.same(first):
-        return fault("another body under the same key got the first one's answer")
+        return fault("another body under the same key got the first one's response")
     if answer.done:
         return fault(f"another body under the same key was answered {answer}")
     if answer.status >= 500 or not answer.status:
@@ -55,7 +57,7 @@ def other_body(scene: Scene) -> Steps[Verdict]:
 
 
 @case("The same JSON in another order is not run again", RETRY, effects=1)
-def same_json(scene: Scene) -> Steps[Verdict]:
+def same_json(scene: Scene) -> Steps[CaseVerdict]:
     """Whether that is the same request is the API's choice: a replay or a refusal, not a run."""
     try:
         members = json.loads(scene.body)
@@ -77,13 +79,13 @@ def same_json(scene: Scene) -> Steps[Verdict]:
 
 
 @case(
-    "The same key on another path never gets this path's answer",
+    "The same key on another path never gets this path's response",
     UNIQUE,
     SECURITY,
     effects=2,
     needs=(OTHER_PATH,),
 )
-def other_path(scene: Scene) -> Steps[Verdict]:
+def other_path(scene: Scene) -> Steps[CaseVerdict]:
     """To refuse it, and to take it for another operation, are both in use."""
     (first, answer), effects = yield from _then(
         scene, scene.request(path=scene.target.other_path or "")
@@ -92,21 +94,23 @@ def other_path(scene: Scene) -> Steps[Verdict]:
 
 
 @case(
-    "The same key with another method never gets this one's answer",
+    "The same key with another method never gets this one's response",
     UNIQUE,
     effects=2,
     needs=(OTHER_METHOD,),
 )
-def other_method(scene: Scene) -> Steps[Verdict]:
+def other_method(scene: Scene) -> Steps[CaseVerdict]:
     (first, answer), effects = yield from _then(
         scene, scene.request(method=scene.target.other_method or "")
     )
     return _elsewhere("method", first, answer, effects)
 
 
-def _elsewhere(what: str, first: Answer, answer: Answer, effects: int | None) -> Verdict:
+def _elsewhere(
+    what: str, first: WireResponse, answer: WireResponse, effects: int | None
+) -> CaseVerdict:
     if answer.same(first) and (effects is None or effects < 2):
-        return fault(f"another {what} got the first one's answer")
+        return fault(f"another {what} got the first one's response")
     if answer.status >= 500 or not answer.status:
         return fault(f"another {what} was answered {answer}")
     if answer.done:

@@ -1,4 +1,4 @@
-"""Django's responses as they are stored, and what is stored as Django's responses."""
+"""Conversion of Django's responses to stored ones, and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The middleware: the same engine as ASGI's and WSGI's, where Django knows the user and the view.
+"""The Django middleware: the engine of ASGI's and WSGI's, where the user and the view are known.
 
 It reads key and body when the request comes by, and claims in `process_view`, after those of the
 middleware before it: CSRF protection, LoginRequiredMiddleware. The answer is recorded when the
@@ -36,8 +36,10 @@ from semel.web.django.callers import authorize
 from semel.web.django.conf import configured
 from semel.web.django.errors import note_errors
 from semel.web.django.exchange import DjangoExchange, exchange_of
-from semel.web.django.streams import APassing, Passing, aheld, held
+from semel.web.django.streams import AsyncPassingStream, PassingStream, aconsume, consume
 from semel.web.http.body import HASHED_AT_ONCE
+
+__all__ = ["IdempotencyMiddleware"]
 
 log = logging.getLogger("semel")
 
@@ -115,12 +117,12 @@ class IdempotencyMiddleware:
         if exchange.over:
             return response
         if response.streaming and exchange.passes:
-            response.streaming_content = Passing(exchange, response)
+            response.streaming_content = PassingStream(exchange, response)
             return response
         transaction = exchange.undoes(response)
         if transaction is not None:
             transaction.undo()
-        body, chunks = held(exchange, response)
+        body, chunks = consume(exchange, response)
         outcome = exchange.driver.finish(exchange.answer(response, body))
         return exchange.sent(outcome, response, chunks)
 
@@ -192,12 +194,12 @@ class IdempotencyMiddleware:
         if exchange.over:
             return response
         if response.streaming and exchange.passes:
-            response.streaming_content = APassing(exchange, response)
+            response.streaming_content = AsyncPassingStream(exchange, response)
             return response
         transaction = exchange.undoes(response)
         if transaction is not None:
             await sync_to_async(transaction.undo, thread_sensitive=True)()
-        body, chunks = await aheld(exchange, response)
+        body, chunks = await aconsume(exchange, response)
         outcome = await exchange.driver.finish(exchange.answer(response, body))
         return exchange.sent(outcome, response, chunks)
 

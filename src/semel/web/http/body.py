@@ -1,4 +1,4 @@
-"""A request's body, read whole before the claim: in memory while small, then in a file."""
+"""Request bodies, read whole before the claim: in memory while small, then in a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A history taken apart: one trail for each key of each scope, so that each can be judged alone."""
+"""A history taken apart by scope and key, so that each key can be judged alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from lab.judge.contract import Promise
 from lab.judge.history import (
-    Answered,
-    Claimed,
+    STEP_ACTIONS,
+    ClaimGranted,
     Effect,
     Event,
     FinalRecord,
@@ -17,21 +17,26 @@ from lab.judge.history import (
     Note,
     Paused,
     Purged,
+    ResponseSeen,
     Restarted,
     Sent,
     Settled,
+    StepBegun,
+    StepsForgotten,
+    StepSkipped,
     Stored,
     Surveyed,
     Wrote,
-    digest_of,
 )
+from lab.judge.responses import digest_of
 
-StoryEvent = Claimed | Wrote | Stored | Purged | Settled | Effect
+StoryEvent = ClaimGranted | Wrote | Stored | Purged | Settled | Effect | StepsForgotten
+StepEvent = StepBegun | Foreign | StepSkipped
 
 FIRST_LIFE = range(1)
 
 
-class Attempt:
+class AttemptTrace:
     """One attempt: where in the history it was sent, and where and how it was answered."""
 
     __slots__ = ("answer", "answered_at", "sent", "sent_at")
@@ -39,15 +44,16 @@ class Attempt:
     def __init__(self, sent: Sent, sent_at: int) -> None:
         self.sent = sent
         self.sent_at = sent_at
-        self.answer: Answered | None = None
+        self.answer: ResponseSeen | None = None
         self.answered_at = -1
 
 
-class Trail:
+class KeyHistory:
     """All that happened to one key of one scope, in order; numbers are places in the history.
 
     A *life* of the key ends where its record is purged, or settled to run again, or (where expired
-    keys run) where it expires. What is promised is promised within one life.
+    keys run) where it expires, or (without a record) where its steps are forgotten for their age.
+    What is promised is promised within one life.
     """
 
     expires: float | None = None
@@ -62,15 +68,18 @@ class Trail:
     def __init__(self, scope: str, key: str) -> None:
         self.scope = scope
         self.key = key
-        self.attempts: list[Attempt] = []
-        self.oks: list[tuple[Attempt, Answered]] = []
+        self.attempts: list[AttemptTrace] = []
+        self.oks: list[tuple[AttemptTrace, ResponseSeen]] = []
         """Attempts answered with a kept answer, in the order of the answers."""
-        self.refusals: list[tuple[Attempt, Answered]] = []
+        self.refusals: list[tuple[AttemptTrace, ResponseSeen]] = []
         """Attempts whose answer says that they were not executed, or that nothing is known."""
         self.story: list[tuple[int, StoryEvent]] = []
         """What the store did, and the effects."""
         self.effects: list[tuple[int, Effect]] = []
-        self.foreign: list[tuple[int, Foreign]] = []
+        self.steps: list[tuple[int, StepEvent]] = []
+        """What handlers did for their steps."""
+        self.steps_written = False
+        """Whether the story tells of writes to steps."""
         self.completions: list[int] = []
         """Where a completion was applied, or a completed record seen in the store."""
         self.bounds: list[int] = []
@@ -80,13 +89,13 @@ class Trail:
         """Return the number, from 0, of the life that the place lies in."""
         return bisect_right(self.bounds, place) if self.bounds else 0
 
-    def lives(self, attempt: Attempt) -> range:
+    def lives(self, attempt: AttemptTrace) -> range:
         """Return the lives that an answered attempt overlaps: it may have acted in any of them."""
         if not self.bounds:
             return FIRST_LIFE
         return range(self.life(attempt.sent_at), self.life(attempt.answered_at) + 1)
 
-    def lives_of_answer(self, attempt: Attempt, answer: Answered) -> Sequence[int]:
+    def lives_of_answer(self, attempt: AttemptTrace, answer: ResponseSeen) -> Sequence[int]:
         """Return the lives that a kept answer may be from: those that made no other answer."""
         lives = self.lives(attempt)
         if len(lives) == 1:
@@ -123,7 +132,7 @@ class Trail:
         if not self.bounds:
             return [self.effects]
         granted: dict[int | None, int] = {
-            event.token: place for place, event in self.story if type(event) is Claimed
+            event.token: place for place, event in self.story if type(event) is ClaimGranted
         }
         sent = {attempt.sent.attempt: attempt.sent_at for attempt in self.attempts}
         acted: dict[str, int] = {}
@@ -157,6 +166,7 @@ class Trail:
         for place, event in self.story:
             if (
                 type(event) is Purged
+                or (type(event) is StepsForgotten and not self.issued)
                 or (type(event) is Settled and event.state == "absent")
                 or (run and type(event) is Stored and event.state == "expired")
             ):
@@ -164,19 +174,21 @@ class Trail:
                 over_from = None
             elif type(event) is Stored and event.state == "completed":
                 over_from = event.expires
-            elif type(event) is Claimed or (type(event) is Stored and event.state == "in_flight"):
+            elif type(event) is ClaimGranted or (
+                type(event) is Stored and event.state == "in_flight"
+            ):
                 # Expired and claimed anew before a sweep could mark it.
                 if run and over_from is not None and event.time >= over_from - promise.clock_error:
                     self.bounds.append(place)
                 over_from = None
 
 
-class Trails(dict[tuple[str, str], Trail]):
-    """The trails of a history, by scope and key; asking for one that is not there begins it."""
+class KeyHistories(dict[tuple[str, str], KeyHistory]):
+    """The parts of a history, by scope and key; asking for one that is not there begins it."""
 
-    def __missing__(self, name: tuple[str, str]) -> Trail:
-        trail = self[name] = Trail(*name)
-        return trail
+    def __missing__(self, name: tuple[str, str]) -> KeyHistory:
+        key_history = self[name] = KeyHistory(*name)
+        return key_history
 
 
 class Evidence:
@@ -184,8 +196,8 @@ class Evidence:
 
     def __init__(self, promise: Promise) -> None:
         self.promise = promise
-        self.trails = Trails()
-        self.attempts: dict[str, Attempt] = {}
+        self.key_histories = KeyHistories()
+        self.attempts: dict[str, AttemptTrace] = {}
         self.events = 0
         self.faults: list[int] = []
         """Where servers died or stood still."""
@@ -194,8 +206,8 @@ class Evidence:
         """Whether the history tells what was written to records, and not only of their purge."""
         self.surveyed = False
         self.scopes: set[str] = set()
-        self.bodies: dict[bytes, Trail] = {}
-        """Successful bodies, and the trail each was first seen in."""
+        self.bodies: dict[bytes, KeyHistory] = {}
+        """Successful bodies, and the key each was first seen under."""
         self.derived: dict[str, tuple[str, str, str]] = {}
         """Derived keys, and the scope, key and step each was made for."""
         self.derived_of: dict[tuple[str, str, str], Foreign] = {}
@@ -209,22 +221,22 @@ def gather(history: Iterable[Event], promise: Promise) -> Evidence:
     to one never sent, a record found twice or outside a survey.
     """
     evidence = Evidence(promise)
-    trails = evidence.trails
+    key_histories = evidence.key_histories
     attempts = evidence.attempts
-    ended: set[Trail] = set()
-    expiring: set[Trail] = set()
+    ended: set[KeyHistory] = set()
+    expiring: set[KeyHistory] = set()
     place = -1
 
     for place, event in enumerate(history):
         if type(event) is Sent:
             if event.attempt in attempts:
                 raise HistoryError(f"event {place}: attempt {event.attempt!r} was sent twice")
-            attempts[event.attempt] = attempt = Attempt(event, place)
-            trail = trails[event.scope, event.key]
-            trail.attempts.append(attempt)
+            attempts[event.attempt] = attempt = AttemptTrace(event, place)
+            key_history = key_histories[event.scope, event.key]
+            key_history.attempts.append(attempt)
             if event.not_after is not None:
-                trail.issued = True
-        elif type(event) is Answered:
+                key_history.issued = True
+        elif type(event) is ResponseSeen:
             known = attempts.get(event.attempt)
             if known is None or known.answer is not None:
                 wrong = "never sent" if known is None else "answered before"
@@ -232,58 +244,61 @@ def gather(history: Iterable[Event], promise: Promise) -> Evidence:
             known.answer = event
             known.answered_at = place
             if event.kind == "ok":
-                trails[known.sent.scope, known.sent.key].oks.append((known, event))
+                key_histories[known.sent.scope, known.sent.key].oks.append((known, event))
             elif event.kind != "released":
-                trails[known.sent.scope, known.sent.key].refusals.append((known, event))
+                key_histories[known.sent.scope, known.sent.key].refusals.append((known, event))
         elif type(event) is Stored:
-            trail = trails[event.scope, event.key]
-            trail.story.append((place, event))
+            key_history = key_histories[event.scope, event.key]
+            key_history.story.append((place, event))
             evidence.store_seen = evidence.store_seen or event.state != "expired"
             if event.state == "completed":
-                trail.completions.append(place)
+                key_history.completions.append(place)
                 if event.expires is not None and (
-                    trail.expires is None or event.expires < trail.expires
+                    key_history.expires is None or event.expires < key_history.expires
                 ):
-                    trail.expires = event.expires
+                    key_history.expires = event.expires
             elif event.state == "expired":
-                trail.expired = True
-            if trail.expired or trail.expires is not None:
-                expiring.add(trail)
+                key_history.expired = True
+            if key_history.expired or key_history.expires is not None:
+                expiring.add(key_history)
         elif type(event) is Wrote:
-            trail = trails[event.scope, event.key]
-            trail.story.append((place, event))
+            key_history = key_histories[event.scope, event.key]
+            key_history.story.append((place, event))
             evidence.store_seen = True
-            if event.action == "complete" and event.applied:
-                trail.completions.append(place)
-        elif type(event) is Claimed:
-            trails[event.scope, event.key].story.append((place, event))
+            if event.action == "complete":
+                if event.applied:
+                    key_history.completions.append(place)
+            elif event.action in STEP_ACTIONS:
+                key_history.steps_written = True
+        elif type(event) is ClaimGranted:
+            key_histories[event.scope, event.key].story.append((place, event))
         elif type(event) is Effect:
-            trail = trails[event.scope, event.key]
-            trail.story.append((place, event))
-            trail.effects.append((place, event))
-        elif type(event) is Foreign:
-            trails[event.scope, event.key].foreign.append((place, event))
-        elif type(event) is Purged or type(event) is Settled:
-            trail = trails[event.scope, event.key]
-            trail.story.append((place, event))
-            ended.add(trail)
+            key_history = key_histories[event.scope, event.key]
+            key_history.story.append((place, event))
+            key_history.effects.append((place, event))
+        elif type(event) is StepBegun or type(event) is Foreign or type(event) is StepSkipped:
+            key_histories[event.scope, event.key].steps.append((place, event))
+        elif type(event) is Purged or type(event) is Settled or type(event) is StepsForgotten:
+            key_history = key_histories[event.scope, event.key]
+            key_history.story.append((place, event))
+            ended.add(key_history)
         elif type(event) is Restarted or type(event) is Paused:
             evidence.faults.append(place)
         elif type(event) is Surveyed:
             evidence.surveyed = True
         elif type(event) is FinalRecord:
-            trail = trails[event.scope, event.key]
-            if not evidence.surveyed or trail.final is not None:
+            key_history = key_histories[event.scope, event.key]
+            if not evidence.surveyed or key_history.final is not None:
                 wrong = "found twice" if evidence.surveyed else "found outside a survey"
                 raise HistoryError(f"event {place}: the record of {event.key!r} was {wrong}")
-            trail.final = event
+            key_history.final = event
         elif type(event) is not Note and type(event) is not Promise:
             raise HistoryError(f"event {place} is a {type(event).__name__}, not an event")
 
     evidence.events = place + 1
-    for trail in ended if promise.after_expiry == "refuse" else ended | expiring:
-        trail.count_lives(promise)
-    for trail in trails.values():
-        evidence.scopes.add(trail.scope)
-        evidence.effects_seen = evidence.effects_seen or bool(trail.effects)
+    for key_history in ended if promise.after_expiry == "refuse" else ended | expiring:
+        key_history.count_lives(promise)
+    for key_history in key_histories.values():
+        evidence.scopes.add(key_history.scope)
+        evidence.effects_seen = evidence.effects_seen or bool(key_history.effects)
     return evidence

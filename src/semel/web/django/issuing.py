@@ -1,4 +1,4 @@
-"""Where clients get keys: `path("idempotency-keys", issue_keys)` in your URLs."""
+"""The view that issues keys: `path("idempotency-keys", issue_keys)` in your URLs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from semel.web.django.conf import configured
 from semel.web.django.rules import EXEMPT_ATTRIBUTE
 from semel.web.http import issue as issuer
 from semel.web.http.callers import scope_name
+
+__all__ = ["issue_keys"]
 
 
 @csrf_exempt  # it changes nothing, and another site cannot read its answer

@@ -1,4 +1,4 @@
-"""A request as the journal keeps it: what it takes to send it again, and its binary form."""
+"""A request as the journal stores it: all that it takes to send it again, and its binary form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OF_ONE_CONNECTION: Final = frozenset(
 _CREDENTIALS: Final = frozenset(name.decode() for name in CREDENTIALS)
 
 
-class Kept(NamedTuple):
+class StoredRequest(NamedTuple):
     """A request under its key."""
 
     key: str
@@ -47,14 +47,14 @@ def worth_keeping(
     )
 
 
-def encode(request: Kept) -> bytes:
+def encode(request: StoredRequest) -> bytes:
     """Return the binary form: the length of a JSON head, the head, the body as it is."""
     head = json.dumps([request.key, request.method, request.url, request.headers, request.at])
     data = head.encode()
     return len(data).to_bytes(4, "big") + data + request.body
 
 
-def decode(data: bytes) -> Kept:
+def decode(data: bytes) -> StoredRequest:
     """Return what `encode` wrote. Raises `ValueError` for anything else."""
     end = 4 + int.from_bytes(data[:4], "big")
     if end > len(data):
@@ -62,6 +62,6 @@ def decode(data: bytes) -> Kept:
     try:
         key, method, url, headers, at = json.loads(data[4:end])
         pairs = tuple((str(name), str(value)) for name, value in headers)
-        return Kept(str(key), str(method), str(url), pairs, data[end:], float(at))
+        return StoredRequest(str(key), str(method), str(url), pairs, data[end:], float(at))
     except TypeError as error:
         raise ValueError(f"a journaled request is damaged: {error}") from error
