@@ -6,16 +6,18 @@ SHELL := /bin/bash
 
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python3.14; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+NEWEST ?= $(shell .ci/newest-python)
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_BIN = $(if $(wildcard $(BIN)/semel),$(BIN),.venv-demo/bin)
+NEWEST_TESTS = $(addprefix tests/,http django core functions drivers operation stores client)
 PYTEST = $(BIN)/python -m pytest -q
 say = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 .PHONY: python
 python:
@@ -33,6 +35,14 @@ $(BIN)/.installed: requirements/dev.txt pyproject.toml | python
 	@test -d .venv-demo || $(PYTHON) -m venv .venv-demo
 	@.venv-demo/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/demo.txt
 	@.venv-demo/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv-newest/bin/.installed: requirements/dev.txt pyproject.toml
+	@test -n "$(NEWEST)" || { echo "No Python from 3.12 on is here: install one, or say make test-newest NEWEST=/path/to/python3" >&2; exit 1; }
+	$(call say,Setting up .venv-newest with $(NEWEST))
+	@$(NEWEST) -m venv --clear .venv-newest
+	@.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 .PHONY: setup
@@ -81,6 +91,12 @@ chaos: setup ## Real processes, really killed
 	$(call say,chaos)
 	@$(PYTEST) -n $(WORKERS) -m chaos -rP --no-header | grep -vE '^(-+ Captured|_+ )' ; exit $${PIPESTATUS[0]}
 
+.PHONY: test-newest
+test-newest: .venv-newest/bin/.installed ## Frameworks and stores on the newest Python from 3.12 on
+	$(call say,tests on the newest Python)
+	@.venv-newest/bin/python -c 'import sys, django, fastapi, flask; from importlib.metadata import version as v; print("Python", sys.version.split()[0], *(f"{n} {v(n)}" for n in ("Django", "FastAPI", "Flask")))'
+	@.venv-newest/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not chaos and not sim and not slow" $(NEWEST_TESTS)
+
 .PHONY: coverage
 coverage: setup ## Which lines the tests reach
 	@$(BIN)/coverage erase
@@ -115,4 +131,4 @@ js: ## Make semel.min.js anew (needs npx)
 
 .PHONY: clean
 clean: ## Remove what was made
-	@rm -rf .venv .venv-demo site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* bench/.venvs
+	@rm -rf .venv .venv-demo .venv-newest site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* bench/.venvs

@@ -14,9 +14,10 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
 from semel import AsyncOperation
+from semel.web.fastapi import AsyncOp
 from shop.customers import NOBODY, Customer
 from shop.database import DATABASE
-from shop.protection import SEE_OTHER, Op, idempotency, refusal
+from shop.protection import SEE_OTHER, idempotency, refusal
 
 router = APIRouter()
 
@@ -40,7 +41,7 @@ TAKEN: dict[int | str, dict[str, Any]] = {
     key=lambda request: request.json()["email"].lower(),
     fingerprint="key",  # the same e-mail is a repeat, whatever else was typed differently
 )
-async def create(wanted: Account, op: Op, customer: Customer) -> dict[str, Any]:
+async def create(wanted: Account, op: AsyncOp, customer: Customer) -> dict[str, Any]:
     number = await _account(op, wanted.email.lower(), customer)
     return {"account": number, "email": wanted.email.lower()}
 
@@ -55,7 +56,7 @@ async def create(wanted: Account, op: Op, customer: Customer) -> dict[str, Any]:
     required=False, key=lambda request: request.form()["email"].lower(), fingerprint="key"
 )
 async def sign_up(
-    wanted: Annotated[Account, Form()], op: Op, customer: Customer
+    wanted: Annotated[Account, Form()], op: AsyncOp, customer: Customer
 ) -> RedirectResponse:
     number = await _account(op, wanted.email.lower(), customer)
     return RedirectResponse(f"/try/sign-up?made={number}", 303)

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from semel.web.fastapi import AsyncOp
 from shop.books import Read
 from shop.database import DATABASE
-from shop.protection import Op
 
 router = APIRouter()
 
@@ -20,7 +20,7 @@ class Charge(BaseModel):
 
 
 @router.post("/charges", status_code=201)
-async def charge(wanted: Charge, op: Op) -> dict[str, Any]:
+async def charge(wanted: Charge, op: AsyncOp) -> dict[str, Any]:
     db = await op.connection()  # what is written here commits with the key, or not at all
     [(number,)] = await DATABASE.run(
         db,

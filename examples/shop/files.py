@@ -16,9 +16,10 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
 from semel.uploads import DiskStorage, UploadLimits, Uploads
+from semel.web.fastapi import AsyncOp
 from shop.customers import Customer, customer_of
 from shop.database import DATABASE
-from shop.protection import Op, refusal
+from shop.protection import refusal
 
 router = APIRouter()
 FOLDER = Path(os.environ.get("SHOP_FILES", "shop-files")).absolute()
@@ -44,7 +45,7 @@ INSERT = """
 @router.post(
     "/files", status_code=201, responses={404: refusal("You have no such finished upload")}
 )
-async def keep(wanted: Upload, op: Op, customer: Customer) -> dict[str, Any]:
+async def keep(wanted: Upload, op: AsyncOp, customer: Customer) -> dict[str, Any]:
     found = await run_in_threadpool(uploads.find, customer, wanted.upload)
     if found is None or not found.complete:
         raise HTTPException(404, "you have no such finished upload")

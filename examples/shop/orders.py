@@ -20,11 +20,11 @@ from semel.web.conditional import (
     put_answer,
     version_etag,
 )
-from semel.web.fastapi import preconditions, respond
+from semel.web.fastapi import AsyncOp, preconditions, respond
 from shop.books import Read
 from shop.customers import Customer
 from shop.database import DATABASE
-from shop.protection import Op, idempotency, refusal
+from shop.protection import idempotency, refusal
 
 router = APIRouter()
 When = Annotated[Preconditions, Depends(preconditions)]
@@ -62,7 +62,7 @@ def draw_number() -> str:
 
 
 @router.post("/orders", status_code=201)
-async def order(wanted: Order, op: Op, customer: Customer) -> dict[str, Any]:
+async def order(wanted: Order, op: AsyncOp, customer: Customer) -> dict[str, Any]:
     db = await op.connection()
     values = (draw_number(), customer, wanted.item, wanted.quantity, secrets.token_hex(8))
     [(row,)] = await DATABASE.run(db, INSERT, values)
@@ -83,7 +83,9 @@ async def order(wanted: Order, op: Op, customer: Customer) -> dict[str, Any]:
     },
 )
 @idempotency.route()  # PUT is idempotent by itself; the key gets a retry the first answer, not 412
-async def put(number: Number, wanted: Order, op: Op, when: When, customer: Customer) -> Response:
+async def put(
+    number: Number, wanted: Order, op: AsyncOp, when: When, customer: Customer
+) -> Response:
     db = await op.connection()
     seen = await _seen(db, number, customer)
     when.require(seen and version_etag(*seen))  # If-None-Match: * creates only, If-Match changes
@@ -110,7 +112,7 @@ async def put(number: Number, wanted: Order, op: Op, when: When, customer: Custo
     responses={204: {"description": "There is no such order (any more)"}, 403: NOT_YOURS},
 )
 @idempotency.route()
-async def delete(number: Number, op: Op, when: When, customer: Customer) -> Response:
+async def delete(number: Number, op: AsyncOp, when: When, customer: Customer) -> Response:
     db = await op.connection()
     seen = await _seen(db, number, customer)
     if seen:

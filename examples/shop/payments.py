@@ -14,9 +14,10 @@ from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
+from semel.web.fastapi import AsyncOp
 from shop.customers import Customer
 from shop.database import DATABASE
-from shop.protection import SEE_OTHER, Op, idempotency
+from shop.protection import SEE_OTHER, idempotency
 
 router = APIRouter()
 KEY_FIELD = "idempotency_key"
@@ -32,7 +33,9 @@ class Payment(BaseModel):
 @router.post("/payments", status_code=303, response_class=RedirectResponse, responses=SEE_OTHER)
 # The field is for browsers without JavaScript, which cannot send the header.
 @idempotency.route(required="issued", form_field=KEY_FIELD)
-async def pay(wanted: Annotated[Payment, Form()], op: Op, customer: Customer) -> RedirectResponse:
+async def pay(
+    wanted: Annotated[Payment, Form()], op: AsyncOp, customer: Customer
+) -> RedirectResponse:
     db = await op.connection()
     [(number,)] = await DATABASE.run(
         db,

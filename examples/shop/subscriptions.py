@@ -14,9 +14,10 @@ from fastapi import APIRouter, Form, HTTPException
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
+from semel.web.fastapi import AsyncOp
 from shop.customers import Customer
 from shop.database import DATABASE
-from shop.protection import SEE_OTHER, Op, idempotency, refusal
+from shop.protection import SEE_OTHER, idempotency, refusal
 
 router = APIRouter()
 Plan = Literal["tea", "coffee"]
@@ -58,7 +59,7 @@ END = f"""
     fingerprint="key",
 )
 async def subscribe(
-    wanted: Annotated[Subscription, Form()], op: Op, customer: Customer
+    wanted: Annotated[Subscription, Form()], op: AsyncOp, customer: Customer
 ) -> RedirectResponse:
     db = await op.connection()
     last = await DATABASE.run(db, LAST, (customer, wanted.plan))
@@ -90,7 +91,7 @@ async def subscribe(
     required=False, key=lambda request: request.form()["subscription"], fingerprint="key"
 )
 async def cancel(
-    wanted: Annotated[Cancellation, Form()], op: Op, customer: Customer
+    wanted: Annotated[Cancellation, Form()], op: AsyncOp, customer: Customer
 ) -> RedirectResponse:
     db = await op.connection()
     if not await DATABASE.run(db, END, (customer, wanted.subscription)):

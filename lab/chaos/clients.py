@@ -68,7 +68,7 @@ SLOTS = 2
 KINDS = ("httpx", "async", "requests")
 
 
-class Verdict(NamedTuple):
+class ClientStormResult(NamedTuple):
     """What came of a storm."""
 
     killed: Counter[str]
@@ -108,7 +108,7 @@ class Storm:
         self._shops_killed = 0
         self._running: set[int] = set()
 
-    def run(self, kills: int) -> Verdict:
+    def run(self, kills: int) -> ClientStormResult:
         """Kill that many clients, then let what is unfinished be resumed, and judge."""
         try:
             killed = self._rage(kills)
@@ -241,7 +241,7 @@ class Storm:
 
     # --- the verdict ------------------------------------------------------------------------
 
-    def _judge(self, killed: Counter[str]) -> Verdict:
+    def _judge(self, killed: Counter[str]) -> ClientStormResult:
         drawn: dict[str, set[str]] = defaultdict(set)
         said: dict[str, set[str]] = defaultdict(set)
         counted: Counter[str] = Counter()
@@ -257,7 +257,7 @@ class Storm:
         with contextlib.closing(sqlite3.connect(self._database)) as connection:
             effects = Counter(row[0] for row in connection.execute("select intent from charge"))
         keys = {intent: key for intent, (key, *_) in drawn.items()}
-        return Verdict(
+        return ClientStormResult(
             killed,
             self._shops_killed,
             len(said["intent"]),
@@ -394,7 +394,7 @@ class _AsyncTraced(httpx.AsyncHTTPTransport):
         return await super().handle_async_request(request)
 
 
-def storm(kills: int, *, seed: int = 1, point: str | None = None) -> Verdict:
+def storm(kills: int, *, seed: int = 1, point: str | None = None) -> ClientStormResult:
     """Kill that many clients, at `point` or everywhere; return the verdict."""
     points = [*POINTS, "random", "random"] if point is None else [point]
     folder = Path(tempfile.mkdtemp(prefix="semel-clients-"))
@@ -438,7 +438,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if faults else 0
 
 
-def _numbers(verdict: Verdict) -> list[int]:
+def _numbers(verdict: ClientStormResult) -> list[int]:
     return [sum(verdict.killed.values()), *verdict[1:-1]]
 
 
@@ -450,7 +450,7 @@ def _summary(numbers: Sequence[int]) -> None:
     print(f"{unknowns:,} times a client was told: unknown; {left:,} are left so", flush=True)
 
 
-def _report(verdict: Verdict, seconds: float) -> None:
+def _report(verdict: ClientStormResult, seconds: float) -> None:
     for name, number in verdict.killed.most_common():
         print(f"  {name:22} {number:,}")
     _summary(_numbers(verdict))

@@ -1,4 +1,4 @@
-"""Where the chaos happens: how each database is set up, written to, and read when all is over."""
+"""Databases under test: set up, written to, and read when all is over."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ DATABASE = "the database"
 """In the place of a failpoint: the database server itself is crashed, and started again."""
 
 
-class Bed(Protocol):
-    """A database with the business table and the records in it."""
+class DatabaseUnderTest(Protocol):
+    """A database under test, with the business table and the records in it."""
 
     title: str
     points: tuple[str, ...]
@@ -59,13 +59,13 @@ class Bed(Protocol):
 
 @runtime_checkable
 class ThreadsApart(Protocol):
-    """A bed whose store for servers of threads is another than for event loops."""
+    """A database whose store for servers of threads is another than for event loops."""
 
     def thread_store(self) -> Store:
         """Return a store for a server of threads, not yet started."""
 
 
-class SQLiteBed:
+class SQLiteUnderTest:
     """A file of its own."""
 
     title = "SQLite synchronous=FULL"
@@ -117,7 +117,7 @@ class SQLiteBed:
 _numbers = itertools.count()
 
 
-class PostgreSQLBed:
+class PostgreSQLUnderTest:
     """A database of its own on a server that is shared; `through` pgbouncer, if one is given."""
 
     title = "PostgreSQL fsync=on"

@@ -18,7 +18,7 @@ def always_written() -> Valkey:
     return Valkey("--appendonly", "yes", "--appendfsync", "always")
 
 
-class RedisBed:
+class RedisUnderTest:
     """Keys under a prefix of their own on a server that is shared."""
 
     title = "Valkey appendfsync=always"

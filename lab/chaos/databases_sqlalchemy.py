@@ -1,4 +1,4 @@
-"""The chaos rig's bed for SQLAlchemy: one store for servers of threads, one for event loops."""
+"""Databases under test through SQLAlchemy: one store for threads, one for event loops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, inspect, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from lab.chaos.databases import BOTH, DATABASE, Bed
+from lab.chaos.databases import BOTH, DATABASE, DatabaseUnderTest
 from semel.stores import Store
 from semel.stores.sqlalchemy import SQLAlchemyStore, metadata
 from semel.testing.servers import MariaDB, PostgreSQL
@@ -24,7 +24,7 @@ _DRIVERS: Final = {
 _numbers = itertools.count()
 
 
-class SQLAlchemyBed:
+class SQLAlchemyUnderTest:
     """A database of its own on a server that is shared."""
 
     points: tuple[str, ...] = (*BOTH, "in_sweep", DATABASE)
@@ -93,6 +93,6 @@ SERVERS: Final[dict[str, Callable[[], MariaDB | PostgreSQL]]] = {
 """What `--store` of the chaos command calls them, and their servers."""
 
 
-def bed_on(server: MariaDB | PostgreSQL) -> Callable[[Path], Bed]:
-    """Return what makes a bed on a server, for `storm`."""
-    return lambda folder: SQLAlchemyBed(server)
+def database_on(server: MariaDB | PostgreSQL) -> Callable[[Path], DatabaseUnderTest]:
+    """Return a function that makes a database under test on a server, for `storm`."""
+    return lambda folder: SQLAlchemyUnderTest(server)

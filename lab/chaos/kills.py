@@ -28,25 +28,29 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from lab.chaos.databases import DATABASE, Bed, PostgreSQLBed, SQLiteBed, ThreadsApart
-from lab.chaos.databases_redis import RedisBed, always_written
+from lab.chaos.databases import (
+    DATABASE,
+    DatabaseUnderTest,
+    PostgreSQLUnderTest,
+    SQLiteUnderTest,
+    ThreadsApart,
+)
+from lab.chaos.databases_redis import RedisUnderTest, always_written
 from lab.judge.checker import check
 from lab.judge.contract import Promise
-from lab.judge.findings import Report, merged, summary
+from lab.judge.findings import HistoryReport, merged, summary
 from lab.judge.history import (
     KIND_OF_PROBLEM,
-    Answered,
     Effect,
     Event,
     FinalRecord,
     History,
+    ResponseSeen,
     Restarted,
     Sent,
     Surveyed,
-    dump,
-    dump_event,
-    load,
 )
+from lab.judge.history_file import dump, dump_event, load
 from semel import failpoints
 from semel.core.commands import Answer, StoreError
 from semel.core.engine import Deliver, Outcome, Refuse, Replay, Request, run
@@ -65,7 +69,7 @@ FINGERPRINT = "charge"
 LEASE = timedelta(milliseconds=100)
 STATES = {1: "in_flight", 2: "completed", 3: "parked", 4: "expired"}
 
-FIRST_RUN = SQLiteBed.points
+FIRST_RUN = SQLiteUnderTest.points
 """Failpoints that a server meets while it serves new keys."""
 SECOND_RUN = {
     "atomic": ("before_takeover", "after_takeover"),
@@ -87,10 +91,10 @@ class Killed(NamedTuple):
 class Rig:
     """A database, the clients' log and the far side's log; servers are forked here."""
 
-    def __init__(self, folder: Path, guarantee: Guarantee, bed: Bed) -> None:
+    def __init__(self, folder: Path, guarantee: Guarantee, database: DatabaseUnderTest) -> None:
         self.folder = folder
         self.guarantee: Guarantee = guarantee
-        self.bed = bed
+        self.database = database
         self._log = folder / "clients.jsonl"
         self._far_side = folder / "far-side.log"
         self._attempts = 0
@@ -134,7 +138,7 @@ class Rig:
             raise RuntimeError(f"a server failed by itself, with status {status}")
         return False
 
-    def judge(self) -> Report:
+    def judge(self) -> HistoryReport:
         """Survey what is there and have the history checked."""
         return check(self.history())
 
@@ -144,8 +148,8 @@ class Rig:
         promise = Promise(self.guarantee, effects_in_order=False, clock_error=5.0)
         with open(self._log, encoding="utf-8") as file:
             events: History = [promise, *load(file)]
-        stored = self.bed.states()
-        events += [Effect(now, a, SCOPE, k, t, "database") for a, k, t in self.bed.effects()]
+        stored = self.database.states()
+        events += [Effect(now, a, SCOPE, k, t, "database") for a, k, t in self.database.effects()]
         if self._far_side.exists():
             for line in self._far_side.read_text().splitlines():
                 attempt, key, token = line.split()
@@ -160,8 +164,8 @@ class Rig:
     # --- what a server does -----------------------------------------------------------------
 
     def _serve(self, asked: Sequence[tuple[str, str]], *, threads: bool) -> None:
-        apart = threads and isinstance(self.bed, ThreadsApart)
-        store = self.bed.thread_store() if apart else self.bed.store()  # type: ignore[attr-defined]
+        apart = threads and isinstance(self.database, ThreadsApart)
+        store = self.database.thread_store() if apart else self.database.store()  # type: ignore[attr-defined]
         idempotency = Idempotency(store, sweep_every=None)
         while not idempotency.ready():  # its database may just be starting
             time.sleep(0.05)
@@ -190,7 +194,7 @@ class Rig:
         # policy is being changed, server by server.
         opens = idempotency.opens(policy) and not _unlucky(attempt, 3)
         life = run(request, policy, idempotency.look_up(name), opens=opens)
-        return idempotency.runtime, life, name, policy.seconds
+        return idempotency.runtime, life, name, policy
 
     async def _on_loop(self, idempotency: Idempotency, asked: Sequence[tuple[str, str]]) -> None:
         await asyncio.gather(*(self._one(idempotency, *each) for each in asked))
@@ -246,7 +250,7 @@ class Rig:
     def _insert(self, driver: AsyncDriver | ThreadDriver, attempt: str, key: str) -> Any:
         assert driver.claim is not None
         row = {"attempt": attempt, "key": key, "token": driver.claim.token}
-        return self.bed.insert, row
+        return self.database.insert, row
 
     def _elsewhere(self, driver: AsyncDriver | ThreadDriver, attempt: str, key: str) -> None:
         """An effect in somebody else's system: done as soon as it is asked for."""
@@ -259,16 +263,16 @@ class Rig:
     def _answered(self, attempt: str, outcome: Outcome, answer: Response) -> None:
         now = time.time()
         if isinstance(outcome, Deliver) and outcome.kept:
-            event = Answered(now, attempt, "ok", answer.status, answer.body or b"")
+            event = ResponseSeen(now, attempt, "ok", answer.status, answer.body or b"")
         elif isinstance(outcome, Replay):
             body = outcome.response.body or b""
-            event = Answered(now, attempt, "ok", outcome.response.status, body, (), True)
+            event = ResponseSeen(now, attempt, "ok", outcome.response.status, body, (), True)
         elif isinstance(outcome, Refuse):
             problem = outcome.problem
             kind = KIND_OF_PROBLEM[problem.slug]
-            event = Answered(now, attempt, kind, problem.status, problem.slug.encode())
+            event = ResponseSeen(now, attempt, kind, problem.status, problem.slug.encode())
         else:
-            event = Answered(now, attempt, "released", 500, b"")
+            event = ResponseSeen(now, attempt, "released", 500, b"")
         self._note(event)
 
     def _note(self, event: Event) -> None:
@@ -299,19 +303,19 @@ def storm(
     *,
     seed: int = 1,
     point: str | None = None,
-    bed: Callable[[Path], Bed] = SQLiteBed,
-) -> tuple[Report, Counter[str]]:
+    database: Callable[[Path], DatabaseUnderTest] = SQLiteUnderTest,
+) -> tuple[HistoryReport, Counter[str]]:
     """Kill that many servers; return the verdict and the kills by failpoint.
 
     `point` names one failpoint, or "random" for kills at random times; None takes all of them.
     """
     rng = random.Random(seed)
     killed: Counter[str] = Counter()
-    reports: list[Report] = []
+    reports: list[HistoryReport] = []
     while sum(killed.values()) < kills:
         folder = Path(tempfile.mkdtemp(prefix="semel-chaos-"))
         try:
-            rig = Rig(folder, guarantee, bed(folder))
+            rig = Rig(folder, guarantee, database(folder))
             for _ in range(1 if point == "in_migration" else 6):  # only without records
                 killed.update(_one_batch(rig, rng, point))
                 if sum(killed.values()) >= kills:
@@ -328,7 +332,7 @@ def storm(
 def _one_batch(rig: Rig, rng: random.Random, point: str | None) -> Iterator[str]:
     """Kill ten servers, each with keys of its own; then finish all that they began."""
     begun: list[str] = []
-    points = [*rig.bed.points, *["random"] * 5] if point is None else [point]
+    points = [*rig.database.points, *["random"] * 5] if point is None else [point]
     for _ in range(1 if point == "in_migration" else 10):
         keys = rig.new_keys(rng.choice([1, 3, 6]))
         begun += keys
@@ -338,7 +342,7 @@ def _one_batch(rig: Rig, rng: random.Random, point: str | None) -> Iterator[str]
         if chosen in SECOND_RUN[rig.guarantee]:
             chosen = "after_claim"
         if chosen == "in_migration":
-            rig.bed.forget_tables()
+            rig.database.forget_tables()
         if _kill(rig, asked, chosen, rng):
             yield chosen
     time.sleep(LEASE.total_seconds())
@@ -362,7 +366,7 @@ def _kill(rig: Rig, asked: Sequence[str], point: str, rng: random.Random) -> boo
     if point == DATABASE:
         child = rig.fork(asked, threads=threads)
         time.sleep(rng.uniform(0.02, 0.06))
-        rig.bed.crash()
+        rig.database.crash()
         assert not rig.join(child)
         return True
     count = rng.choice([1, 1, 1, 2, 3])
@@ -377,7 +381,12 @@ def _keep(rig: Rig) -> None:
     print(f"history kept: {path}", file=sys.stderr)
 
 
-def zombies(guarantee: Guarantee, count: int, *, bed: Callable[[Path], Bed] = SQLiteBed) -> Report:
+def zombies(
+    guarantee: Guarantee,
+    count: int,
+    *,
+    database: Callable[[Path], DatabaseUnderTest] = SQLiteUnderTest,
+) -> HistoryReport:
     """Stop servers past their lease (SIGSTOP), let others take over, and wake them up again.
 
     Atomic: stopped before they take the connection, for a stopped holder of SQLite's one write lock
@@ -386,7 +395,7 @@ def zombies(guarantee: Guarantee, count: int, *, bed: Callable[[Path], Bed] = SQ
     point = "after_claim" if guarantee == "atomic" else "before_complete"
     folder = Path(tempfile.mkdtemp(prefix="semel-zombies-"))
     try:
-        rig = Rig(folder, guarantee, bed(folder))
+        rig = Rig(folder, guarantee, database(folder))
         for number in range(count):
             keys = [rig.new_keys(1)[0]]
             zombie = rig.fork(keys, arm=f"{point}=stop", threads=number % 2 == 0)
@@ -405,9 +414,9 @@ def zombies(guarantee: Guarantee, count: int, *, bed: Callable[[Path], Bed] = SQ
 
 
 TITLES = {
-    "sqlite": SQLiteBed.title,
-    "postgresql": PostgreSQLBed.title,
-    "redis": RedisBed.title,
+    "sqlite": SQLiteUnderTest.title,
+    "postgresql": PostgreSQLUnderTest.title,
+    "redis": RedisUnderTest.title,
     "sqlalchemy-mariadb": "SQLAlchemy on MariaDB",
     "sqlalchemy-postgresql": "SQLAlchemy on PostgreSQL fsync=on",
 }
@@ -415,21 +424,27 @@ SHARE = 50
 """Kills between two lines of progress, and to a worker process at a time."""
 
 
-def _share(todo: tuple[str, Guarantee, int, int, str | None]) -> tuple[Report, Counter[str]]:
+def _share(todo: tuple[str, Guarantee, int, int, str | None]) -> tuple[HistoryReport, Counter[str]]:
     store, guarantee, kills, seed, point = todo
     if store == "sqlite":
         return storm(guarantee, kills, seed=seed, point=point)
     if store.startswith("sqlalchemy"):
-        from lab.chaos.databases_sqlalchemy import SERVERS, bed_on
+        from lab.chaos.databases_sqlalchemy import SERVERS, database_on
 
         with running(SERVERS[store]) as own:
-            return storm(guarantee, kills, seed=seed, point=point, bed=bed_on(own))
+            return storm(guarantee, kills, seed=seed, point=point, database=database_on(own))
     if store == "redis":
         with running(always_written) as valkey:
-            return storm(guarantee, kills, seed=seed, point=point, bed=lambda _: RedisBed(valkey))
+            return storm(
+                guarantee, kills, seed=seed, point=point, database=lambda _: RedisUnderTest(valkey)
+            )
     with running(lambda: PostgreSQL(fsync=True)) as server:  # of its own, for it is crashed too
         return storm(
-            guarantee, kills, seed=seed, point=point, bed=lambda folder: PostgreSQLBed(server)
+            guarantee,
+            kills,
+            seed=seed,
+            point=point,
+            database=lambda folder: PostgreSQLUnderTest(server),
         )
 
 
@@ -461,7 +476,7 @@ def _run(options: argparse.Namespace, title: str) -> int:
         )
         for done in shares
     ]
-    reports: list[Report] = []
+    reports: list[HistoryReport] = []
     killed: Counter[str] = Counter()
     with multiprocessing.get_context("fork").Pool(options.processes) as pool:
         for report, points in pool.imap_unordered(_share, todo):

@@ -28,12 +28,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
-from lab.chaos.databases import Bed, PostgreSQLBed, SQLiteBed
+from lab.chaos.databases import DatabaseUnderTest, PostgreSQLUnderTest, SQLiteUnderTest
 from lab.chaos.forks import fork
 from lab.chaos.kills import FINGERPRINT, SCOPE, Rig, append
 from lab.judge.checker import check
-from lab.judge.findings import Report, summary
-from lab.judge.history import KIND_OF_PROBLEM, Answered, Kind, Sent, load
+from lab.judge.findings import HistoryReport, summary
+from lab.judge.history import KIND_OF_PROBLEM, Kind, ResponseSeen, Sent
+from lab.judge.history_file import load
 from semel import failpoints
 from semel.core.policy import Guarantee, Policy
 from semel.idempotency import Idempotency
@@ -63,11 +64,11 @@ PATIENCE = 20.0
 """Seconds that a client waits for one answer."""
 
 
-class Servers(Rig):
-    """Servers that are real processes on a real port, and the clients that never give up."""
+class ServerRig(Rig):
+    """ServerRig that are real processes on a real port, and the clients that never give up."""
 
-    def __init__(self, folder: Path, guarantee: Guarantee, bed: Bed) -> None:
-        super().__init__(folder, guarantee, bed)
+    def __init__(self, folder: Path, guarantee: Guarantee, database: DatabaseUnderTest) -> None:
+        super().__init__(folder, guarantee, database)
         self._enough = folder / "enough"
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
@@ -112,7 +113,7 @@ class Servers(Rig):
         sqlite_checkpoints.CHECKPOINT_CHANGES = 20
         logging.disable(logging.WARNING)
         idempotency = Idempotency(
-            self.bed.store(),
+            self.database.store(),
             policy=Policy(guarantee=self.guarantee, lease=LEASE),
             scope=lambda request: SCOPE,
         )
@@ -127,7 +128,9 @@ class Servers(Rig):
         op = current_async_operation()
         if self.guarantee == "atomic":
             db = await op.connection()
-            await db.execute(self.bed.insert, {"attempt": attempt, "key": key, "token": op.token})
+            await db.execute(
+                self.database.insert, {"attempt": attempt, "key": key, "token": op.token}
+            )
         else:
             append(self._far_side, f"{attempt} {key} {op.token}\n")
         await asyncio.sleep(0)
@@ -159,7 +162,7 @@ class Servers(Rig):
                 kind, status, body, replayed = self._ask(attempt, key)
             except (OSError, http.client.HTTPException):
                 continue  # unknown
-            self._note(Answered(time.time(), attempt, kind, status, body, (), replayed))
+            self._note(ResponseSeen(time.time(), attempt, kind, status, body, (), replayed))
             if kind == "ok" or body == b"outcome-unknown":
                 return
             time.sleep(0.02)
@@ -187,13 +190,13 @@ def whole_servers(
     *,
     seed: int = 1,
     point: str | None = None,
-    bed: Callable[[Path], Bed] = SQLiteBed,
-) -> tuple[Report, Counter[str]]:
+    database: Callable[[Path], DatabaseUnderTest] = SQLiteUnderTest,
+) -> tuple[HistoryReport, Counter[str]]:
     """Kill that many whole servers; return the verdict and the kills by failpoint."""
     folder = Path(tempfile.mkdtemp(prefix="semel-servers-"))
     try:
-        rig = Servers(folder, guarantee, bed(folder))
-        own = IN_SQLITE if isinstance(rig.bed, SQLiteBed) else ()
+        rig = ServerRig(folder, guarantee, database(folder))
+        own = IN_SQLITE if isinstance(rig.database, SQLiteUnderTest) else ()
         points = [*POINTS, *own, *["random"] * 4] if point is None else [point]
         killed = rig.run(kills, random.Random(seed), points)
         return check(rig.history()), killed
@@ -222,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report, killed = run()
     else:
         with running(lambda: PostgreSQL(fsync=True)) as server:
-            report, killed = run(bed=lambda folder: PostgreSQLBed(server))
+            report, killed = run(database=lambda folder: PostgreSQLUnderTest(server))
     rate = sum(killed.values()) / (time.monotonic() - started)
     print(
         f"{sum(killed.values()):,} whole servers killed, {options.guarantee},"

@@ -14,18 +14,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import get_args
 
 from lab.judge.contract import Guarantee, Promise
-from lab.judge.findings import Findings, Report, summary
-from lab.judge.history import Event, HistoryError, load
-from lab.judge.invariants import JUDGES
-from lab.judge.trail import gather
+from lab.judge.findings import Findings, HistoryReport, summary
+from lab.judge.history import Event, HistoryError
+from lab.judge.history_file import load
+from lab.judge.invariants.judges import JUDGES
+from lab.judge.key_history import gather
 
 
-def check(history: Iterable[Event], promise: Promise | None = None) -> Report:
+def check(history: Iterable[Event], promise: Promise | None = None) -> HistoryReport:
     """Judge a history by the invariants S1-S10 and L1, in time linear in its length.
 
     Without a `promise` the history must begin with one. Keys are judged one by one: every attempt,
     effect and write names its own, so no search is needed. Of invariants whose events the history
-    lacks nothing is judged, and `Report.checked` says so.
+    lacks nothing is judged, and `HistoryReport.checked` says so.
 
     Raises `HistoryError` where the history contradicts itself or promises nothing.
     """
@@ -40,14 +41,14 @@ def check(history: Iterable[Event], promise: Promise | None = None) -> Report:
         return _judge(history, promise)
 
 
-def _judge(history: Iterable[Event], promise: Promise) -> Report:
+def _judge(history: Iterable[Event], promise: Promise) -> HistoryReport:
     evidence = gather(history, promise)
     findings = Findings()
     judges = tuple(JUDGES.values())
-    for trail in evidence.trails.values():
+    for key_history in evidence.key_histories.values():
         for judge in judges:
-            judge(trail, evidence, findings)
-    return Report(
+            judge(key_history, evidence, findings)
+    return HistoryReport(
         1,
         evidence.events,
         findings.checked,

@@ -1,4 +1,4 @@
-"""What a check found, invariant by invariant."""
+"""Reports of a check, invariant by invariant."""
 
 from __future__ import annotations
 
@@ -6,27 +6,16 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from lab.judge.history import Event
-from lab.judge.trail import Trail
+from lab.judge.invariants.catalogue import CATALOGUE
+from lab.judge.key_history import KeyHistory
 
-INVARIANTS: Final[dict[str, str]] = {
-    "S1": "at most one effect",
-    "S2": "an answer means a durable effect",
-    "S3": "replays are equal",
-    "S4": "written once",
-    "S5": "fencing",
-    "S6": "scopes do not interfere",
-    "S7": "another request is not the same",
-    "S8": "no means no",
-    "S9": "honest expiry",
-    "S10": "steps",
-    "S13": "issued keys",
-    "L1": "nothing stays in flight",
-}
+JUDGED: Final = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S13", "L1")
+INVARIANTS: Final[dict[str, str]] = {i.name: i.title for i in CATALOGUE if i.name in JUDGED}
 """The invariants that histories are judged by, and their short names."""
 
 
 class Violation(NamedTuple):
-    """One breach of one invariant (or, among `Report.admitted`, of what was never promised)."""
+    """One breach of one invariant, or (in `HistoryReport.admitted`) of what was never promised."""
 
     invariant: str
     scope: str
@@ -36,7 +25,7 @@ class Violation(NamedTuple):
     """The events that show it."""
 
 
-class Report(NamedTuple):
+class HistoryReport(NamedTuple):
     """The verdict on one history, or on many (`merged`)."""
 
     histories: int
@@ -76,17 +65,23 @@ class Findings:
         self.violations: list[Violation] = []
         self.admitted: list[Violation] = []
 
-    def violated(self, invariant: str, trail: Trail, message: str, *events: Event | None) -> None:
+    def violated(
+        self, invariant: str, key_history: KeyHistory, message: str, *events: Event | None
+    ) -> None:
         """Note a violation."""
         shown = tuple(event for event in events if event is not None)
-        self.violations.append(Violation(invariant, trail.scope, trail.key, message, shown))
+        self.violations.append(
+            Violation(invariant, key_history.scope, key_history.key, message, shown)
+        )
 
-    def admit(self, invariant: str, trail: Trail, message: str, *events: Event) -> None:
+    def admit(self, invariant: str, key_history: KeyHistory, message: str, *events: Event) -> None:
         """Note a breach of what was not promised."""
-        self.admitted.append(Violation(invariant, trail.scope, trail.key, message, events))
+        self.admitted.append(
+            Violation(invariant, key_history.scope, key_history.key, message, events)
+        )
 
 
-def merged(reports: Iterable[Report]) -> Report:
+def merged(reports: Iterable[HistoryReport]) -> HistoryReport:
     """Return one report for all of them, as if their histories had been checked in a row."""
     findings = Findings()
     histories = events = 0
@@ -97,7 +92,7 @@ def merged(reports: Iterable[Report]) -> Report:
             findings.checked[name] += judgments
         findings.violations += report.violations
         findings.admitted += report.admitted
-    return Report(
+    return HistoryReport(
         histories,
         events,
         findings.checked,
@@ -114,7 +109,7 @@ def upper_bound(judgments: int) -> float:
     return min(1.0, 3 / judgments) if judgments else 1.0
 
 
-def summary(report: Report, *, most: int = 10) -> str:
+def summary(report: HistoryReport, *, most: int = 10) -> str:
     """Return the report as plain text: what was judged, what broke, and what each zero is worth.
 
     At most `most` violations are shown one by one.

@@ -1,24 +1,20 @@
-"""Histories: what clients, stores and effects did, as small events that are cheap to make and keep.
+"""Events of a history: the observable acts of clients, stores, handlers and far sides.
 
-**The order of the list is the order of time.** `Claimed`, `Wrote`, `Stored`, `Purged` and an
+**The order of the list is the order of time.** `ClaimGranted`, `Wrote`, `Stored`, `Purged` and an
 `Effect` in the database are written down where the store carries them out, so that their order is
-the store's own; in one step of the store `Claimed` or `Wrote` comes before the `Stored` it leads
-to. `Sent` comes before the request leaves, `Answered` after the answer has arrived, and after the
-effects of its attempt: work in the background is an attempt of its own. A harness that cannot see
-inside the store (real processes under kill -9) leaves the store's events out, and the checker then
-says which invariants it could not judge.
+the store's own; in one step of the store `ClaimGranted` or `Wrote` comes before the `Stored` it
+leads to. `Sent` comes before the request leaves, `ResponseSeen` after the response has arrived, and
+after the effects of its attempt: work in the background is an attempt of its own. A harness that
+cannot see inside the store (real processes under kill -9) leaves the store's events out, and the
+checker then says which invariants it could not judge.
 
-Vocabulary and invariants (S1-S10, L1) are those of the reliability notes; times are seconds by the
-store's clock.
+The invariants are those of `lab.judge.invariants.catalogue`; times are seconds by the store's
+clock.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
-from collections.abc import Iterable, Iterator
-from typing import Any, Final, Literal, NamedTuple, TextIO
+from typing import Final, Literal, NamedTuple
 
 from lab.judge.contract import Promise
 
@@ -36,7 +32,10 @@ Kind = Literal["ok", "refused", "released", "unknown"]
   and `response-not-kept` (which say nothing of *this* attempt).
 """
 
-Action = Literal["complete", "release", "renew", "park", "step"]
+Action = Literal["complete", "release", "renew", "park", "step", "begin-step", "forget-step"]
+"""Of steps: `begin-step` marks one as begun, `step` writes its result, `forget-step` takes the mark
+back. A write that changes nothing, because the result is there already, is no event."""
+STEP_ACTIONS = frozenset({"step", "begin-step", "forget-step"})
 State = Literal["absent", "in_flight", "completed", "parked", "expired"]
 Where = Literal["database", "elsewhere"]
 
@@ -78,7 +77,7 @@ class Sent(NamedTuple):
     """Of an issued key: the scope it is good in."""
 
 
-class Answered(NamedTuple):
+class ResponseSeen(NamedTuple):
     """The client got an answer, or gave up waiting for one (`status` 0)."""
 
     time: float
@@ -90,7 +89,7 @@ class Answered(NamedTuple):
     replayed: bool = False
 
 
-class Claimed(NamedTuple):
+class ClaimGranted(NamedTuple):
     """The store granted an attempt the claim of a key, for the first time or by a takeover."""
 
     time: float
@@ -154,6 +153,16 @@ class Effect(NamedTuple):
     step: str | None = None
 
 
+class StepBegun(NamedTuple):
+    """A handler came to a step; what is recorded of it is read next."""
+
+    time: float
+    attempt: str
+    scope: str
+    key: str
+    step: str
+
+
 class Foreign(NamedTuple):
     """A step called somebody else's system, under the key derived for it."""
 
@@ -163,6 +172,26 @@ class Foreign(NamedTuple):
     key: str
     step: str
     derived_key: str
+
+
+class StepSkipped(NamedTuple):
+    """A step was not called, because its result is recorded: the handler went on with that."""
+
+    time: float
+    attempt: str
+    scope: str
+    key: str
+    step: str
+    result_digest: str | None = None
+    """As the `response_digest` of the `Wrote` that recorded it."""
+
+
+class StepsForgotten(NamedTuple):
+    """Steps of a key without a record went for their age: whoever comes now begins anew."""
+
+    time: float
+    scope: str
+    key: str
 
 
 class Settled(NamedTuple):
@@ -219,13 +248,16 @@ class Note(NamedTuple):
 
 Event = (
     Sent
-    | Answered
-    | Claimed
+    | ResponseSeen
+    | ClaimGranted
     | Wrote
     | Stored
     | Purged
     | Effect
+    | StepBegun
     | Foreign
+    | StepSkipped
+    | StepsForgotten
     | Settled
     | Restarted
     | Paused
@@ -235,169 +267,3 @@ Event = (
     | Promise
 )
 History = list[Event]
-
-EVENTS: Final[dict[str, type[Event]]] = {
-    kind.__name__: kind
-    for kind in (
-        Sent,
-        Answered,
-        Claimed,
-        Wrote,
-        Stored,
-        Purged,
-        Effect,
-        Foreign,
-        Settled,
-        Restarted,
-        Paused,
-        Surveyed,
-        FinalRecord,
-        Note,
-        Promise,
-    )
-}
-
-OF_THE_MOMENT: Final = frozenset(
-    {
-        b"age",
-        b"authentication-info",
-        b"alt-svc",
-        b"connection",
-        b"content-length",
-        b"date",
-        b"idempotent-replayed",
-        b"keep-alive",
-        b"nel",
-        b"proxy-authenticate",
-        b"proxy-connection",
-        b"report-to",
-        b"retry-after",
-        b"server",
-        b"server-timing",
-        b"set-cookie",
-        b"te",
-        b"traceparent",
-        b"tracestate",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"via",
-        b"www-authenticate",
-        b"x-amzn-trace-id",
-        b"x-b3-spanid",
-        b"x-b3-traceid",
-        b"x-cloud-trace-context",
-        b"x-correlation-id",
-        b"x-process-time",
-        b"x-request-id",
-        b"x-response-time",
-        b"x-runtime",
-        b"x-trace-id",
-    }
-)
-"""Headers that two answers to one operation may differ in (S3): of one connection or one moment,
-authentication, tracing, cookies, and Content-Length, which a streamed first answer lacks."""
-
-OF_THE_MOMENT_PREFIXES: Final = (b"access-control-", b"ratelimit", b"x-ratelimit")
-
-
-@functools.lru_cache(maxsize=4096)
-def compared_headers(headers: Headers) -> Headers:
-    """Return the headers, names in lower case, in which all answers to one operation must agree."""
-    return tuple(
-        (name.lower(), value)
-        for name, value in headers
-        if (lower := name.lower()) not in OF_THE_MOMENT
-        and not lower.startswith(OF_THE_MOMENT_PREFIXES)
-    )
-
-
-def same_answer(one: Answered, other: Answered) -> bool:
-    """Say whether two answers are equal in what replays must agree in (S3)."""
-    return (
-        one.body == other.body
-        and one.status == other.status
-        and (
-            one.headers == other.headers
-            or compared_headers(one.headers) == compared_headers(other.headers)
-        )
-    )
-
-
-def digest_of(status: int, headers: Headers, body: bytes) -> str:
-    """Return a short digest of an answer over what replays must agree in (S3).
-
-    The checker makes it of answers that clients saw and compares it with those of `Wrote`, `Stored`
-    and `FinalRecord`: an answer other than the stored one is found even if no two clients saw both.
-    """
-    digest = hashlib.blake2b(b"%d\n" % status, digest_size=16)
-    for name, value in compared_headers(headers):
-        digest.update(b"%d:%d:%b%b" % (len(name), len(value), name, value))
-    digest.update(b"\n" + body)
-    return digest.hexdigest()
-
-
-def dump_event(event: Event) -> str:
-    """Return the event as one line of JSON, without the line's end.
-
-    `{"event": "Sent", "time": …}`. Bytes are written as text, one character (U+0000 to U+00FF) a
-    byte, so ASCII stays readable; fields that have their default are left out.
-    """
-    kind = type(event)
-    line: dict[str, Any] = {"event": kind.__name__}
-    for name, value in zip(kind._fields, event, strict=True):
-        if name in kind._field_defaults and value == kind._field_defaults[name]:
-            continue
-        line[name] = _as_json(value)
-    return json.dumps(line)
-
-
-def _as_json(value: object) -> object:
-    if isinstance(value, bytes):
-        return value.decode("latin-1")
-    if isinstance(value, tuple):
-        return [_as_json(item) for item in value]
-    return value
-
-
-def load_event(line: str) -> Event:
-    """Return the event that `dump_event` wrote. Raises `HistoryError` where the line is none."""
-    try:
-        fields = json.loads(line)
-        kind = EVENTS[fields.pop("event")]
-        if "body" in fields:
-            fields["body"] = fields["body"].encode("latin-1")
-        if "headers" in fields:
-            fields["headers"] = tuple(
-                (n.encode("latin-1"), v.encode("latin-1")) for n, v in fields["headers"]
-            )
-        return kind(**fields)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HistoryError(f"not an event: {line[:200]!r} ({error!r})") from error
-
-
-def dump(history: Iterable[Event], file: TextIO) -> None:
-    """Write a history, an event a line (JSONL). More of it may be appended later."""
-    file.writelines(dump_event(event) + "\n" for event in history)
-
-
-def load(file: Iterable[str]) -> Iterator[Event]:
-    """Read what `dump` wrote; empty lines are passed over.
-
-    A torn last line, as a killed process leaves it, is passed over too: it was not yet an event.
-    Raises `HistoryError` for any other line that is not an event.
-    """
-    last = ""
-    for line in file:
-        if last.strip():
-            yield load_event(last)
-        last = line
-    if not last.strip():
-        return
-    try:
-        event = load_event(last)
-    except HistoryError:
-        if last.endswith("\n"):
-            raise
-        return
-    yield event

@@ -10,8 +10,7 @@ from typing import Final, NamedTuple
 
 from lab.judge.contract import Promise
 from lab.judge.history import (
-    Answered,
-    Claimed,
+    ClaimGranted,
     Effect,
     FinalRecord,
     Foreign,
@@ -19,14 +18,15 @@ from lab.judge.history import (
     History,
     Kind,
     Purged,
+    ResponseSeen,
     Restarted,
     Sent,
     State,
     Stored,
     Surveyed,
     Wrote,
-    digest_of,
 )
+from lab.judge.responses import digest_of
 
 LEASE: Final = 30.0
 EXPIRES: Final = 3600.0
@@ -34,7 +34,7 @@ TYPE: Final[Headers] = ((b"content-type", b"application/json"),)
 MARKER: Final = (b"idempotent-replayed", b"true")
 
 
-class _Record:
+class _ServedRecord:
     """The service's record of one key."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class _Service:
         self.history: History = []
         self.now = 0.0
         self.tokens = 0
-        self.records: dict[tuple[str, str], _Record] = {}
+        self.records: dict[tuple[str, str], _ServedRecord] = {}
         self.open: list[_Run] = []
         self.sent = 0
 
@@ -139,7 +139,7 @@ class _Service:
         calls = self.inside and rng.random() < self.size.steps
         run = _Run(sent, rng.choice((200, 201, 201, 404, 500)), calls=calls)
         self.open.append(run)
-        self.records.setdefault((scope, key), _Record())
+        self.records.setdefault((scope, key), _ServedRecord())
         return run
 
     def _advance(self, run: _Run) -> None:
@@ -171,7 +171,7 @@ class _Service:
         else:
             self._claim(run, record)
 
-    def _handle(self, run: _Run, record: _Record) -> None:
+    def _handle(self, run: _Run, record: _ServedRecord) -> None:
         """Take one step of a handler, or finish it."""
         atomic = self.promise.guarantee == "atomic"
         held = record.state == "in_flight" and record.token == run.token
@@ -197,7 +197,7 @@ class _Service:
     def _kept(self, status: int) -> bool:
         return status < 500 or self.promise.guarantee == "at-most-once"
 
-    def _call(self, run: _Run, record: _Record, *, held: bool) -> None:
+    def _call(self, run: _Run, record: _ServedRecord, *, held: bool) -> None:
         sent = run.sent
         run.called = True
         derived = f"derived({sent.scope},{sent.key},charge)"
@@ -212,7 +212,7 @@ class _Service:
         self.history.append(Wrote(self.now, *sent[1:4], run.token, "step", held, digest, "charge"))
         record.step_recorded = record.step_recorded or held
 
-    def _fenced(self, run: _Run, record: _Record) -> None:
+    def _fenced(self, run: _Run, record: _ServedRecord) -> None:
         assert run.token is not None
         if self.inside:
             self.history.append(Wrote(self.now, *run.sent[1:4], run.token, "complete", False))
@@ -221,7 +221,7 @@ class _Service:
         else:
             self._answer(run, "unknown", 503)
 
-    def _replay(self, run: _Run, record: _Record) -> None:
+    def _replay(self, run: _Run, record: _ServedRecord) -> None:
         assert record.answer is not None
         self._answer(run, "ok", *record.answer, replayed=True)
 
@@ -235,9 +235,9 @@ class _Service:
             kind, status, body, replayed = "unknown", 0, b"", False
         headers = (*TYPE, MARKER) if replayed else TYPE
         attempt = run.sent.attempt
-        self.history.append(Answered(self.now, attempt, kind, status, body, headers, replayed))
+        self.history.append(ResponseSeen(self.now, attempt, kind, status, body, headers, replayed))
 
-    def _claim(self, run: _Run, record: _Record) -> None:
+    def _claim(self, run: _Run, record: _ServedRecord) -> None:
         self.tokens += 1
         run.token = record.token = self.tokens
         record.state = "in_flight"
@@ -245,10 +245,12 @@ class _Service:
         record.fingerprint = run.sent.fingerprint
         record.lease_until = self.now + LEASE
         if self.inside:
-            self.history.append(Claimed(self.now, *run.sent[1:4], record.token, record.lease_until))
+            self.history.append(
+                ClaimGranted(self.now, *run.sent[1:4], record.token, record.lease_until)
+            )
             self._stored(run.sent, record)
 
-    def _write(self, run: _Run, record: _Record, action: str) -> None:
+    def _write(self, run: _Run, record: _ServedRecord, action: str) -> None:
         sent = run.sent
         states: dict[str, State] = {"complete": "completed", "release": "absent", "park": "parked"}
         record.state = states[action]
@@ -260,7 +262,7 @@ class _Service:
             )
             self._stored(sent, record)
 
-    def _stored(self, name: Sent | tuple[str, str], record: _Record) -> None:
+    def _stored(self, name: Sent | tuple[str, str], record: _ServedRecord) -> None:
         scope, key = (name.scope, name.key) if isinstance(name, Sent) else name
         completed = record.state == "completed"
         self.history.append(
@@ -276,7 +278,7 @@ class _Service:
             )
         )
 
-    def _digest(self, record: _Record) -> str:
+    def _digest(self, record: _ServedRecord) -> str:
         assert record.answer is not None
         status, body = record.answer
         return digest_of(status, TYPE, body)
@@ -287,10 +289,10 @@ class _Service:
             Effect(self.now, *run.sent[1:4], token, where, step)  # type: ignore[arg-type]
         )
 
-    def _record(self, run: _Run) -> _Record:
+    def _record(self, run: _Run) -> _ServedRecord:
         return self.records[run.sent.scope, run.sent.key]
 
-    def _abandoned(self, record: _Record) -> bool:
+    def _abandoned(self, record: _ServedRecord) -> bool:
         return all(run.sent.attempt != record.holder or run.dead for run in self.open)
 
     def _crash(self) -> None:
@@ -323,7 +325,7 @@ class _Service:
             self._stored(name, record)
         else:
             self.history.append(Purged(self.now, *name))
-            self.records[name] = _Record()
+            self.records[name] = _ServedRecord()
 
     def _recover(self) -> None:
         """Let everything that faults left in flight come to an end."""

@@ -16,21 +16,21 @@ from typing import Final, Literal, NamedTuple
 
 from lab.judge.contract import Promise
 from lab.judge.history import (
-    Answered,
-    Claimed,
+    ClaimGranted,
     Effect,
     Event,
     FinalRecord,
     Paused,
     Purged,
+    ResponseSeen,
     Restarted,
     Sent,
     State,
     Stored,
     Surveyed,
-    compared_headers,
 )
 from lab.judge.oracle_store import store_errors, with_expiries
+from lab.judge.responses import compared_headers
 
 MOST_ATTEMPTS: Final = 8
 
@@ -93,7 +93,7 @@ def service(slot: Slot, step: Step, attempt: str, promise: Promise) -> Slot | No
     return None
 
 
-class World(NamedTuple):
+class SearchState(NamedTuple):
     """Everything the search has to remember."""
 
     slots: tuple[Slot, ...]
@@ -110,7 +110,7 @@ class Oracle:
             for event in history
             if isinstance(
                 event,
-                Sent | Answered | Effect | Purged | Restarted | Paused | FinalRecord | Surveyed,
+                Sent | ResponseSeen | Effect | Purged | Restarted | Paused | FinalRecord | Surveyed,
             )
             or (isinstance(event, Stored) and event.state == "expired")
         ]
@@ -118,13 +118,13 @@ class Oracle:
         self.sent = {e.attempt: e for e in history if isinstance(e, Sent)}
         if len(self.sent) > MOST_ATTEMPTS:
             raise ValueError(f"{len(self.sent)} attempts are too many to search; at most 8")
-        claims = [event for event in history if isinstance(event, Claimed)]
+        claims = [event for event in history if isinstance(event, ClaimGranted)]
         self.claimed = {claim.attempt for claim in claims}
         self.leases = {c.attempt: c.lease_until for c in claims if c.lease_until is not None}
         self.sent_at = {e.attempt: i for i, e in enumerate(self.history) if isinstance(e, Sent)}
-        self.answers = {e.attempt: e for e in history if isinstance(e, Answered)}
+        self.answers = {e.attempt: e for e in history if isinstance(e, ResponseSeen)}
         self.answered_at = {
-            e.attempt: i for i, e in enumerate(self.history) if isinstance(e, Answered)
+            e.attempt: i for i, e in enumerate(self.history) if isinstance(e, ResponseSeen)
         }
         self.faults = [i for i, e in enumerate(self.history) if isinstance(e, Restarted | Paused)]
         finals = [e for e in self.history if isinstance(e, FinalRecord)]
@@ -136,13 +136,13 @@ class Oracle:
         self.surveyed_at = next(
             (i for i, e in enumerate(self.history) if isinstance(e, Surveyed)), None
         )
-        self.tried: set[tuple[int, World]] = set()
+        self.tried: set[tuple[int, SearchState]] = set()
 
     def explains(self) -> bool:
         """Say whether some order of hidden steps explains the history."""
-        return self._from(0, World((Slot(),) * len(self.names)))
+        return self._from(0, SearchState((Slot(),) * len(self.names)))
 
-    def _from(self, place: int, world: World) -> bool:
+    def _from(self, place: int, world: SearchState) -> bool:
         if (place, world) in self.tried:
             return False
         self.tried.add((place, world))
@@ -153,7 +153,7 @@ class Oracle:
             self._from(place + 1, after) for after in self._observed(world, event, place)
         ) or any(self._from(place, after) for after in self._hidden(world, event, place))
 
-    def _hidden(self, world: World, event: Event, place: int) -> Iterator[World]:
+    def _hidden(self, world: SearchState, event: Event, place: int) -> Iterator[SearchState]:
         """Steps that nobody sees, of the event's own key: other keys' can wait for their events."""
         name = self._name(event)
         if isinstance(event, Surveyed):
@@ -175,8 +175,8 @@ class Oracle:
                     yield _with(world, number, slot._replace(state="absent", by=""))
 
     def _of_attempt(
-        self, world: World, number: int, slot: Slot, attempt: str, place: int
-    ) -> Iterator[World]:
+        self, world: SearchState, number: int, slot: Slot, attempt: str, place: int
+    ) -> Iterator[SearchState]:
         answer = self.answers.get(attempt)
         kind = answer.kind if answer is not None else "unknown"
         over = answer is not None and self.answered_at[attempt] < place
@@ -200,7 +200,7 @@ class Oracle:
                     bound=(*world.bound, ((attempt, slot.life), f"{slot.by}.{slot.life}"))
                 )
 
-    def _observed(self, world: World, event: Event, place: int) -> Iterator[World]:
+    def _observed(self, world: SearchState, event: Event, place: int) -> Iterator[SearchState]:
         """The worlds after an event that was seen, if it can have happened in this one."""
         name = self._name(event)
         if name is None or isinstance(event, Sent):
@@ -208,7 +208,7 @@ class Oracle:
             return
         number = self.index[name]
         slot = world.slots[number]
-        if isinstance(event, Answered):
+        if isinstance(event, ResponseSeen):
             if self._may_be_answered(world, slot, event, place):
                 yield world
         elif isinstance(event, Purged):
@@ -250,7 +250,9 @@ class Oracle:
         made = (effect.where, effect.step, effect.attempt, life)
         return after._replace(effects=(*slot.effects, made))
 
-    def _may_be_answered(self, world: World, slot: Slot, answer: Answered, place: int) -> bool:
+    def _may_be_answered(
+        self, world: SearchState, slot: Slot, answer: ResponseSeen, place: int
+    ) -> bool:
         if answer.kind == "ok":
             return self._has_its_effect(world, slot, answer) and self._takes_a_made_answer(
                 world, answer
@@ -264,7 +266,7 @@ class Oracle:
             for name, _ in slot.ran
         )
 
-    def _has_its_effect(self, world: World, slot: Slot, answer: Answered) -> bool:
+    def _has_its_effect(self, world: SearchState, slot: Slot, answer: ResponseSeen) -> bool:
         """A success has its effect by now, in the life that its answer is from."""
         if not self.promise.effect_per_success or not _success(answer):
             return True
@@ -276,7 +278,7 @@ class Oracle:
             for _, _, by, then in slot.effects
         )
 
-    def _takes_a_made_answer(self, world: World, answer: Answered) -> bool:
+    def _takes_a_made_answer(self, world: SearchState, answer: ResponseSeen) -> bool:
         """Its maker's other answers are the same, and no other maker made the same body."""
         makers = {name: (self._name(self.answers[name]), maker) for (name, _), maker in world.bound}
         mine = makers.get(answer.attempt)
@@ -292,7 +294,7 @@ class Oracle:
                     return False
         return True
 
-    def _balanced(self, world: World) -> bool:
+    def _balanced(self, world: SearchState) -> bool:
         """Effects have their records, and records were found, once everything is told."""
         for number, slot in enumerate(world.slots):
             run = {life for _, step, _, life in slot.effects if step is None}
@@ -328,7 +330,7 @@ class Oracle:
         )
 
     def _name(self, event: Event) -> Name | None:
-        if isinstance(event, Answered):
+        if isinstance(event, ResponseSeen):
             sent = self.sent[event.attempt]
             return sent.scope, sent.key
         if isinstance(event, Sent | Effect | Purged | Stored | FinalRecord):
@@ -336,22 +338,22 @@ class Oracle:
         return None
 
 
-def _with(world: World, number: int, slot: Slot | None) -> World:
+def _with(world: SearchState, number: int, slot: Slot | None) -> SearchState:
     if slot is None:
         return world
     return world._replace(slots=(*world.slots[:number], slot, *world.slots[number + 1 :]))
 
 
-def _if(after: World, before: World) -> Iterator[World]:
+def _if(after: SearchState, before: SearchState) -> Iterator[SearchState]:
     if after is not before:
         yield after
 
 
-def _content(answer: Answered) -> Content:
+def _content(answer: ResponseSeen) -> Content:
     return answer.status, compared_headers(answer.headers), answer.body
 
 
-def _success(answer: Answered) -> bool:
+def _success(answer: ResponseSeen) -> bool:
     return 200 <= answer.status < 300
 
 

@@ -11,19 +11,19 @@ from typing import Final
 
 from lab.judge.contract import Promise
 from lab.judge.history import (
-    Answered,
-    Claimed,
+    ClaimGranted,
     Effect,
     Event,
     FinalRecord,
     Foreign,
     Purged,
+    ResponseSeen,
     Sent,
     Stored,
     Surveyed,
     Wrote,
-    digest_of,
 )
+from lab.judge.responses import digest_of
 
 ENDS: Final = {"complete", "release", "park"}
 FOLLOWS: Final = {
@@ -46,7 +46,7 @@ def store_errors(history: Sequence[Event], promise: Promise) -> list[str]:
     names = {
         (event.scope, event.key)
         for event in history
-        if isinstance(event, Sent | Claimed | Wrote | Stored | Foreign | Purged)
+        if isinstance(event, Sent | ClaimGranted | Wrote | Stored | Foreign | Purged)
     }
     errors = list(_derived_keys(history))
     for scope, key in sorted(names):
@@ -59,7 +59,7 @@ def store_errors(history: Sequence[Event], promise: Promise) -> list[str]:
         mine += [
             (place, event)
             for place, event in enumerate(history)
-            if isinstance(event, Answered) and event.attempt in attempts
+            if isinstance(event, ResponseSeen) and event.attempt in attempts
         ]
         mine.sort(key=lambda item: item[0])
         story = _Story(mine, promise, told=told, surveyed=surveyed)
@@ -78,13 +78,13 @@ def with_expiries(history: Sequence[Event], promise: Promise) -> list[Event]:
     inserted: set[tuple[str, str]] = set()
     for event in history:
         if isinstance(event, Sent) or (
-            isinstance(event, Claimed) and promise.after_expiry == "run"
+            isinstance(event, ClaimGranted) and promise.after_expiry == "run"
         ):
             name = (event.scope, event.key)
             record = last.get(name)
             if record is not None and record.state == "completed" and record.expires is not None:
                 if record.expires < event.time or (
-                    isinstance(event, Claimed) and record.expires == event.time
+                    isinstance(event, ClaimGranted) and record.expires == event.time
                 ):
                     over = record._replace(time=event.time, state="expired")
                     last[name] = over._replace(response_digest=None, expires=None)
@@ -123,7 +123,7 @@ class _Story:
     ) -> None:
         self.events = events
         self.promise = promise
-        self.claims = [(i, e) for i, e in events if isinstance(e, Claimed)]
+        self.claims = [(i, e) for i, e in events if isinstance(e, ClaimGranted)]
         self.writes = [(i, e) for i, e in events if isinstance(e, Wrote) and e.applied]
         self.stored = [(i, e) for i, e in events if isinstance(e, Stored)]
         self.purges = [i for i, e in events if isinstance(e, Purged)]
@@ -289,7 +289,7 @@ class _Story:
 
     def _answers(self) -> Iterator[str]:
         for place, answer in self.events:
-            if not isinstance(answer, Answered):
+            if not isinstance(answer, ResponseSeen):
                 continue
             completions = [
                 (i, e)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from semel.core.commands import Claimed, Complete, Found, Open, StoreUnknown
-from semel.core.record import Record, State
+from semel.core.record import Record
 from semel.stores.memory import MemoryTable
 
 
@@ -56,17 +56,7 @@ class OpeningTable(MemoryTable):
         if command.key in self.records:
             return False
         asked = held.asked
-        self.records[command.key] = Record(
-            command.key,
-            State.IN_FLIGHT,
-            held.token,
-            asked.owner,
-            1,
-            asked.fingerprint,
-            now,
-            0.0,
-            0.0,
-            None,
-            None,
+        self.records[command.key] = Record.claimed(
+            command.key, held.token, asked.owner, asked.fingerprint, now
         )
         return self._complete(command, now)

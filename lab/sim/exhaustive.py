@@ -19,23 +19,23 @@ from typing import Any, NamedTuple, get_args
 
 from lab.judge.checker import check
 from lab.judge.contract import Promise
-from lab.judge.findings import Report, merged, summary
+from lab.judge.findings import HistoryReport, merged, summary
 from lab.judge.history import (
     KIND_OF_PROBLEM,
-    Answered,
-    Claimed,
+    ClaimGranted,
     Effect,
     FinalRecord,
     History,
     Paused,
+    ResponseSeen,
     Restarted,
     Sent,
     Stored,
     Surveyed,
     Wrote,
-    digest_of,
 )
-from lab.sim.simulator import STATES
+from lab.judge.responses import digest_of
+from lab.sim.store_model import STATES
 from semel.core import commands as c
 from semel.core import engine
 from semel.core.keys import hash_key
@@ -110,7 +110,7 @@ class Scope:
             attempt = self.attempts[client]
             assert attempt is not None
             self.note(Restarted(self.now, f"server-{attempt.server}"))
-            self.note(Answered(self.now, attempt.name, "unknown", 0, b""))
+            self.note(ResponseSeen(self.now, attempt.name, "unknown", 0, b""))
             self._over(client, 1 - attempt.server)
         else:
             self.pauses -= 1
@@ -139,7 +139,7 @@ class Scope:
             a and (a.server, a.asked, tuple(map(repr, a.heard)), repr(a.reply), len(a.transaction))
             for a in self.attempts
         )
-        effects = tuple(e for e in self.history if type(e) in (Effect, Answered))
+        effects = tuple(e for e in self.history if type(e) in (Effect, ResponseSeen))
         records = tuple(self.table.records.values())
         shared = (records, self.now, self.crashes, self.pauses)
         return (*shared, tuple(self.tries), tuple(self.done), going, effects)
@@ -176,12 +176,14 @@ class Scope:
         if isinstance(outcome, engine.Refuse):
             problem = outcome.problem
             kind = KIND_OF_PROBLEM[problem.slug]
-            self.note(Answered(self.now, attempt.name, kind, problem.status, problem.slug.encode()))
+            self.note(
+                ResponseSeen(self.now, attempt.name, kind, problem.status, problem.slug.encode())
+            )
             self.done[client] = problem.slug == "outcome-unknown"
         else:
             response = outcome.response if isinstance(outcome, engine.Replay) else attempt.answer
             body = response.body or b""
-            self.note(Answered(self.now, attempt.name, "ok", response.status, body))
+            self.note(ResponseSeen(self.now, attempt.name, "ok", response.status, body))
             self.done[client] = True
         self._over(client, attempt.server)
 
@@ -202,7 +204,7 @@ class Scope:
         if type(reply) is c.Claimed:
             assert after is not None
             until = after.lease_until
-            self.note(Claimed(self.now, attempt.name, SCOPE, KEY, reply.token, until))
+            self.note(ClaimGranted(self.now, attempt.name, SCOPE, KEY, reply.token, until))
         elif type(command) in (c.Complete, c.Release, c.Park):
             action: Any = type(command).__name__.lower()
             digest = None
@@ -232,7 +234,7 @@ def _content(response: Response) -> tuple[int, Any, bytes]:
 class Exploration(NamedTuple):
     """What going through all schedules came to."""
 
-    report: Report
+    report: HistoryReport
     states: int
     schedules: int
     """Schedules gone through to their end; the others joined a state already seen."""
@@ -247,7 +249,7 @@ def explore(
     `stop_early`: end at the first violation.
     """
     seen: set[object] = set()
-    reports: list[Report] = []
+    reports: list[HistoryReport] = []
     transitions: set[tuple[State | None, State | None]] = set()
     tapes: list[tuple[tuple[str, int], ...]] = [()]
     while tapes:

@@ -1,4 +1,4 @@
-"""Threads and handles do not survive a fork: their owners are told of it."""
+"""Callbacks after a fork, for the owners of threads and handles, which do not survive one."""
 
 from __future__ import annotations
 

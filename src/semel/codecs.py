@@ -1,4 +1,4 @@
-"""How results of steps and functions become bytes, and come back: JSON by their type, never pickle.
+"""Codecs for the results of steps and functions: JSON by their type, never pickle.
 
 A stored result may be read by another version of the program, or have been written by somebody who
 got into the database: it must never be able to run code.

@@ -21,8 +21,9 @@ from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from semel import codecs
 from semel.codecs import Codec
-from semel.core.commands import Answer, StoreError
-from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay, Request, run
+from semel.core import failures
+from semel.core.commands import Answer
+from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay
 from semel.core.fingerprint import CUSTOM
 from semel.core.keys import hash_key
 from semel.core.policy import Policy
@@ -38,8 +39,7 @@ from semel.core.problems import (
     Problem,
 )
 from semel.core.record import Response
-from semel.core.steps import OutcomeUnknown
-from semel.idempotency import Idempotency
+from semel.idempotency import Driver, Idempotency, Known
 from semel.operation import current
 from semel.runtime.drivers import AsyncDriver, ThreadDriver
 
@@ -224,7 +224,8 @@ class _Calls:
             scope += f":{self._scope(**arguments)}"
         return hash_key(scope, key)
 
-    def _request(self, args: Any, kwargs: Any) -> Request:
+    def _asked(self, args: Any, kwargs: Any) -> tuple[bytes, Callable[[int], bytes]]:
+        """Return a call's key and fingerprint."""
         arguments = self._arguments(args, kwargs)
         parts = []
         for name, value in sorted(arguments.items()):
@@ -242,16 +243,14 @@ class _Calls:
                 raise ValueError(f"fingerprint algorithm {algorithm} is not that of a call")
             return digest
 
-        return Request(self._hash(arguments), self._idempotency.owner(), fingerprint)
+        return self._hash(arguments), fingerprint
 
-    def _begun(self, args: Any, kwargs: Any, driver: type[Any]) -> Any:
-        idempotency, policy = self._idempotency, self._policy
+    def _enter(self, args: Any, kwargs: Any, kind: type[Driver]) -> Driver | Known:
+        idempotency = self._idempotency
         if not idempotency.ready():
-            raise StoreDown(STORE_UNAVAILABLE)
-        request = self._request(args, kwargs)
-        found = idempotency.look_up(request.key)
-        life = run(request, policy, found, opens=idempotency.opens(policy))
-        return driver(idempotency.runtime, life, request.key, policy.seconds)
+            return Known(idempotency.refuse(STORE_UNAVAILABLE))
+        key, fingerprint = self._asked(args, kwargs)
+        return idempotency.enter(kind, key, self._policy, fingerprint)
 
     def _answer(self, result: Any, driver: AsyncDriver | ThreadDriver) -> Answer:
         data: bytes | None = self._codec.encode(result)
@@ -271,19 +270,18 @@ class _Calls:
         raise _refusal(outcome.problem)
 
     def _failed(self, outcome: Outcome, error: BaseException) -> None:
-        """After the function raised: say what is to be known instead, where that is so."""
-        refused = isinstance(outcome, Refuse)
-        if refused and isinstance(error, (OutcomeUnknown, StoreError)):
-            try:
-                self._told(outcome)
-            except CallRefused as told:
-                raise told from error
+        """Raise what the caller is told of a function that raised, where that is not its error."""
+        instead = failures.told_caller(outcome, error)
+        if instead is not None:
+            raise _refusal(instead.problem) from error
 
     # --- the two ways to run it ---------------------------------------------------------------
 
     def on_thread(self, args: Any, kwargs: Any) -> Any:
         """Carry a call out on the calling thread."""
-        driver: ThreadDriver = self._begun(args, kwargs, ThreadDriver)
+        driver = self._enter(args, kwargs, ThreadDriver)
+        if isinstance(driver, Known):
+            return self._told(driver.outcome)
         outcome = driver.begin()
         if type(outcome) is Bypass:
             return self._function(*args, **kwargs)
@@ -294,7 +292,7 @@ class _Calls:
             result = self._function(*args, **kwargs)
             answer = self._answer(result, driver)
         except BaseException as error:
-            self._failed(driver.finish(Answer(HANDLER_FAILED.response(), driver.taken)), error)
+            self._failed(driver.finish(failures.failed(atomic=driver.taken)), error)
             raise
         finally:
             current.reset(before)
@@ -309,7 +307,9 @@ class _Calls:
         return await asyncio.shield(task)
 
     async def _operate(self, args: Any, kwargs: Any) -> Any:
-        driver: AsyncDriver = self._begun(args, kwargs, AsyncDriver)
+        driver = self._enter(args, kwargs, AsyncDriver)
+        if isinstance(driver, Known):
+            return self._told(driver.outcome)
         outcome = await driver.begin()
         if type(outcome) is Bypass:
             return await self._function(*args, **kwargs)
@@ -320,7 +320,7 @@ class _Calls:
             result = await self._function(*args, **kwargs)
             answer = self._answer(result, driver)
         except BaseException as error:
-            failed = Answer(HANDLER_FAILED.response(), driver.taken)
+            failed = failures.failed(atomic=driver.taken)
             self._failed(await driver.finish(failed), error)
             raise
         finally:

@@ -1,9 +1,8 @@
-"""One object a service: its store, its policies, and what runs in the background."""
+"""`Idempotency`: one object for a service, with its store, its policies and its background work."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import logging
 import os
@@ -11,17 +10,22 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from semel.after_fork import call_after_fork
 from semel.core import problems
 from semel.core.commands import Found, Lookup, Settle, StoreError, Sweep
+from semel.core.engine import Outcome, Refuse, Request, run, settled
 from semel.core.policy import Policy, RequestView, Routes
-from semel.core.record import Response, State
+from semel.core.problems import Problem
+from semel.core.record import Response, State, UnreadableRecord
 from semel.issuer import GRACE, Issuer
-from semel.runtime.drivers import Runtime
+from semel.runtime.drivers import AsyncDriver, Runtime, ThreadDriver
+from semel.runtime.outcomes import Outcomes
 from semel.stores import open_store
 from semel.stores.base import Store, StoreSetupError
+
+__all__ = ["Idempotency", "Scope"]
 
 log = logging.getLogger("semel")
 
@@ -31,7 +35,18 @@ POLICY_ATTRIBUTE = "__semel_policy__"
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
+Driver = TypeVar("Driver", AsyncDriver, ThreadDriver)
 Scope = Callable[[RequestView], str]
+
+
+class Known(NamedTuple):
+    """An outcome that needs no operation: the record says it, or the request cannot have one."""
+
+    outcome: Outcome
+    key: bytes = b""
+    """The key's hash, where the key is known."""
+    until: float = 0.0
+    """Until when it stays the outcome of the very same request, by the store's clock."""
 
 
 class Idempotency:
@@ -75,7 +90,8 @@ class Idempotency:
         self.issuer = issuer
         self.session_cookie = session_cookie
         self.problem_base = problem_base
-        self.runtime = Runtime(self.store)
+        self.outcomes = Outcomes()
+        self.runtime = Runtime(self.store, self.outcomes)
         self.started = False
         self.complete_every = complete_every
         self._sweep_every = sweep_every
@@ -151,14 +167,6 @@ class Idempotency:
         """Return a name for an attempt that no other attempt of any process has."""
         return self._process + next(self._attempts).to_bytes(6, "big")
 
-    def opens(self, policy: Policy) -> bool:
-        """Say whether an operation under this policy claims by its own transaction.
-
-        Where its request is remembered, or its handler may need several attempts to be counted,
-        the claim has to outlive a crash, and is a record.
-        """
-        return self.store.opens and policy.guarantee == "atomic" and not policy.remember_request
-
     def settle(
         self, key_hash: bytes, response: Response | None = None, *, policy: Policy | None = None
     ) -> bool:
@@ -178,6 +186,46 @@ class Idempotency:
         command = Settle(key_hash, found.record.token, response, expires, tombstone)
         return self.store.execute(command) is True
 
+    def enter(
+        self,
+        kind: type[Driver],
+        key: bytes,
+        policy: Policy,
+        fingerprint: Callable[[int], bytes],
+        *,
+        remembered: Callable[[], bytes | None] | None = None,
+        late: bool = False,
+    ) -> Driver | Known:
+        """Return what the record of a key says by itself, or the driver of an operation under it.
+
+        The one way in, of every protocol and of functions. `kind` is the driver that the caller can
+        carry out, `fingerprint` gives that of the request by the number of its algorithm,
+        `remembered` the request itself where it is to be stored with its claim. `late`: the issued
+        key is past its not-after.
+        """
+        try:
+            found = None if late else self.look_up(key)
+            if found is not None:
+                outcome = settled(fingerprint, policy, *found)
+                if outcome is not None:
+                    return Known(self.outcomes.passed(outcome, key), key, found.record.expires_at)
+        except UnreadableRecord:
+            return Known(self.refuse(problems.STORE_UNAVAILABLE, key), key)
+        request = Request(key, self.owner(), fingerprint, remembered and remembered(), late=late)
+        life = run(request, policy, found, opens=self.opens(policy))
+        driver = kind(self.runtime, life, key, policy)
+        driver.in_flight = found is not None
+        return driver
+
+    def resume(self, kind: type[Driver], request: Request, policy: Policy, found: Found) -> Driver:
+        """Return the driver of an operation that a crash has abandoned."""
+        life = run(request, policy, found)
+        return kind(self.runtime, life, request.key, policy)
+
+    def refuse(self, problem: Problem, key: bytes | None = None) -> Refuse:
+        """Return the refusal of a request that gets no operation."""
+        return self.outcomes.passed(Refuse(problem), key)
+
     def look_up(self, key: bytes) -> Found | None:
         """Read a record where the store can do so at next to no cost, before anything is claimed.
 
@@ -191,9 +239,17 @@ class Idempotency:
         except StoreError:
             return None
 
+    def opens(self, policy: Policy) -> bool:
+        """Say whether an operation under this policy claims by its own transaction.
+
+        Where its request is remembered, or its handler may need several attempts to be counted,
+        the claim has to outlive a crash, and is a record.
+        """
+        return self.store.opens and policy.guarantee == "atomic" and not policy.remember_request
+
     def _forked(self) -> None:
         """In a child process the threads are gone: start anew when asked."""
-        self.runtime = Runtime(self.store)
+        self.runtime = Runtime(self.store, self.outcomes)
         self.started = False
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -250,32 +306,6 @@ class Idempotency:
             return handler
 
         return mark
-
-
-Whose = str | tuple[str | None, bytes, bytes]
-"""Whose request it is: the name that a `scope` function gave, or the framework's authenticated
-user, the `Authorization` header and the session cookie."""
-
-
-def named_scope(name: object) -> str:
-    """Check what a `scope` function returned. Raises `TypeError`."""
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"scope= has to return a non-empty string, not {name!r}")
-    return name
-
-
-def scope_name(whose: Whose) -> str:
-    """Return the scope under which a request's key is stored. See `Idempotency`."""
-    if isinstance(whose, str):
-        return whose
-    user, authorization, cookie = whose
-    if user is not None:
-        return f"user:{user}"
-    credentials = authorization or cookie
-    if not credentials:
-        return "anonymous"
-    kind = "authorization" if authorization else "cookie"
-    return f"{kind}:{hashlib.sha256(credentials).hexdigest()}"
 
 
 def _promise(policy: Policy | None, store: Store) -> str:

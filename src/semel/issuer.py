@@ -1,4 +1,4 @@
-"""Issues keys: signs them, hands them out, and checks those that come back."""
+"""The issuer of keys: signs them, hands them out, and checks those that come back."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 from semel.core.issued import NONCE_LENGTH, SHORTEST_SECRET, KeyFormat, is_issued, seal, unseal
+
+__all__ = ["Issued", "Issuer"]
 
 MOST: Final = 1000
 """Keys that are issued at a time."""

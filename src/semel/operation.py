@@ -1,4 +1,4 @@
-"""What a handler holds while it runs."""
+"""Operations: the handle that a handler has on its key, its transaction and its steps."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ class _Operation:
         if isinstance(on_unknown, str) and on_unknown not in ("rerun", "park"):
             raise ValueError(f"on_unknown: give 'rerun', 'park' or a probe, not {on_unknown!r}")
         driver = self._driver
+        driver.stepped = True
         step = steps.Step(driver.key, self.token, name, on_unknown, driver.keep)
         return steps.run(step)
 
@@ -108,7 +109,7 @@ class AsyncOperation(_Operation):
         """Return a connection to the database that holds the key.
 
         What is written on it commits together with the key's record, or not at all. The type is
-        the store's own kind of connection (for SQLite `semel.stores.sqlite.AsyncConnection`).
+        the store's own kind of connection (for SQLite `semel.stores.sqlite.AsyncSQLiteConnection`).
         SQLite has one writer: do slow work before asking for it.
 
         Raises `OperationOver` after the end, `StoreSetupError` where the store cannot do this,

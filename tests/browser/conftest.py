@@ -13,22 +13,22 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
+from semel.testing.programs import needs
 from semel.testing.proxy import Proxy
 from tests.browser.service import Service
 from tests.http.harness import asgi_server
 
 expect.set_options(timeout=20_000)  # a machine under load
-CHROMIUM = os.environ.get("SEMEL_CHROMIUM", "/usr/bin/chromium")
+
+
+def chromium_program() -> str:
+    return os.environ.get("SEMEL_CHROMIUM") or str(needs("chromium"))
 
 
 @pytest.fixture(scope="module")
 def playwright() -> Iterator[Playwright]:
     """A module's, not the session's: its event loop would be in the way of asynchronous tests."""
-    if not os.access(CHROMIUM, os.X_OK):
-        how = f"{CHROMIUM} is not here: apt-get install chromium, or name it in SEMEL_CHROMIUM"
-        if os.environ.get("CI"):
-            pytest.fail(how)
-        pytest.skip(how)
+    chromium_program()
     with sync_playwright() as playwright:
         yield playwright
 
@@ -36,7 +36,7 @@ def playwright() -> Iterator[Playwright]:
 @contextlib.contextmanager
 def launched(playwright: Playwright, **options: Any) -> Iterator[Browser]:
     browser = playwright.chromium.launch(
-        executable_path=CHROMIUM,
+        executable_path=chromium_program(),
         args=["--no-sandbox", "--host-resolver-rules=MAP shop.test 127.0.0.1"],
         **options,
     )

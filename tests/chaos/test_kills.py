@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lab.chaos.databases import SQLiteBed
+from lab.chaos.databases import SQLiteUnderTest
 from lab.chaos.kills import FIRST_RUN, SECOND_RUN, storm, zombies
 from lab.judge.findings import summary
 from semel.core.commands import Complete
@@ -68,7 +68,7 @@ class NoFence(SQLiteStore):
 
 
 def test_without_the_fence_zombies_are_caught_doubling() -> None:
-    report = zombies("atomic", 6, bed=lambda folder: SQLiteBed(folder, NoFence))
+    report = zombies("atomic", 6, database=lambda folder: SQLiteUnderTest(folder, NoFence))
     assert any(violation.invariant == "S1" for violation in report.violations)
 
 
@@ -82,12 +82,14 @@ class EarlyWord(SQLiteStore):
 
 def test_a_record_without_its_effect_is_caught(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    report, _ = storm("atomic", 5, seed=6, bed=lambda folder: SQLiteBed(folder, EarlyWord))
+    report, _ = storm(
+        "atomic", 5, seed=6, database=lambda folder: SQLiteUnderTest(folder, EarlyWord)
+    )
     assert any(violation.invariant == "S2" for violation in report.violations)
 
 
 def test_histories_of_violations_are_kept(capsys: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    storm("atomic", 2, seed=6, bed=lambda folder: SQLiteBed(folder, EarlyWord))
+    storm("atomic", 2, seed=6, database=lambda folder: SQLiteUnderTest(folder, EarlyWord))
     assert "history kept" in capsys.readouterr().err
     assert list(tmp_path.glob("*.jsonl"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.chaos.databases import DATABASE, PostgreSQLBed
+from lab.chaos.databases import DATABASE, PostgreSQLUnderTest
 from lab.chaos.kills import storm, zombies
 from lab.judge.findings import summary
 from semel.core.commands import Complete, Open
@@ -24,7 +24,9 @@ def server() -> Iterator[PostgreSQL]:
 
 
 def test_atomic_survives_kills_at_every_failpoint_and_at_any_time(server: PostgreSQL) -> None:
-    report, killed = storm("atomic", 150, seed=1, bed=lambda folder: PostgreSQLBed(server))
+    report, killed = storm(
+        "atomic", 150, seed=1, database=lambda folder: PostgreSQLUnderTest(server)
+    )
     print(summary(report), killed)
     report.require("S1", "S2", "S3", "S8", "L1")
     assert not report.admitted
@@ -33,7 +35,11 @@ def test_atomic_survives_kills_at_every_failpoint_and_at_any_time(server: Postgr
 
 def test_the_migration_survives_kills(server: PostgreSQL) -> None:
     report, killed = storm(
-        "atomic", 2, seed=2, point="in_migration", bed=lambda folder: PostgreSQLBed(server)
+        "atomic",
+        2,
+        seed=2,
+        point="in_migration",
+        database=lambda folder: PostgreSQLUnderTest(server),
     )
     assert killed["in_migration"] >= 2
     report.require("S1", "S2")
@@ -41,28 +47,34 @@ def test_the_migration_survives_kills(server: PostgreSQL) -> None:
 
 def test_at_least_once_is_shown_to_double(server: PostgreSQL) -> None:
     report, _ = storm(
-        "at-least-once", 20, seed=3, point="before_complete", bed=lambda f: PostgreSQLBed(server)
+        "at-least-once",
+        20,
+        seed=3,
+        point="before_complete",
+        database=lambda f: PostgreSQLUnderTest(server),
     )
     report.require("S2", "S3")
     assert report.admitted, "the documented weakness did not show: the docs or the rig are wrong"
 
 
 def test_at_most_once_parks_and_never_doubles(server: PostgreSQL) -> None:
-    report, killed = storm("at-most-once", 60, seed=5, bed=lambda folder: PostgreSQLBed(server))
+    report, killed = storm(
+        "at-most-once", 60, seed=5, database=lambda folder: PostgreSQLUnderTest(server)
+    )
     report.require("S1", "S2", "S3", "L1")
     assert not report.admitted
     assert killed["before_park"] or killed["after_park"]
 
 
 def test_zombies_are_fenced(server: PostgreSQL) -> None:
-    report = zombies("atomic", 12, bed=lambda folder: PostgreSQLBed(server))
+    report = zombies("atomic", 12, database=lambda folder: PostgreSQLUnderTest(server))
     report.require("S1", "S2", "S3")
 
 
 def test_atomic_survives_kills_behind_pgbouncer_in_transaction_mode(server: PostgreSQL) -> None:
     with running(lambda: PgBouncer(server, pool=20)) as bouncer:
         report, killed = storm(
-            "atomic", 40, seed=8, bed=lambda folder: PostgreSQLBed(server, bouncer)
+            "atomic", 40, seed=8, database=lambda folder: PostgreSQLUnderTest(server, bouncer)
         )
     print(summary(report), killed)
     report.require("S1", "S2", "S3", "S8", "L1")
@@ -84,5 +96,5 @@ def test_without_the_fence_zombies_are_caught_doubling(
     server: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PostgreSQLTransaction, "_message", unfenced)
-    report = zombies("atomic", 12, bed=lambda folder: PostgreSQLBed(server))
+    report = zombies("atomic", 12, database=lambda folder: PostgreSQLUnderTest(server))
     assert any(violation.invariant == "S1" for violation in report.violations)

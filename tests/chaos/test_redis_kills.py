@@ -10,7 +10,7 @@ import pytest
 import redis as redis_py
 
 from lab.chaos.databases import DATABASE
-from lab.chaos.databases_redis import RedisBed, always_written
+from lab.chaos.databases_redis import RedisUnderTest, always_written
 from lab.chaos.kills import storm, zombies
 from lab.judge.findings import summary
 from semel.core.commands import Claim, Claimed, Complete, Found, Lookup, StoreUnavailable
@@ -30,7 +30,9 @@ def server() -> Iterator[Valkey]:
 
 
 def test_at_most_once_parks_and_never_doubles(server: Valkey) -> None:
-    report, killed = storm("at-most-once", 60, seed=1, bed=lambda folder: RedisBed(server))
+    report, killed = storm(
+        "at-most-once", 60, seed=1, database=lambda folder: RedisUnderTest(server)
+    )
     print(summary(report), killed)
     report.require("S1", "S2", "S3", "L1")
     assert not report.admitted
@@ -39,14 +41,18 @@ def test_at_most_once_parks_and_never_doubles(server: Valkey) -> None:
 
 def test_at_least_once_keeps_what_it_promises_and_is_shown_to_double(server: Valkey) -> None:
     report, _ = storm(
-        "at-least-once", 20, seed=2, point="before_complete", bed=lambda f: RedisBed(server)
+        "at-least-once",
+        20,
+        seed=2,
+        point="before_complete",
+        database=lambda f: RedisUnderTest(server),
     )
     report.require("S2", "S3")
     assert report.admitted, "the documented weakness did not show: the docs or the rig are wrong"
 
 
 def test_zombies_are_fenced(server: Valkey) -> None:
-    report = zombies("at-most-once", 8, bed=lambda folder: RedisBed(server))
+    report = zombies("at-most-once", 8, database=lambda folder: RedisUnderTest(server))
     report.require("S1", "S2")
 
 
@@ -54,7 +60,11 @@ def test_a_server_that_writes_nothing_to_disk_loses_keys_and_they_run_again() ->
     """The admitted weakness, at most once as it may be called."""
     with running(Valkey) as forgetful:
         report, _ = storm(
-            "at-most-once", 6, seed=3, point=DATABASE, bed=lambda folder: RedisBed(forgetful)
+            "at-most-once",
+            6,
+            seed=3,
+            point=DATABASE,
+            database=lambda folder: RedisUnderTest(forgetful),
         )
     assert any(violation.invariant == "S1" for violation in report.violations), summary(report)
 

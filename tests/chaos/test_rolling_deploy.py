@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from lab.chaos.databases import Bed, PostgreSQLBed, SQLiteBed
+from lab.chaos.databases import DatabaseUnderTest, PostgreSQLUnderTest, SQLiteUnderTest
 from lab.chaos.kills import LEASE, Rig
 from lab.judge.checker import check
 from lab.judge.findings import summary
-from lab.judge.history import Answered
+from lab.judge.history import ResponseSeen
 from semel.core import record
 from semel.core.policy import Policy
 from semel.core.record import UnreadableRecord
@@ -34,12 +34,12 @@ POINTS = ("after_claim", "before_complete", "before_commit", "after_commit", "af
 
 
 class Deploy(Rig):
-    """Servers of two versions; `version` is that of the next one."""
+    """ServerRig of two versions; `version` is that of the next one."""
 
     version = OURS
 
-    def __init__(self, folder: Path, bed: Bed) -> None:
-        super().__init__(folder, "atomic", bed)
+    def __init__(self, folder: Path, database: DatabaseUnderTest) -> None:
+        super().__init__(folder, "atomic", database)
         self.asked: dict[str, int] = {}
         """Which version each attempt was sent to."""
 
@@ -80,7 +80,7 @@ class Deploy(Rig):
 
     def _refused(self, attempt: str) -> None:
         """As the adapters do: 503, and nothing runs."""
-        self._note(Answered(time.time(), attempt, "refused", 503, b"store-unavailable"))
+        self._note(ResponseSeen(time.time(), attempt, "refused", 503, b"store-unavailable"))
 
 
 def deploy(rig: Deploy, rng: random.Random, rounds: int) -> None:
@@ -103,7 +103,7 @@ def across(rig: Deploy) -> Counter[str]:
     """Count what crossed from one version to the other."""
     seen: Counter[str] = Counter()
     for event in rig.history():
-        if not isinstance(event, Answered):
+        if not isinstance(event, ResponseSeen):
             continue
         version = rig.asked[event.attempt]
         if event.status == 503:
@@ -114,22 +114,22 @@ def across(rig: Deploy) -> Counter[str]:
 
 
 @contextmanager
-def sqlite(folder: Path) -> Iterator[Bed]:
-    yield SQLiteBed(folder)
+def sqlite(folder: Path) -> Iterator[DatabaseUnderTest]:
+    yield SQLiteUnderTest(folder)
 
 
 @contextmanager
-def postgresql(folder: Path) -> Iterator[Bed]:
+def postgresql(folder: Path) -> Iterator[DatabaseUnderTest]:
     with running(PostgreSQL) as server:
-        yield PostgreSQLBed(server)
+        yield PostgreSQLUnderTest(server)
 
 
 @pytest.mark.parametrize("on", [sqlite, postgresql])
 def test_two_versions_share_a_store_without_a_double_effect(
     tmp_path: Path, on: Callable[[Path], Any]
 ) -> None:
-    with on(tmp_path) as bed:
-        rig = Deploy(tmp_path, bed)
+    with on(tmp_path) as database:
+        rig = Deploy(tmp_path, database)
         deploy(rig, random.Random(1), 6)
         report = check(rig.history())
         seen = across(rig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lab.chaos.databases import PostgreSQLBed
+from lab.chaos.databases import PostgreSQLUnderTest
 from lab.chaos.servers import whole_servers
 from lab.judge.findings import summary
 from semel.testing.servers import PostgreSQL, running
@@ -42,7 +42,7 @@ def test_at_least_once_is_shown_to_double_over_http() -> None:
 def test_atomic_survives_the_death_of_whole_servers_on_postgresql() -> None:
     with running(PostgreSQL) as server:
         report, killed = whole_servers(
-            "atomic", 12, seed=5, bed=lambda folder: PostgreSQLBed(server)
+            "atomic", 12, seed=5, database=lambda folder: PostgreSQLUnderTest(server)
         )
     print(summary(report), killed)
     report.require("S1", "S2", "S3", "S8", "L1")

@@ -331,6 +331,53 @@ def test_a_fenced_handler_says_what_it_knows(atomic: bool, slug: str) -> None:
     assert outcome(life, found(State.IN_FLIGHT, token=9)).problem.slug == slug
 
 
+@pytest.mark.parametrize(
+    ("state", "slug"),
+    [(State.IN_FLIGHT, "outcome-unrecorded"), (State.PARKED, "outcome-unknown")],
+)
+def test_a_fenced_handler_that_took_steps_is_not_reported_undone(state: State, slug: str) -> None:
+    """Found by the simulator: S8."""
+    life = running()
+    life.send(Answer(CREATED, atomic=True, stepped=True))
+    life.send(False)
+    assert outcome(life, found(state, token=9)).problem.slug == slug
+
+
+@pytest.mark.parametrize("over", ["another request's", "expired"])
+@pytest.mark.parametrize(
+    ("answer", "undone"),
+    [
+        (Answer(CREATED, atomic=True), True),
+        (Answer(CREATED, atomic=True, stepped=True), False),
+        (Answer(CREATED), False),
+    ],
+)
+def test_a_refusal_of_one_that_ran_says_so(over: str, answer: Answer, undone: bool) -> None:
+    """Found by the simulator: S8. The record says "not executed", and this attempt did execute."""
+    life = running()
+    life.send(answer)
+    life.send(False)
+    taken = found(State.EXPIRED, token=9)
+    slug = "key-expired"
+    if over == "another request's":
+        taken = found(State.COMPLETED, token=9, fingerprint=OTHER_PRINT, response=CREATED)
+        slug = "key-reused"
+    assert outcome(life, taken).problem.slug == (slug if undone else "outcome-unrecorded")
+
+
+def test_an_atomic_commit_that_failed_does_not_undo_steps() -> None:
+    """Found by the simulator: S8. Its rows are gone, what its steps did elsewhere is not."""
+    life = running()
+    life.send(Answer(CREATED, atomic=True, stepped=True))
+    assert life.throw(StoreUnavailable("full")) == Release(KEY, 8)
+    assert outcome(life, True) == Refuse(problems.OUTCOME_UNRECORDED)
+    life = running()
+    life.send(Answer(CREATED, atomic=True, stepped=True))
+    life.throw(StoreUnknown("cut"))
+    assert life.send(found(State.IN_FLIGHT, token=8)) == Release(KEY, 8)
+    assert outcome(life, True) == Refuse(problems.OUTCOME_UNRECORDED)
+
+
 def test_an_atomic_commit_that_failed_left_nothing() -> None:
     life = running()
     life.send(Answer(CREATED, atomic=True))

@@ -78,3 +78,11 @@ def test_a_pattern_that_is_none_is_refused(pattern: str) -> None:
 def test_a_pattern_for_a_method_its_policy_leaves_out_is_refused() -> None:
     with pytest.raises(PolicyError, match="leave PUT out"):
         Routes(Policy(), {"PUT /x": Policy()})
+
+
+def test_steps_of_an_issued_key_are_kept_as_long_as_anybody_may_claim_under_it() -> None:
+    """Found by the simulator: S10, S13. A key may be checked in time, and claimed with later."""
+    rules = Policy().until(60.0, timedelta(hours=1))
+    assert rules.seconds.expires == 60.0
+    assert rules.seconds.keep_steps == 60.0 + 3600.0
+    assert Policy().seconds.keep_steps == Policy().seconds.expires

@@ -20,6 +20,7 @@ import pytest
 from semel.demo import report
 from semel.demo.shops import ShopStore, open_shop
 from semel.demo.storm import Tally, storm
+from semel.testing.programs import needs
 from tests.servers import postgresql
 
 pytestmark = pytest.mark.chaos
@@ -150,7 +151,7 @@ def test_serve_prints_its_address_and_leaves_nothing_running(folder: Path) -> No
 
 
 def running_programs() -> str:
-    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    return subprocess.run([needs("ps"), "-eo", "args"], capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize(

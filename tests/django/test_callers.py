@@ -12,7 +12,7 @@ from django.test import Client as Browser
 from django.test import RequestFactory
 
 from semel.idempotency import Idempotency
-from semel.web.django.callers import whose
+from semel.web.django.callers import DjangoView, django_caller
 from tests.django import views
 from tests.django.test_middleware import orders
 
@@ -182,7 +182,8 @@ def test_a_lazy_user_is_a_user_and_another_model_goes_by_its_label(vendor: str) 
     from rest_framework.authtoken.models import Token
 
     def named(user: Any) -> Any:
-        return whose(Idempotency("memory://"), RequestFactory().post("/"), user)[0]
+        request = DjangoView(RequestFactory().post("/"), user)
+        return django_caller(Idempotency("memory://"), request)[0]
 
     assert named(SimpleLazyObject(lambda: User(pk=1))) == "1"
     Token.is_authenticated = True

@@ -11,6 +11,7 @@ import pytest
 from tests.django import views
 from tests.django.shop.models import Charge
 from tests.http.harness import until
+from tests.http.test_outcomes import named
 
 JSON = b'{"order": "o1"}'
 
@@ -320,12 +321,12 @@ def test_a_database_that_is_gone_refuses_and_runs_nothing(serve: Any, database: 
     client = serve()
     assert client.send("/charge", key="first", body=JSON).status == 201
     with database.cursor() as cursor:
-        cursor.execute("alter table semel_django_record rename to elsewhere")
+        cursor.execute("alter table semel_record rename to elsewhere")
     try:
         assert client.send("/charge", body=JSON).problem == "store-unavailable"
     finally:
         with database.cursor() as cursor:
-            cursor.execute("alter table elsewhere rename to semel_django_record")
+            cursor.execute("alter table elsewhere rename to semel_record")
     assert orders() == ["o1"]
 
 
@@ -362,3 +363,25 @@ def test_middleware_that_has_read_an_upload_is_named(serve: Any) -> None:
     plain = [("Content-Type", "application/x-www-form-urlencoded")]
     assert client.send("/needs_key", body=b"a=1", headers=plain).status == 200
     assert client.send("/needs_key", body=b"a=2", headers=plain).problem == "key-reused"
+
+
+def test_each_outcome_is_seen_once(serve: Any) -> None:
+    from semel.web.django.conf import configured
+
+    client = serve()
+    seen: list[Any] = []
+    configured().idempotency.outcomes.observers += (seen.append,)
+
+    def outcome(path: str, key: str | None = "k", body: bytes = JSON) -> list[tuple[str, int]]:
+        seen.clear()
+        client.send(path, key=key, body=body)
+        return [(named(passed), passed.attempt) for passed in seen]
+
+    assert outcome("/charge") == [("kept", 1)]
+    assert outcome("/charge") == [("replayed", 0)]
+    assert outcome("/charge", body=b"{}") == [("key-reused", 0)]
+    assert outcome("/fails?how=raise", "raised") == [("released", 1)]
+    assert outcome("/fails?how=not-found", "denied") == [("kept", 1)]
+    assert outcome("/parks", "parked") == [("outcome-unknown", 1)]
+    assert outcome("/needs_key", None) == [("key-missing", 0)]
+    assert outcome("/charge", "two words") == [("key-invalid", 0)]

@@ -7,7 +7,7 @@ from django.views.decorators.csrf import csrf_exempt
 from rest_framework.routers import DefaultRouter
 
 from django.urls import path
-from semel.web.django.issue import issue_keys
+from semel.web.django.issuing import issue_keys
 from tests.django import views
 
 router = DefaultRouter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import threading
 import time
@@ -33,6 +34,7 @@ from semel.functions import (
     ResultNotKept,
     StoreDown,
 )
+from tests.http.test_outcomes import named
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -101,6 +103,28 @@ def test_methods(idempotency: Idempotency) -> None:
     assert [Shop().charge("x") for _ in range(3)] == [1, 1, 1]
     with pytest.raises(KeyReused):
         Shop().charge("X")
+
+
+def test_each_outcome_is_seen_once(idempotency: Idempotency) -> None:
+    seen: list[Any] = []
+    idempotency.outcomes.observers += (seen.append,)
+
+    @idempotent(idempotency, key="order")
+    def charge(order: str, amount: int) -> int:
+        if amount < 0:
+            raise ValueError(amount)
+        return amount
+
+    def outcome(order: str, amount: int) -> list[tuple[str, int]]:
+        seen.clear()
+        with contextlib.suppress(ValueError, KeyReused):
+            charge(order, amount)
+        return [(named(passed), passed.attempt) for passed in seen]
+
+    assert outcome("a", 5) == [("kept", 1)]
+    assert outcome("a", 5) == [("replayed", 0)]
+    assert outcome("a", 6) == [("key-reused", 0)]
+    assert outcome("b", -1) == [("released", 1)]
 
 
 def test_scopes_keep_tenants_apart(idempotency: Idempotency) -> None:

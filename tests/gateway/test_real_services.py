@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 
 from semel.checker import CheckLimits, Effects, Target, examine
+from semel.testing.programs import needs
 from semel.testing.servers import free_port
 from tests.gateway.harness import OK, Received, Service
 from tests.http.harness import Answer, Client, until
@@ -37,11 +38,8 @@ BODY = {"amount": 5}
 @pytest.fixture(scope="session")
 def express(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the Express example into a folder of its own."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        how = "Node and npm are missing: apt-get install nodejs npm, or https://nodejs.org"
-        if os.environ.get("CI"):
-            raise RuntimeError(how)
-        pytest.skip(how)
+    needs("node")
+    needs("npm")
     folder = tmp_path_factory.mktemp("express")
     for name in ("package.json", "server.js"):
         shutil.copy(EXAMPLES / "express" / name, folder)

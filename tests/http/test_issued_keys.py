@@ -283,7 +283,7 @@ def test_a_completer_that_lacks_a_secret_keeps_the_record_as_long_as_any_key() -
     asked = RememberedRequest(
         "POST", "/run", b"/run", "", b"", ((b"idempotency-key", key.encode()),), "alice", "", b""
     )
-    rules = completer._rules(behind, Policy(), asked, Body(1, "POST", b"/run", b"", b"", b""))
+    rules = completer._rules(behind, Policy(), asked, Body(1, ("POST", b"/run", b"", b"", b"")))
     assert rules.seconds.expires == 90 * DAY
 
 

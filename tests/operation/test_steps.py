@@ -23,8 +23,11 @@ from semel import (
     hash_key,
 )
 from semel.codecs import typed
-from semel.core.commands import Lookup, Steps
+from semel.core.commands import Answer, Lookup, RunHandler, Steps
+from semel.core.engine import Deliver, Life
 from semel.core.record import Response, State
+from semel.operation import AsyncOperation, Operation
+from semel.runtime.drivers import AsyncDriver, ThreadDriver
 from semel.stores.memory import MemoryStore
 from semel.stores.postgres import PostgreSQLStore
 from semel.stores.sqlite import SQLiteStore
@@ -260,6 +263,35 @@ async def test_an_async_call_is_awaited(idempotency: Idempotency) -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://shop") as http:
         answer = await http.post("/charges", headers=KEY)
     assert answer.json() == [derive(NAME, "one"), derive(NAME, "two")]
+
+
+def told_to_the_engine(answers: list[Answer]) -> Life:
+    answers.append((yield RunHandler(1, 1)))
+    return Deliver(kept=False)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_the_engine_is_told_whether_steps_were_taken(steps: int) -> None:
+    answers: list[Answer] = []
+    runtime, name = Idempotency(MemoryStore()).runtime, hash_key("scope", "k")
+    driver = ThreadDriver(runtime, told_to_the_engine(answers), name, Policy())
+    driver.begin()
+    for number in range(steps):
+        Operation(driver).step(f"step {number}", len)
+    driver.finish(Answer(Response(200, (), None)))
+    assert [answer.stepped for answer in answers] == [bool(steps)]
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+async def test_it_is_told_on_an_event_loop_too(steps: int) -> None:
+    answers: list[Answer] = []
+    runtime, name = Idempotency(MemoryStore()).runtime, hash_key("scope", "k")
+    driver = AsyncDriver(runtime, told_to_the_engine(answers), name, Policy())
+    await driver.begin()
+    for number in range(steps):
+        await AsyncOperation(driver).step(f"step {number}", len)
+    await driver.finish(Answer(Response(200, (), None)))
+    assert [answer.stepped for answer in answers] == [bool(steps)]
 
 
 def test_a_wrong_choice_is_told(shop: Shop) -> None:

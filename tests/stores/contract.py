@@ -1,10 +1,9 @@
-"""What the contract's tests share: a clock of their own, and the stores on their real servers."""
+"""The stores that ship with Semel, each on its real server and by the clock of the contract."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -19,29 +18,21 @@ from semel.stores.postgres import PostgreSQLStore
 from semel.stores.redis import RedisStore
 from semel.stores.sqlalchemy import SQLAlchemyStore, metadata
 from semel.stores.sqlite import SQLiteStore
+from semel.testing.store_contract import ManualClock
 from tests import servers
 from tests.stores.django_stores import DJANGO_STORES
+
+Make = Callable[[Path, ManualClock], Store]
 
 _numbers = itertools.count()
 
 
-class Clock:
-    """Seconds since the epoch, as the test says."""
-
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
+def memory(folder: Path, clock: ManualClock) -> Store:
+    return MemoryStore(clock=clock)
 
 
-@contextmanager
-def memory(folder: Path, clock: Clock) -> Iterator[Store]:
-    yield MemoryStore(clock=clock)
-
-
-@contextmanager
-def sqlite(folder: Path, clock: Clock) -> Iterator[Store]:
-    yield SQLiteStore(folder / "records.db", synchronous="normal", clock=clock)
+def sqlite(folder: Path, clock: ManualClock) -> Store:
+    return SQLiteStore(folder / "records.db", synchronous="normal", clock=clock)
 
 
 @cache
@@ -63,7 +54,7 @@ def _postgresql(name: str) -> str:
 class _Ticking:
     """Writes the test's clock into the database before each command."""
 
-    def __init__(self, url: str, clock: Clock) -> None:
+    def __init__(self, url: str, clock: ManualClock) -> None:
         self.connection = psycopg.connect(url, autocommit=True)
         self._clock = clock
         self._written = 0.0
@@ -75,32 +66,32 @@ class _Ticking:
             self.connection.execute("update clock set now = %s", (self._written,))
 
 
-@contextmanager
-def postgresql(folder: Path, clock: Clock) -> Iterator[Store]:
-    url = _postgresql("contract")
-    ticking = _Ticking(url, clock)
+class TickingStore(PostgreSQLStore):
+    """A store whose database is told the time before each command."""
 
-    class Store(PostgreSQLStore):
-        ticking: _Ticking
+    def __init__(self, url: str, clock: ManualClock) -> None:
+        super().__init__(url)
+        self.ticking = _Ticking(url, clock)
 
-        def execute(self, command: StoreCommand) -> Reply:
-            ticking.tick()
-            return super().execute(command)
+    def execute(self, command: StoreCommand) -> Reply:
+        self.ticking.tick()
+        return super().execute(command)
 
-        async def aexecute(self, command: StoreCommand) -> Reply:
-            ticking.tick()
-            return await super().aexecute(command)
+    async def aexecute(self, command: StoreCommand) -> Reply:
+        self.ticking.tick()
+        return await super().aexecute(command)
 
-    with closing(ticking.connection):
-        store = Store(url)
-        store.ticking = ticking
-        yield store
+    def stop(self) -> None:
+        super().stop()
+        self.ticking.connection.close()
 
 
-@contextmanager
-def redis(folder: Path, clock: Clock) -> Iterator[Store]:
-    store = RedisStore(servers.valkey().url, prefix=f"t{next(_numbers)}", clock=clock)
-    yield store
+def postgresql(folder: Path, clock: ManualClock) -> TickingStore:
+    return TickingStore(_postgresql("contract"), clock)
+
+
+def redis(folder: Path, clock: ManualClock) -> Store:
+    return RedisStore(servers.valkey().url, prefix=f"t{next(_numbers)}", clock=clock)
 
 
 @cache
@@ -117,12 +108,11 @@ def _sqlalchemy_database(kind: str) -> Engine:
     return engine
 
 
-def _sqlalchemy(driver: str) -> Callable[[Path, Clock], object]:
+def _sqlalchemy(driver: str) -> Make:
     """On an engine of this driver."""
     kind = driver.partition("+")[0]
 
-    @contextmanager
-    def made(folder: Path, clock: Clock) -> Iterator[Store]:
+    def made(folder: Path, clock: ManualClock) -> Store:
         url = make_url(f"sqlite:///{folder / 'records.db'}")
         if kind != "sqlite":
             database = _sqlalchemy_database(kind)
@@ -131,7 +121,7 @@ def _sqlalchemy(driver: str) -> Callable[[Path, Clock], object]:
                 for table in metadata.sorted_tables:
                     connection.execute(table.delete())
         make = create_async_engine if driver in ASYNC_DRIVERS else create_engine
-        yield SQLAlchemyStore(make(url.set(drivername=driver)), clock=clock)
+        return SQLAlchemyStore(make(url.set(drivername=driver)), clock=clock)
 
     return made
 
@@ -153,13 +143,12 @@ SQLALCHEMY = {
 }
 
 
-@contextmanager
-def redis_cluster(folder: Path, clock: Clock) -> Iterator[Store]:
+def redis_cluster(folder: Path, clock: ManualClock) -> Store:
     url = servers.valkey_cluster().url.replace("redis+cluster", "redis")
-    yield RedisStore(url, prefix=f"t{next(_numbers)}", clock=clock, cluster=True)
+    return RedisStore(url, prefix=f"t{next(_numbers)}", clock=clock, cluster=True)
 
 
-STORES: dict[str, Callable[[Path, Clock], object]] = {
+STORES: dict[str, Make] = {
     "memory": memory,
     "sqlite": sqlite,
     "postgresql": postgresql,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -19,17 +18,16 @@ def _alias(vendor: str) -> str:
     return alias
 
 
-@contextmanager
-def _made(vendor: str, folder: Path, clock: Callable[[], float]) -> Iterator[Store]:
+def _made(vendor: str, folder: Path, clock: Callable[[], float]) -> Store:
     from semel.stores.django import DjangoStore
 
     alias = _alias(vendor)
     connection = project.connections[alias]
     with connection.cursor() as cursor:
-        for table in ("semel_django_record", "semel_django_step"):
+        for table in ("semel_record", "semel_step"):
             cursor.execute(f"delete from {table}")
     project.forget_steps(alias)
-    yield DjangoStore(alias, clock=clock)
+    return DjangoStore(alias, clock=clock)
 
 
 DJANGO_STORES = {f"django-{vendor}": partial(_made, vendor) for vendor in project.VENDORS}

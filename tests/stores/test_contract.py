@@ -1,473 +1,93 @@
-"""What every store has to do, sync and async: one suite, each store by its own clock."""
+"""The contract of stores, kept by each of ours on its real server."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from semel.core.commands import (
-    Abandoned,
-    Claim,
-    Claimed,
-    Complete,
-    ForgetStep,
-    Found,
-    Lookup,
-    Park,
-    Recorded,
-    RecordStep,
-    Release,
-    Remembered,
-    Renew,
-    Settle,
-    Steps,
-    Sweep,
-    Takeover,
-)
-from semel.core.record import Response, State
 from semel.stores import Store
-from semel.stores.memory import MemoryTable
-from semel.stores.sqlalchemy import SQLAlchemyStore
+from semel.testing.store_contract import ManualClock, StoreContract
 
-from .contract import SQLALCHEMY, STORES, Clock
+from .contract import STORES
 
-KEY, OTHER = b"k" * 16, b"o" * 16
-PRINT = b"\x01" + b"f" * 32
-ANSWER = Response(201, ((b"a", b"b"),), b"body\x00\xff")
-LEASE, DAY, MONTH = 30.0, 86400.0, 30 * 86400.0
 
+class OurStore(StoreContract):
+    """The contract for one of `STORES`."""
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    with STORES[request.param](tmp_path, clock) as made:
-        made.start()
-        yield made
-        made.stop()
-
-
-Do = Callable[[Any], Any]
-
-
-@pytest.fixture(params=["sync", "async"])
-def do(request: pytest.FixtureRequest, store: Store) -> Iterator[Do]:
-    """Give the store a command, on this thread or on an event loop."""
-    if request.param == "sync":
-        yield store.execute
-        return
-    with asyncio.Runner() as runner:
-        yield lambda command: runner.run(store.aexecute(command))
-        if isinstance(store, SQLAlchemyStore):
-            runner.run(store.astop())
-
-
-def claim(key: bytes = KEY, owner: bytes = b"me") -> Claim:
-    return Claim(key, PRINT, LEASE, owner)
+    kind: ClassVar[str]
 
+    def make_store(self, folder: Path, clock: ManualClock) -> Store:
+        return STORES[self.kind](folder, clock)
 
-def complete(token: int, key: bytes = KEY) -> Complete:
-    return Complete(key, token, ANSWER, DAY, MONTH)
-
-
-def test_the_first_claim_wins_and_the_second_finds_it(do: Do, clock: Clock) -> None:
-    first = do(claim())
-    assert first == Claimed(first.token, 1)
-    second = do(claim(owner=b"you"))
-    assert isinstance(second, Found)
-    assert second.now == clock.now
-    record = second.record
-    assert (record.key, record.state, record.token) == (KEY, State.IN_FLIGHT, first.token)
-    assert (record.owner, record.fingerprint, record.attempt) == (b"me", PRINT, 1)
-    assert record.lease_until == clock.now + LEASE
 
+class SQLAlchemyOn(OurStore):
+    """On one driver; compared on an event loop, the way that requests take."""
 
-def test_a_lookup_finds_what_is_there(do: Do) -> None:
-    assert do(Lookup(KEY)) is None
-    token = do(claim()).token
-    assert do(Lookup(KEY)).record.token == token
-    assert do(Lookup(OTHER)) is None
-
-
-def test_an_answer_comes_back_as_it_was(do: Do, clock: Clock) -> None:
-    token = do(claim()).token
-    assert do(complete(token)) is True
-    record = do(Lookup(KEY)).record
-    assert (record.state, record.response) == (State.COMPLETED, ANSWER)
-    assert (record.expires_at, record.purge_at) == (clock.now + DAY, clock.now + DAY + MONTH)
-
-
-def test_a_completed_record_never_changes(do: Do) -> None:
-    token = do(claim()).token
-    do(complete(token))
-    before = do(Lookup(KEY)).record
-    other = Complete(KEY, token, Response(500, (), b"other"), DAY, MONTH)
-    assert do(other) is False
-    assert do(Release(KEY, token)) is False
-    assert do(Park(KEY, token, "why", lapsed=False)) is False
-    assert do(Renew(((KEY, token),), LEASE)) == {token}
-    assert do(Lookup(KEY)).record == before
-
-
-@pytest.mark.parametrize("wrong", [-1, 1])
-def test_every_write_asks_for_the_token(do: Do, wrong: int) -> None:
-    token = do(claim()).token
-    before = do(Lookup(KEY)).record
-    assert do(complete(token + wrong)) is False
-    assert do(Release(KEY, token + wrong)) is False
-    assert do(Park(KEY, token + wrong, "why", lapsed=False)) is False
-    assert do(Renew(((KEY, token + wrong),), LEASE)) == {token + wrong}
-    assert do(Lookup(KEY)).record == before
-
-
-def test_tokens_grow_through_release_and_takeover(do: Do, clock: Clock) -> None:
-    tokens = [do(claim()).token]
-    for _ in range(3):
-        assert do(Release(KEY, tokens[-1])) is True
-        tokens.append(do(claim()).token)
-        clock.now += LEASE
-        tokens.append(do(Takeover(KEY, tokens[-1], PRINT, LEASE, b"me", expired=False)).token)
-    assert tokens == sorted(set(tokens))
-
-
-def test_a_living_lease_is_not_taken_over(do: Do, clock: Clock) -> None:
-    token = do(claim()).token
-    clock.now += LEASE - 0.001
-    takeover = Takeover(KEY, token, PRINT, LEASE, b"you", expired=False)
-    assert do(takeover).record.token == token
-    clock.now += 0.001
-    taken = do(takeover)
-    assert taken == Claimed(taken.token, 2)
-    assert do(complete(token)) is False
-    assert do(complete(taken.token)) is True
-
-
-def test_one_takeover_wins(do: Do, clock: Clock) -> None:
-    token = do(claim()).token
-    clock.now += LEASE
-    first = do(Takeover(KEY, token, PRINT, LEASE, b"one", expired=False))
-    second = do(Takeover(KEY, token, PRINT, LEASE, b"two", expired=False))
-    assert isinstance(first, Claimed)
-    assert second.record.owner == b"one"
-
-
-def test_a_renewed_lease_holds(do: Do, clock: Clock) -> None:
-    token, other = do(claim()).token, do(claim(OTHER)).token
-    clock.now += LEASE + 5  # over, but nobody has taken it
-    assert do(Renew(((KEY, token), (OTHER, other), (OTHER, 999)), LEASE)) == {999}
-    assert do(Lookup(KEY)).record.lease_until == clock.now + LEASE
-
-
-def swept(store: Store, count: int) -> int:
-    """How many a sweep finds: a store that expires by itself leaves none."""
-    return 0 if store.expires_itself else count
-
-
-def test_a_takeover_does_only_what_was_seen(do: Do, clock: Clock) -> None:
-    token = do(claim()).token
-    do(complete(token))
-    clock.now += DAY
-    seen_in_flight = Takeover(KEY, token, PRINT, LEASE, b"late", expired=False)
-    assert do(seen_in_flight).record.state in (State.COMPLETED, State.EXPIRED)
-    seen_expired = seen_in_flight._replace(expired=True)
-    assert do(seen_expired).attempt == 1
-
-
-def test_an_answer_is_not_taken_over_before_its_expiry(do: Do, clock: Clock) -> None:
-    token = do(claim()).token
-    do(complete(token))
-    clock.now += DAY - 1
-    assert do(Takeover(KEY, token, PRINT, LEASE, b"x", expired=True)).record.token == token
-
-
-def test_a_parked_record_stays(do: Do, clock: Clock) -> None:
-    token = do(claim()).token
-    assert do(Park(KEY, token, "lost", lapsed=True)) is False
-    clock.now += LEASE
-    assert do(Park(KEY, token, "lost", lapsed=True)) is True
-    record = do(Lookup(KEY)).record
-    assert (record.state, record.reason) == (State.PARKED, "lost")
-    clock.now += DAY + MONTH
-    for expired in (False, True):
-        assert do(Takeover(KEY, token, PRINT, LEASE, b"x", expired)).record == record
-    assert do(Sweep(10)) == 0
-    assert do(complete(token)) is False
-
-
-def test_the_sweeper_leaves_a_tombstone_and_then_nothing(
-    do: Do, clock: Clock, store: Store
-) -> None:
-    token = do(claim()).token
-    do(complete(token))
-    do(claim(OTHER))
-    assert do(Sweep(10)) == 0
-    clock.now += DAY
-    assert do(Sweep(10)) == swept(store, 1)
-    record = do(Lookup(KEY)).record
-    assert (record.state, record.response, record.fingerprint) == (State.EXPIRED, None, PRINT)
-    assert do(Sweep(10)) == 0
-    clock.now += MONTH
-    assert do(Sweep(10)) == swept(store, 1)
-    assert do(Lookup(KEY)) is None
-    assert do(Lookup(OTHER)).record.state is State.IN_FLIGHT
-
-
-def test_a_record_without_a_tombstone_goes_at_once(do: Do, clock: Clock, store: Store) -> None:
-    token = do(claim()).token
-    do(Complete(KEY, token, ANSWER, DAY, 0.0))
-    clock.now += DAY
-    assert do(Sweep(10)) == swept(store, 1)
-    assert do(Lookup(KEY)) is None
-
-
-def test_the_sweeper_does_no_more_than_asked(do: Do, clock: Clock, store: Store) -> None:
-    for number in range(5):
-        key = bytes([number]) * 16
-        do(complete(do(claim(key)).token, key))
-    clock.now += DAY
-    assert [do(Sweep(2)) for _ in range(4)] == [swept(store, n) for n in (2, 2, 1, 0)]
-
-
-def test_a_parked_record_is_settled_with_an_answer(do: Do, clock: Clock) -> None:
-    token = do(claim()).token
-    settle = Settle(KEY, token, ANSWER, DAY, MONTH)
-    assert do(settle) is False  # it is in flight
-    do(Park(KEY, token, "lost", lapsed=False))
-    assert do(settle._replace(token=token + 1)) is False
-    assert do(settle) is True
-    record = do(Lookup(KEY)).record
-    assert (record.state, record.response, record.reason) == (State.COMPLETED, ANSWER, None)
-    assert record.expires_at == clock.now + DAY
-    assert do(settle) is False
-
-
-def test_a_parked_record_is_settled_as_not_done(do: Do) -> None:
-    token = do(claim()).token
-    do(RecordStep(KEY, token, "sure", b"1", DAY))
-    do(RecordStep(KEY, token, "unsure", None, DAY))
-    do(Park(KEY, token, "lost", lapsed=False))
-    assert do(Settle(KEY, token, None, DAY, MONTH)) is True
-    assert do(Lookup(KEY)) is None
-    assert do(Steps(KEY)) == {"sure": b"1"}
-    assert do(claim()).token > token
-
-
-def test_a_request_is_remembered_until_its_operation_ends(do: Do, clock: Clock) -> None:
-    first = do(claim()._replace(request=b"first"))
-    do(claim(OTHER))  # remembers nothing
-    assert do(Abandoned(10, 0.0)) == ()
-    clock.now += LEASE
-    assert do(Abandoned(10, 5.0)) == ()
-    clock.now += 5.0
-    assert do(Abandoned(10, 5.0)) == (Remembered(KEY, first.token, 1, b"first"),)
-    taken = do(Takeover(KEY, first.token, PRINT, LEASE, b"me", False, b"again"))
-    assert do(Abandoned(10, 0.0)) == ()
-    clock.now += LEASE
-    assert do(Abandoned(10, 0.0)) == (Remembered(KEY, taken.token, 2, b"again"),)
-    assert do(complete(taken.token)) is True
-    assert do(Abandoned(10, 0.0)) == ()
-
-
-def test_the_longest_abandoned_come_first(do: Do, clock: Clock) -> None:
-    for number in range(3):
-        key = bytes([number]) * 16
-        do(claim(key)._replace(request=b"x"))
-        clock.now += 1.0
-    clock.now += LEASE
-    assert [found.key[0] for found in do(Abandoned(2, 0.0))] == [0, 1]
-
-
-def test_the_first_result_of_a_step_stays(do: Do) -> None:
-    token = do(claim()).token
-    assert do(Steps(KEY)) == {}
-    assert do(RecordStep(KEY, token, "a", None, DAY)) == Recorded(None)
-    assert do(Steps(KEY)) == {"a": None}
-    assert do(RecordStep(KEY, token, "a", b"one", DAY)) == Recorded(b"one")
-    assert do(RecordStep(KEY, token, "a", b"two", DAY)) == Recorded(b"one")
-    assert do(RecordStep(KEY, token, "a", None, DAY)) == Recorded(b"one")
-    assert do(RecordStep(KEY, token, "b", b"", DAY)) == Recorded(b"")
-    assert do(Steps(KEY)) == {"a": b"one", "b": b""}
-    assert do(Steps(OTHER)) == {}
-
-
-def test_a_step_asks_for_the_token(do: Do) -> None:
-    token = do(claim()).token
-    assert do(RecordStep(KEY, token + 1, "a", b"x", DAY)) is None
-    do(complete(token))
-    assert do(RecordStep(KEY, token, "a", b"x", DAY)) is None
-    assert do(ForgetStep(KEY, token, "a")) is False
-    assert do(Steps(KEY)) == {}
-
-
-def test_a_step_that_was_not_done_is_forgotten(do: Do) -> None:
-    token = do(claim()).token
-    do(RecordStep(KEY, token, "a", None, DAY))
-    do(RecordStep(KEY, token, "b", b"done", DAY))
-    assert do(ForgetStep(KEY, token, "a")) is True
-    assert do(ForgetStep(KEY, token, "a")) is False
-    assert do(ForgetStep(KEY, token, "b")) is False
-    assert do(Steps(KEY)) == {"b": b"done"}
-
-
-def test_steps_outlive_a_release(do: Do) -> None:
-    token = do(claim()).token
-    do(RecordStep(KEY, token, "a", b"done", DAY))
-    do(Release(KEY, token))
-    do(claim())
-    assert do(Steps(KEY)) == {"a": b"done"}
-
-
-def test_steps_of_an_earlier_life_are_not_taken(do: Do, clock: Clock) -> None:
-    token = do(claim()).token
-    do(RecordStep(KEY, token, "a", b"done", DAY))
-    do(complete(token))
-    clock.now += DAY
-    again = do(Takeover(KEY, token, PRINT, LEASE, b"me", expired=True))
-    assert again.attempt == 1
-    assert do(Steps(KEY)) == {}
-
-
-def test_the_sweeper_takes_steps_of_ended_operations_only(do: Do, clock: Clock) -> None:
-    token = do(claim()).token
-    do(RecordStep(KEY, token, "a", b"done", DAY))
-    clock.now += DAY
-    do(Sweep(10))
-    assert do(Steps(KEY)) == {"a": b"done"}
-    do(Release(KEY, token))
-    clock.now += 3600
-    do(Sweep(10))
-    do(Sweep(10))
-    assert do(Steps(KEY)) == {}
-
-
-def test_racing_claims_have_one_winner(store: Store) -> None:
-    for number in range(20):
-        key = number.to_bytes(16, "big")
-        barrier = threading.Barrier(4)
-        replies: list[Any] = []
-
-        def race(key: bytes = key, barrier: Any = barrier, replies: Any = replies) -> None:
-            barrier.wait()
-            replies.append(store.execute(claim(key)))
-
-        threads = [threading.Thread(target=race) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sum(isinstance(reply, Claimed) for reply in replies) == 1
-
-
-keys = st.sampled_from([KEY, OTHER])
-steps = st.lists(
-    st.one_of(
-        st.tuples(st.just("claim"), keys),
-        st.tuples(
-            st.sampled_from(["complete", "release", "park", "renew"]), keys, st.integers(0, 3)
-        ),
-        st.tuples(st.just("takeover"), keys, st.integers(0, 3), st.booleans()),
-        st.tuples(st.just("tick"), st.sampled_from([1.0, LEASE, DAY, MONTH])),
-        # As many as there are keys: under a limit, which come first is a store's own affair.
-        st.tuples(st.just("sweep"), st.integers(2, 3)),
-    ),
-    max_size=40,
-)
-
-
-# A cluster runs the scripts of "redis", one call a key: its clients are too slow to make for this.
-@pytest.mark.parametrize(
-    "name", [n for n in STORES if n not in ("memory", "redis+cluster") and n not in SQLALCHEMY]
-)
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(steps=steps)
-def test_every_store_answers_as_the_simulators_table_does(
-    tmp_path_factory: pytest.TempPathFactory, name: str, steps: list[Any]
-) -> None:
-    """So that what is proved in the simulator is not a fiction."""
-    clock = Clock()
-    with STORES[name](tmp_path_factory.mktemp("model"), clock) as real:
-        real.start()
-        try:
-            compare(real, real.execute, clock, steps)
-        finally:
-            real.stop()
-
-
-@pytest.mark.parametrize("name", SQLALCHEMY)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(steps=steps)
-def test_sqlalchemy_answers_as_the_simulators_table_does(
-    tmp_path_factory: pytest.TempPathFactory, name: str, steps: list[Any]
-) -> None:
-    """On each of its databases and drivers, by the way that requests take."""
-    clock = Clock()
-    with (
-        SQLALCHEMY[name](tmp_path_factory.mktemp("model"), clock) as real,
-        asyncio.Runner() as runner,
-    ):
-        real.start()
-        try:
-            compare(real, lambda command: runner.run(real.aexecute(command)), clock, steps)
-        finally:
-            runner.run(real.astop())
-            real.stop()
-
-
-def compare(real: Store, do: Do, clock: Clock, steps: list[Any]) -> None:
-    model = MemoryTable()
-    # Under each key: theirs, ours. Tokens of different keys may be the same.
-    tokens: dict[bytes, list[tuple[int, int]]] = {KEY: [(-1, -1)], OTHER: [(-1, -1)]}
-    grown: dict[bytes, int] = {}
-
-    def both(of: Callable[[int], Any]) -> None:
-        if real.expires_itself:
-            model.apply(Sweep(1000), clock.now)
-            if isinstance(of(0), Sweep):
-                return
-        theirs, ours = do(of(0)), model.apply(of(1), clock.now)
-        if isinstance(theirs, Claimed) and isinstance(ours, Claimed):
-            assert theirs.attempt == ours.attempt
-            name = of(0).key
-            assert theirs.token > grown.get(name, -1)
-            grown[name] = theirs.token
-            tokens[name].append((theirs.token, ours.token))
-        elif isinstance(theirs, Found) and isinstance(ours, Found):
-            same = ours.record._replace(token=0), ours.now
-            assert (theirs.record._replace(token=0), theirs.now) == same
-        elif isinstance(theirs, frozenset) and isinstance(ours, frozenset):
-            assert len(theirs) == len(ours)
-        else:
-            assert theirs == ours
-
-    for name, *rest in steps:
-        if name == "tick":
-            clock.now += rest[0]
-        elif name == "sweep":
-            both(lambda side, n=rest[0]: Sweep(n))
-        elif name == "claim":
-            both(lambda side, key=rest[0]: claim(key))
-        else:
-            known = tokens[rest[0]]
-            token = known[max(-len(known), -1 - rest[1])]
-            made: dict[str, Callable[[int], Any]] = {
-                "complete": lambda s, k=rest[0], t=token: complete(t[s], k),
-                "release": lambda s, k=rest[0], t=token: Release(k, t[s]),
-                "park": lambda s, k=rest[0], t=token: Park(k, t[s], "why", lapsed=True),
-                "renew": lambda s, k=rest[0], t=token: Renew(((k, t[s]),), LEASE),
-                "takeover": lambda s, k=rest[0], t=token, e=rest[-1]: Takeover(
-                    k, t[s], PRINT, LEASE, b"x", e
-                ),
-            }
-            both(made[name])
-        for key in (KEY, OTHER):
-            both(lambda side, key=key: Lookup(key))
+    examples = 25
+    awaited = True
+
+
+class TestMemory(OurStore):
+    kind = "memory"
+
+
+class TestSQLite(OurStore):
+    kind = "sqlite"
+
+
+class TestPostgreSQL(OurStore):
+    kind = "postgresql"
+
+
+class TestRedis(OurStore):
+    kind = "redis"
+
+
+class TestRedisCluster(OurStore):
+    kind = "redis+cluster"
+    examples = 2  # the scripts of "redis", one call a key; its clients are slow to make
+
+
+class TestDjangoSQLite(OurStore):
+    kind = "django-sqlite"
+
+
+class TestDjangoPostgreSQL(OurStore):
+    kind = "django-postgresql"
+
+
+class TestDjangoMariaDB(OurStore):
+    kind = "django-mariadb"
+
+
+class TestSQLAlchemySQLite(SQLAlchemyOn):
+    kind = "sqlalchemy-sqlite"
+
+
+class TestSQLAlchemyAiosqlite(SQLAlchemyOn):
+    kind = "sqlalchemy-aiosqlite"
+
+
+class TestSQLAlchemyPsycopg(SQLAlchemyOn):
+    kind = "sqlalchemy-psycopg"
+
+
+class TestSQLAlchemyPsycopgAsync(SQLAlchemyOn):
+    kind = "sqlalchemy-psycopg-async"
+
+
+class TestSQLAlchemyAsyncpg(SQLAlchemyOn):
+    kind = "sqlalchemy-asyncpg"
+
+
+class TestSQLAlchemyPyMySQL(SQLAlchemyOn):
+    kind = "sqlalchemy-pymysql"
+
+
+class TestSQLAlchemyAsyncmy(SQLAlchemyOn):
+    kind = "sqlalchemy-asyncmy"
+
+
+def test_each_of_our_stores_keeps_the_contract() -> None:
+    classes = [c for c in globals().values() if isinstance(c, type) and hasattr(c, "kind")]
+    assert {c.kind for c in classes} == set(STORES)

@@ -14,7 +14,7 @@ from semel.core.commands import Claim, Complete, Found, Release, Renew, StoreCom
 from semel.core.record import Response
 from semel.stores import statements as sql
 from semel.stores.sqlite import SQLiteStore
-from semel.stores.sqlite.batches import Asked, carry_out
+from semel.stores.sqlite.batches import PendingCommand, execute_batch
 
 NOW = 1_000_000.0
 
@@ -30,8 +30,8 @@ ONE_BY_ONE = SQLiteStore(":memory:", clock=lambda: NOW)
 
 
 def together(connection: sqlite3.Connection, commands: Sequence[StoreCommand]) -> list[Any]:
-    asked = [Asked(command) for command in commands]
-    carry_out(connection, asked, ONE_BY_ONE.apply, NOW)
+    asked = [PendingCommand(command) for command in commands]
+    execute_batch(connection, asked, ONE_BY_ONE.apply, NOW)
     return [each.result() for each in asked]
 
 

@@ -25,8 +25,9 @@ from semel.core.commands import (
     Takeover,
 )
 from semel.core.record import Response
+from semel.testing.store_contract import ManualClock
 
-from .contract import Clock, postgresql
+from .contract import postgresql
 
 KEYS = (b"k" * 16, b"o" * 16)
 PRINT = b"\x01" + b"f" * 32
@@ -53,7 +54,7 @@ steps = st.lists(
 class Both:
     """The real store and the model, given the same commands."""
 
-    def __init__(self, store: Any, clock: Clock, open_: Callable[[Open], Any]) -> None:
+    def __init__(self, store: Any, clock: ManualClock, open_: Callable[[Open], Any]) -> None:
         self.store = store
         self.clock = clock
         self.model = OpeningTable()
@@ -165,14 +166,14 @@ def compare(both: Both, steps: list[Any]) -> None:
 def test_opened_transactions_do_as_the_simulators_do(
     tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
 ) -> None:
-    clock = Clock()
-    with postgresql(tmp_path_factory.mktemp("opening"), clock) as store:
-        store.start()
-        store.ticking.tick()
-        try:
-            compare(Both(store, clock, store.open), steps)
-        finally:
-            store.stop()
+    clock = ManualClock()
+    store = postgresql(tmp_path_factory.mktemp("opening"), clock)
+    store.start()
+    store.ticking.tick()
+    try:
+        compare(Both(store, clock, store.open), steps)
+    finally:
+        store.stop()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -180,11 +181,9 @@ def test_opened_transactions_do_as_the_simulators_do(
 def test_opened_on_an_event_loop_they_do_the_same(
     tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
 ) -> None:
-    clock = Clock()
-    with (
-        postgresql(tmp_path_factory.mktemp("opening"), clock) as store,
-        asyncio.Runner() as runner,
-    ):
+    clock = ManualClock()
+    store = postgresql(tmp_path_factory.mktemp("opening"), clock)
+    with asyncio.Runner() as runner:
         store.start()
         store.ticking.tick()
 

@@ -42,7 +42,7 @@ from semel.web.flask import operation as flask_operation
 from tests import servers
 
 ANSWER = Response(201, ((b"content-type", b"text/plain"),), b"done")
-MIGRATIONS = [number for number, _ in migrations("postgresql")]
+MIGRATIONS = [number for number, _ in migrations("postgres")]
 _names = itertools.count()
 AsyncOp = AsyncOp
 

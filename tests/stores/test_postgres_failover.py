@@ -16,7 +16,7 @@ from semel.stores import StoreSetupError
 from semel.stores.postgres import PostgreSQLStore
 from semel.stores.postgres import transaction as postgres_transaction
 from semel.testing.proxy import Proxy
-from semel.testing.servers import PostgreSQL, ServerMissing, Standby, running
+from semel.testing.servers import PostgreSQL, Standby, running
 
 ANSWER = Response(201, (), b"done")
 
@@ -39,10 +39,7 @@ def between(primary: PostgreSQL) -> Iterator[Proxy]:
 
 @pytest.fixture
 def standby(primary: PostgreSQL, between: Proxy) -> Iterator[Standby]:
-    try:
-        made = Standby(primary, port=between.port)
-    except ServerMissing as missing:
-        pytest.skip(str(missing))
+    made = Standby(primary, port=between.port)
     made.start()
     yield made
     made.close()

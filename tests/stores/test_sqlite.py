@@ -228,7 +228,7 @@ def test_who_waits_too_long_for_a_turn_is_told_and_nobody_is_stuck(path: Path) -
 
 async def _until_queued(store: SQLiteStore, count: int) -> None:
     writer = store._opened()
-    while sum(len(job.asked) for job in list(writer._jobs)) < count:  # noqa: ASYNC110
+    while sum(len(job.commands) for job in list(writer._jobs)) < count:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
 
@@ -560,12 +560,12 @@ def test_it_warns_once_where_processes_share_a_file_under_the_race(
     store: SQLiteStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     writer = store._opened()
-    checkpoints = Checkpoints(store._file, writer._shared._turnstile)
+    checkpoints = Checkpoints(store._file, writer._group._turnstile)
     checkpoints._racy = True
     with caplog.at_level(logging.WARNING, "semel"):
         checkpoints.after_commit(writer.connection)
         assert "WAL-reset race" not in caplog.text
-        writer._shared._turnstile.contended = True  # another process has been seen
+        writer._group._turnstile.contended = True  # another process has been seen
         for _ in range(3):
             checkpoints.after_commit(writer.connection)
     assert caplog.text.count("WAL-reset race") == 1

@@ -439,13 +439,13 @@ def test_a_turn_withdrawn_in_the_instant_it_is_granted_is_passed_on(
     impatient = Turn(lambda error: None)
     writer = store._opened()
     assert not writer.request(impatient)
-    set_mark = writer._shared.open_turn
+    set_mark = writer._group.open_turn
 
     def withdrawn_meanwhile() -> None:
         set_mark()
         assert writer.withdraw(impatient)
 
-    monkeypatch.setattr(writer._shared, "open_turn", withdrawn_meanwhile)
+    monkeypatch.setattr(writer._group, "open_turn", withdrawn_meanwhile)
     holder.rollback()
     monkeypatch.undo()
     assert not impatient.had

@@ -14,21 +14,21 @@ from lab.judge.checker import check
 from lab.judge.contract import Guarantee, Promise
 from lab.judge.findings import summary
 from lab.judge.history import (
-    Answered,
-    Claimed,
+    ClaimGranted,
     Effect,
     Event,
     FinalRecord,
     Foreign,
     History,
     Purged,
+    ResponseSeen,
     Restarted,
     Sent,
     Stored,
     Surveyed,
     Wrote,
-    dump_event,
 )
+from lab.judge.history_file import dump_event
 from lab.judge.legal_histories import Size, grow
 from lab.judge.oracle import MOST_ATTEMPTS, Slot, legal, service
 
@@ -77,7 +77,7 @@ def another_attempt_has_the_effect_too(rng: random.Random, history: History) -> 
     if not others:
         return None
     other = rng.choice(others)
-    tokens = [c.token for _, c in _places(history, Claimed) if c.attempt == other.attempt]
+    tokens = [c.token for _, c in _places(history, ClaimGranted) if c.attempt == other.attempt]
     token = None if effect.token is None else (tokens or [effect.token])[0]
     copy = effect._replace(attempt=other.attempt, token=token)
     sent_at = history.index(other)
@@ -97,8 +97,8 @@ def an_effect_is_made_under_another_scope(rng: random.Random, history: History) 
     return _replaced(history, found[0], found[1]._replace(scope="tenant-9"))
 
 
-def _kept(history: History) -> list[tuple[int, Answered]]:
-    return [(place, a) for place, a in _places(history, Answered) if a.kind == "ok"]
+def _kept(history: History) -> list[tuple[int, ResponseSeen]]:
+    return [(place, a) for place, a in _places(history, ResponseSeen) if a.kind == "ok"]
 
 
 def a_byte_of_an_answer_is_changed(rng: random.Random, history: History) -> History | None:
@@ -122,7 +122,7 @@ def a_header_is_changed(rng: random.Random, history: History) -> History | None:
 
 
 def two_answers_are_swapped(rng: random.Random, history: History) -> History | None:
-    found = _places(history, Answered)
+    found = _places(history, ResponseSeen)
     if len(found) < 2:
         return None
     (i, one), (j, other) = rng.sample(found, 2)
@@ -132,7 +132,7 @@ def two_answers_are_swapped(rng: random.Random, history: History) -> History | N
 
 def an_unknown_answer_becomes_anothers(rng: random.Random, history: History) -> History | None:
     kept = _pick(rng, _kept(history))
-    lost = _pick(rng, [(i, a) for i, a in _places(history, Answered) if a.kind != "ok"])
+    lost = _pick(rng, [(i, a) for i, a in _places(history, ResponseSeen) if a.kind != "ok"])
     if kept is None or lost is None:
         return None
     answer = kept[1]._replace(attempt=lost[1].attempt, time=lost[1].time)
@@ -151,7 +151,7 @@ def an_answer_comes_too_early(rng: random.Random, history: History) -> History |
 
 
 def an_attempt_is_told_no(rng: random.Random, history: History) -> History | None:
-    found = _pick(rng, _places(history, Answered))
+    found = _pick(rng, _places(history, ResponseSeen))
     if found is None:
         return None
     status = rng.choice((400, 409, 422, 503))
@@ -182,7 +182,7 @@ def a_request_is_another(rng: random.Random, history: History) -> History | None
 
 def a_record_is_purged(rng: random.Random, history: History) -> History | None:
     sent = _pick(rng, _places(history, Sent))
-    if sent is None or not _places(history, Claimed):
+    if sent is None or not _places(history, ClaimGranted):
         return None  # from outside nobody can say when a record may be purged
     place = rng.randint(sent[0] + 1, len(_before_survey(history)))
     time = history[place - 1].time
@@ -196,7 +196,7 @@ def a_purge_was_not_made(rng: random.Random, history: History) -> History | None
 
 
 def a_token_is_used_again(rng: random.Random, history: History) -> History | None:
-    claims = _places(history, Claimed)
+    claims = _places(history, ClaimGranted)
     if len(claims) < 2:
         return None
     place, claim = rng.choice(claims[1:])

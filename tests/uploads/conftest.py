@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from semel.testing.programs import needs
 from semel.uploads import DiskStorage, Uploads
 from tests.uploads.harness import Process, Service, service
 
@@ -61,10 +61,8 @@ def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 @pytest.fixture(scope="session")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tus-js-client, as npm has it."""
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        if os.environ.get("CI"):
-            raise RuntimeError("node and npm are not here: apt-get install nodejs npm")
-        pytest.skip("node and npm are not here: apt-get install nodejs npm")
+    needs("node")
+    needs("npm")
     folder = tmp_path_factory.mktemp("node")
     shutil.copytree(SCRIPTS, folder, dirs_exist_ok=True)
     command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from semel import ASGIMiddleware, Idempotency
+from semel.testing.programs import needs
 from semel.uploads import DiskStorage, Uploads
 from tests.http.harness import asgi_server
 from tests.uploads.harness import Service
@@ -46,8 +46,8 @@ def photo(tmp_path: Path) -> bytes:
 
 
 def test_the_shell_block_uploads_twice_and_stores_once(tus: Service, tmp_path: Path) -> None:
-    if shutil.which("curl") is None or shutil.which("openssl") is None:
-        pytest.skip("curl and openssl are not here: apt-get install curl openssl")
+    needs("curl")
+    needs("openssl")
     data = photo(tmp_path)
     script = f"set -euo pipefail\nserver=http://127.0.0.1:{tus.port}\n{block('sh')}"
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)

@@ -38,7 +38,7 @@ settings.configure(
 )
 django.setup()
 
-from semel.web.django.issue import issue_keys  # noqa: E402
+from semel.web.django.issuing import issue_keys  # noqa: E402
 
 
 def count(request):

@@ -1,4 +1,4 @@
-"""Invariants about records: S4 written once, S5 fencing, S10 steps, L1 nothing stays in flight."""
+"""Invariants about records: S4 written once, S5 fencing, L1 nothing stays in flight."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Final
 from lab.judge.contract import Promise
 from lab.judge.findings import Findings
 from lab.judge.history import (
-    Answered,
-    Claimed,
+    STEP_ACTIONS,
+    ClaimGranted,
     Effect,
     FinalRecord,
-    Foreign,
     Purged,
+    ResponseSeen,
     Settled,
     State,
     Stored,
     Wrote,
 )
-from lab.judge.trail import Evidence, StoryEvent, Trail
+from lab.judge.invariants.steps import steps_are_fenced
+from lab.judge.key_history import Evidence, KeyHistory, StoryEvent
 
 CHANGES: Final[frozenset[tuple[State, State]]] = frozenset(
     {
@@ -39,7 +40,7 @@ CLOSING: Final[dict[str, State]] = {
 """The state that each closing write leads to."""
 
 
-def written_once(trail: Trail, evidence: Evidence, findings: Findings) -> None:
+def written_once(key_history: KeyHistory, evidence: Evidence, findings: Findings) -> None:
     """S4: "state=done at t => (resp,fp) unchanged for all t' in [t,exp); done never returns to
     inflight".
 
@@ -48,22 +49,22 @@ def written_once(trail: Trail, evidence: Evidence, findings: Findings) -> None:
     """
     if not evidence.store_seen:
         return
-    record = _Record(evidence.promise)
-    for _, event in trail.story:
+    record = _ObservedRecord(evidence.promise)
+    for _, event in key_history.story:
         following = _state_after(event)
         if following is not None:
             findings.checked["S4"] += 1
             wrong = record.follow(event, following)
             if wrong is not None:
-                findings.violated("S4", trail, wrong, event)
+                findings.violated("S4", key_history, wrong, event)
     if evidence.surveyed:
         findings.checked["S4"] += 1
-        wrong = record.ends_as(trail.final)
+        wrong = record.ends_as(key_history.final)
         if wrong is not None:
-            findings.violated("S4", trail, wrong, trail.final)
+            findings.violated("S4", key_history, wrong, key_history.final)
 
 
-class _Record:
+class _ObservedRecord:
     """A record as the events tell of it, so far."""
 
     def __init__(self, promise: Promise) -> None:
@@ -97,7 +98,7 @@ class _Record:
             self._token = event.token
             if event.expires is not None:
                 self._expires = event.expires
-        elif type(event) is Claimed or type(event) is Wrote:
+        elif type(event) is ClaimGranted or type(event) is Wrote:
             self._token = event.token
         return wrong
 
@@ -142,7 +143,7 @@ class _Record:
 def _state_after(event: StoryEvent) -> State | None:
     if type(event) is Stored or type(event) is Settled:
         return event.state
-    if type(event) is Claimed:
+    if type(event) is ClaimGranted:
         return "in_flight"
     if type(event) is Purged:
         return "absent"
@@ -151,9 +152,11 @@ def _state_after(event: StoryEvent) -> State | None:
     return None
 
 
-def fencing(trail: Trail, evidence: Evidence, findings: Findings) -> None:
+def fencing(key_history: KeyHistory, evidence: Evidence, findings: Findings) -> None:
     """S5: "tokens per key strictly increase; a write (complete, step, heartbeat, RELEASE/unlock,
     effect) under token k is applied only if k = current token and state=inflight".
+
+    Writes of steps are found here too, and reported as S10.
 
     Tokens increase across lives too: a stopped process may wake in a later one. Effects are fenced
     by the atomic guarantee only; there none follows a kept answer either. A claim is taken over, or
@@ -162,40 +165,49 @@ def fencing(trail: Trail, evidence: Evidence, findings: Findings) -> None:
     """
     fence = _Fence(evidence.promise.clock_error)
     atomic = evidence.promise.guarantee == "atomic"
-    for _, event in trail.story:
+    unfenced_steps = evidence.promise.unfenced_steps
+    for _, event in key_history.story:
         holder = fence.holder
         wrong = None
-        if type(event) is Claimed:
+        if type(event) is ClaimGranted:
             findings.checked["S5"] += holder is not None
             wrong = fence.grant(event)
         elif type(event) is Wrote and event.applied:
+            if event.action in STEP_ACTIONS:
+                steps_are_fenced(key_history, evidence, findings, holder, event, fence.apply(event))
+                continue
             findings.checked["S5"] += 1
             wrong = fence.apply(event)
         elif type(event) is Effect:
             if fence.knows(event):
                 findings.checked["S5"] += 1
-                wrong = fence.commit(event, fenced=atomic and event.where == "database")
+                fenced = atomic and event.where == "database"
+                wrong = fence.commit(event, fenced=fenced, unfenced_steps=unfenced_steps)
         elif type(event) is Purged or type(event) is Settled:
             fence.closed = "by its end"
+            fence.absent = type(event) is Purged or (
+                type(event) is Settled and event.state == "absent"
+            )
         elif type(event) is Stored:
             if event.state == "absent":
                 fence.closed = fence.closed or "by its end"
+                fence.absent = True
             elif holder is not None and event.token < holder.token:
                 wrong = f"a record of token {event.token} was stored over that of {holder.token}"
         if wrong is not None:
-            findings.violated("S5", trail, wrong, holder, event)
-    if atomic and evidence.promise.effects_in_order and trail.oks and trail.effects:
-        _none_follows_an_answer(trail, findings)
+            findings.violated("S5", key_history, wrong, holder, event)
+    if atomic and evidence.promise.effects_in_order and key_history.oks and key_history.effects:
+        _none_follows_an_answer(key_history, findings)
 
 
-def _none_follows_an_answer(trail: Trail, findings: Findings) -> None:
+def _none_follows_an_answer(key_history: KeyHistory, findings: Findings) -> None:
     """What was answered and kept is complete, so nothing can be in flight after it."""
-    answered: dict[int, tuple[int, Answered]] = {}
-    for attempt, answer in trail.oks:
-        lives = trail.lives(attempt)
+    answered: dict[int, tuple[int, ResponseSeen]] = {}
+    for attempt, answer in key_history.oks:
+        lives = key_history.lives(attempt)
         if len(lives) == 1:
             answered.setdefault(lives.start, (attempt.answered_at, answer))
-    for life, effects in enumerate(trail.effects_by_life()):
+    for life, effects in enumerate(key_history.effects_by_life()):
         if life not in answered:
             continue
         until, answer = answered[life]
@@ -204,16 +216,19 @@ def _none_follows_an_answer(trail: Trail, findings: Findings) -> None:
                 findings.checked["S5"] += 1
                 if place > until:
                     message = "an effect was committed after a kept answer was given"
-                    findings.violated("S5", trail, message, answer, effect)
+                    findings.violated("S5", key_history, message, answer, effect)
 
 
 class _Fence:
     """The claim that is current, and what it still allows."""
 
     def __init__(self, clock_error: float) -> None:
-        self.holder: Claimed | None = None
+        self.holder: ClaimGranted | None = None
         self.closed: str | None = None
         """How the claim ended, if it has."""
+        self.absent = False
+        """Whether there is no record: then a step may be recorded under any token, because what the
+        far side has done is true whoever says so, and nobody runs meanwhile."""
         self._lease_until: float | None = None
         self._highest = 0
         self._granted: dict[int, str] = {}
@@ -221,7 +236,7 @@ class _Fence:
         """Tokens whose run has written what became of it."""
         self._clock_error = clock_error
 
-    def grant(self, claimed: Claimed) -> str | None:
+    def grant(self, claimed: ClaimGranted) -> str | None:
         """Make this the current claim; say what is wrong with it, or None."""
         wrong = None
         holder = self.holder
@@ -238,6 +253,7 @@ class _Fence:
                 wrong = "a claim was taken over before its lease had ended"
         self.holder = claimed
         self.closed = None
+        self.absent = False
         self._lease_until = claimed.lease_until
         self._highest = max(self._highest, claimed.token)
         self._granted[claimed.token] = claimed.attempt
@@ -252,6 +268,7 @@ class _Fence:
             self._lease_until = wrote.lease_until
         if wrote.action in CLOSING:
             self.closed = f"by {wrote.action}"
+            self.absent = wrote.action == "release"
             if wrote.action != "park":
                 self._over.add(wrote.token)
         return wrong
@@ -260,7 +277,7 @@ class _Fence:
         """Say whether there is a token on either side to compare."""
         return self.holder is not None and effect.token is not None
 
-    def commit(self, effect: Effect, *, fenced: bool) -> str | None:
+    def commit(self, effect: Effect, *, fenced: bool, unfenced_steps: bool) -> str | None:
         """Say why the effect cannot, or (fenced) must not, have been made under its token.
 
         It may stand before or after its own completion: they are one commit.
@@ -272,13 +289,15 @@ class _Fence:
         if fenced:
             current = effect.token == self.holder.token and self.closed in {None, "by complete"}
             return None if current else "an effect was committed under a claim no longer held"
-        if effect.token in self._over:
+        if effect.token in self._over and not (unfenced_steps and effect.step is not None):
             return "an effect was made after its own run was over"
         return None
 
     def _why_refused(self, wrote: Wrote) -> str | None:
         if self.holder is None:
             return "without any claim"
+        if self.absent and wrote.action in STEP_ACTIONS:
+            return None
         if wrote.token != self.holder.token:
             return f"under token {wrote.token} while {self.holder.token} was current"
         if self.closed is not None:
@@ -294,58 +313,9 @@ class _Fence:
         return self._lease_until is not None and time < self._lease_until - self._clock_error
 
 
-def steps(trail: Trail, evidence: Evidence, findings: Findings) -> None:
-    """S10: "output of step i is write-once; step i+1 starts only after i is committed; a derived
-    foreign key is a pure function of (scope,key,step-name), not of the attempt".
-
-    A recorded step is not called again by a run that was claimed after it was recorded. Two steps
-    never share a derived key.
-    """
-    recorded: dict[tuple[int, str], tuple[int, Wrote]] = {}
-    began: dict[str, int] = {}
-    for place, event in trail.story:
-        if type(event) is Claimed:
-            began[event.attempt] = place
-        elif type(event) is Wrote and event.action == "step" and event.applied:
-            findings.checked["S10"] += 1
-            name = (trail.life(place), event.step or "")
-            earlier = recorded.setdefault(name, (place, event))
-            if earlier[0] != place:
-                message = f"step {event.step!r} was recorded twice"
-                findings.violated("S10", trail, message, earlier[1], event)
-    last: dict[str, Foreign] = {}
-    for place, call in trail.foreign:
-        findings.checked["S10"] += 1
-        life = trail.life(place)
-        _judge_derived_key(trail, evidence, call, findings)
-        done = recorded.get((life, call.step))
-        sent = evidence.attempts.get(call.attempt)
-        run = began.get(call.attempt, sent.sent_at if sent is not None else place)
-        if done is not None and done[0] < run:
-            message = f"step {call.step!r} was called again though it was recorded"
-            findings.violated("S10", trail, message, done[1], call)
-        before = last.get(call.attempt)
-        if before is not None and before.step != call.step and evidence.store_seen:
-            known = recorded.get((life, before.step))
-            if known is None or known[0] > place:
-                message = f"step {call.step!r} began before step {before.step!r} was recorded"
-                findings.violated("S10", trail, message, before, call)
-        last[call.attempt] = call
-
-
-def _judge_derived_key(trail: Trail, evidence: Evidence, call: Foreign, findings: Findings) -> None:
-    name = (call.scope, call.key, call.step)
-    owner = evidence.derived.setdefault(call.derived_key, name)
-    if owner != name:
-        message = f"its derived key is also that of {'/'.join(owner)}"
-        findings.violated("S10", trail, message, call)
-    first = evidence.derived_of.setdefault(name, call)
-    if first.derived_key != call.derived_key:
-        message = f"step {call.step!r} was called under two derived keys"
-        findings.violated("S10", trail, message, first, call)
-
-
-def nothing_stays_in_flight(trail: Trail, evidence: Evidence, findings: Findings) -> None:
+def nothing_stays_in_flight(
+    key_history: KeyHistory, evidence: Evidence, findings: Findings
+) -> None:
     """L1: "every inflight record reaches done or parked within lease + scan + attempts x
     T_handler" (or is absent: given back).
 
@@ -354,6 +324,6 @@ def nothing_stays_in_flight(trail: Trail, evidence: Evidence, findings: Findings
     if not evidence.surveyed:
         return
     findings.checked["L1"] += 1
-    if trail.final is not None and trail.final.state == "in_flight":
-        last = trail.story[-1][1] if trail.story else None
-        findings.violated("L1", trail, "still in flight in the end", last, trail.final)
+    if key_history.final is not None and key_history.final.state == "in_flight":
+        last = key_history.story[-1][1] if key_history.story else None
+        findings.violated("L1", key_history, "still in flight in the end", last, key_history.final)

@@ -1,8 +1,7 @@
-"""What the engine can ask of the world, and what it is told in return.
+"""Commands that the engine yields, and the replies that a driver sends back to it.
 
-The engine yields these; a driver carries them out. Commands of a store are handed to the store as
-they are. Durations are seconds; a store adds them to its own clock, the only one that leases and
-expiries go by.
+Commands of a store are handed to the store as they are. Durations are seconds; a store adds them to
+its own clock, the only one that leases and expiries go by.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from semel.core.record import Record, Response
 
 
 class Lookup(NamedTuple):
-    """Read the record. Told: `Found` or None."""
+    """Read the record. Reply: `Found` or None."""
 
     key: bytes
 
 
 class Claim(NamedTuple):
-    """Win the right to run: insert the record unless there is one. Told: `Claimed` or `Found`."""
+    """Win the right to run: insert the record unless there is one. Reply: `Claimed` or `Found`."""
 
     key: bytes
     fingerprint: bytes
@@ -32,9 +31,9 @@ class Claim(NamedTuple):
 class Open(NamedTuple):
     """Claim by a transaction that is also the handler's, and holds the key until it ends.
 
-    Told: `Claimed` (`opened`) where it is open, `Found` where there is a record, None while another
-    such transaction holds the key. Nothing of it is seen before its `Complete` commits the record;
-    a crash ends it and frees the key at once. Only of stores that say so (`Store.opens`).
+    Reply: `Claimed` (`opened`) where it is open, `Found` where there is a record, None while
+    another such transaction holds the key. Nothing of it is seen before its `Complete` commits the
+    record; a crash ends it and frees the key at once. Only of stores that say so (`Store.opens`).
     """
 
     key: bytes
@@ -43,7 +42,7 @@ class Open(NamedTuple):
 
 
 class Takeover(NamedTuple):
-    """Claim a record that is over: lease ended, or expired. Told: `Claimed`, or `Found`, or None.
+    """Claim a record that is over: lease ended, or expired. Reply: `Claimed`, or `Found`, or None.
 
     Applies only while the record still holds `token` and is still over by the store's clock, and
     in the way that was seen: `expired` (completed and past its expiry), or else in flight past its
@@ -61,7 +60,10 @@ class Takeover(NamedTuple):
 
 
 class Complete(NamedTuple):
-    """Store the answer, if `token` is still the record's and it is in flight. Told: applied?"""
+    """Store the response, if `token` is still the record's and it is in flight.
+
+    Reply: whether it was applied.
+    """
 
     key: bytes
     token: int
@@ -71,14 +73,17 @@ class Complete(NamedTuple):
 
 
 class Release(NamedTuple):
-    """Give the claim back: delete the record, under the same condition. Told: applied?"""
+    """Give the claim back: delete the record, under the same condition.
+
+    Reply: whether it was applied.
+    """
 
     key: bytes
     token: int
 
 
 class Park(NamedTuple):
-    """Mark the outcome unknown, under the same condition. Told: applied?
+    """Mark the outcome unknown, under the same condition. Reply: whether it was applied.
 
     `lapsed` asks besides that the lease has ended: the caller is not the claim's holder.
     """
@@ -90,7 +95,7 @@ class Park(NamedTuple):
 
 
 class Renew(NamedTuple):
-    """Extend leases of claims still held. Told: the frozenset of tokens that were lost.
+    """Extend leases of claims still held. Reply: the frozenset of tokens that were lost.
 
     A lease that has already ended is renewed too while nobody has taken the key over: the token
     decides, not the time.
@@ -101,7 +106,9 @@ class Renew(NamedTuple):
 
 
 class Settle(NamedTuple):
-    """Say what became of a parked operation, if it is parked under `token`. Told: applied?
+    """Record the outcome of a parked operation, if it is parked under `token`.
+
+    Reply: whether it was applied.
 
     With a response it is completed. Without one nothing happened: the record goes, and the marks
     of steps that were begun and never ended with it, so that a retry runs anew.
@@ -115,7 +122,7 @@ class Settle(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """Turn expired records into tombstones and delete old tombstones. Told: how many changed.
+    """Turn expired records into tombstones and delete old tombstones. Reply: how many changed.
 
     At most `limit` records each way; in-flight and parked records are never touched. Steps go when
     their time is over, unless their operation is in flight or parked, and before their record.
@@ -125,9 +132,9 @@ class Sweep(NamedTuple):
 
 
 class Abandoned(NamedTuple):
-    """Read what was remembered of claims whose lease ended `idle` seconds ago or longer.
+    """Read the remembered requests of claims whose lease ended `idle` seconds ago or longer.
 
-    Told: a tuple of `Remembered`, the longest ended first, `limit` at most.
+    Reply: a tuple of `Remembered`, the longest ended first, `limit` at most.
     """
 
     limit: int
@@ -135,7 +142,7 @@ class Abandoned(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Read the steps recorded under a key. Told: a dict of name to result, None if only begun."""
+    """Read the steps recorded under a key. Reply: a dict of name to result, None if only begun."""
 
     key: bytes
 
@@ -143,8 +150,8 @@ class Steps(NamedTuple):
 class RecordStep(NamedTuple):
     """Record that a step was begun (`result` None), or its result; the first result stays.
 
-    Told: `Recorded` with the result that stands, or None where the claim is another's by now: there
-    is a record, and it is not in flight under `token`. `keep` is in seconds.
+    Reply: `Recorded` with the result that stands, or None where the claim is another's by now:
+    there is a record, and it is not in flight under `token`. `keep` is in seconds.
     """
 
     key: bytes
@@ -155,7 +162,10 @@ class RecordStep(NamedTuple):
 
 
 class ForgetStep(NamedTuple):
-    """Take the mark of a step back that was begun and certainly not done. Told: applied?"""
+    """Take the mark of a step back that was begun and certainly not done.
+
+    Reply: whether it was applied.
+    """
 
     key: bytes
     token: int
@@ -198,7 +208,7 @@ class Remembered(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """What stands of a step: its result, or None where it was only begun."""
+    """The recorded result of a step, or None where it was only begun."""
 
     result: bytes | None
 
@@ -226,7 +236,7 @@ Reply = (
 class Wait(NamedTuple):
     """Wait until the key's operation ends, or for `poll` seconds where that cannot be seen.
 
-    Never longer than `limit`. Told: the seconds that passed, or None where `most` wait already.
+    Never longer than `limit`. Reply: the seconds that passed, or None where `most` wait already.
     """
 
     key: bytes
@@ -242,25 +252,27 @@ class Sleep(NamedTuple):
 
 
 class RunHandler(NamedTuple):
-    """Run the handler under this claim. Told: its `Answer`."""
+    """Run the handler under this claim. Reply: its `Answer`."""
 
     token: int
     attempt: int
 
 
 class Answer(NamedTuple):
-    """What came of running the handler."""
+    """The outcome of running the handler."""
 
     response: Response
-    """Where it raised before it answered: a 500 in the adapter's words (`HANDLER_FAILED`)."""
+    """Where it raised before it responded: a 500 in the adapter's words (`HANDLER_FAILED`)."""
     atomic: bool = False
     """Its writes are in a transaction that has yet to commit with the record."""
     sent: bool = False
-    """Part of the answer has left already (a stream), so it can no longer be taken back."""
+    """Part of the response has left already (a stream), so it can no longer be taken back."""
     parked: str | None = None
     """Why nobody can say what it did: park it."""
     released: bool = False
     """Nothing happened, it says: give the claim back, whatever the policy keeps."""
+    stepped: bool = False
+    """It took steps: rolling its writes back does not undo what they did elsewhere."""
 
 
 class StoreError(Exception):
@@ -272,4 +284,4 @@ class StoreUnavailable(StoreError):
 
 
 class StoreUnknown(StoreError):
-    """It may or may not have been done: the answer was lost. To be read back, never guessed."""
+    """It may or may not have been done: the reply was lost. To be read back, never guessed."""

@@ -1,4 +1,4 @@
-"""The life of one operation: every decision, in one place, without a clock, a socket or a thread.
+"""The engine: every decision in the life of one operation, without a clock, a socket or a thread.
 
 `run` is a generator. It yields commands (`semel.core.commands`), is sent their results, and
 returns the outcome. Three drivers carry the commands out: async, threads
@@ -8,6 +8,7 @@ holds for all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from typing import Any, Final, NamedTuple
 
@@ -45,7 +46,7 @@ READ_BACK_PAUSES: Final = (0.05, 0.2, 0.6)
 
 
 class Request(NamedTuple):
-    """What the engine needs to know of a request."""
+    """A request, as far as the engine needs to know it."""
 
     key: bytes
     """`keys.hash_key(scope, key)`."""
@@ -63,13 +64,13 @@ class Request(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """Send the handler's own answer (or let what it raised go on)."""
+    """Send the handler's own response (or let what it raised go on)."""
 
     kept: bool
 
 
 class Replay(NamedTuple):
-    """Send the stored answer."""
+    """Send the stored response."""
 
     response: Response
 
@@ -147,71 +148,99 @@ def _refuse_late(request: Request, policy: Policy) -> Life:
     return Refuse(problems.KEY_EXPIRED)
 
 
-def _claim(request: Request, policy: Policy, found: Any, opens: bool) -> Generator[Any, Any, Any]:
-    """Win the claim, or learn why not: `Claimed`, or an outcome."""
-    waited = 0.0
-    poll = FIRST_POLL
+def _claim(
+    request: Request, policy: Policy, found: Found | None, opens: bool
+) -> Generator[Any, Any, Claimed | Outcome]:
+    """Win the claim, or learn why not."""
     key = request.key
     mine = request.fingerprint(policy.algorithm)
+    waiting = _Waiting()
     while True:
-        if found is None:
-            if request.resumes:
+        command = _next_command(request, policy, found, mine, opens)
+        kind = type(command)
+        if kind in _CLAIMS:
+            try:
+                reply = yield command
+            except StoreUnknown:
+                found = yield Lookup(key)
+                continue
+            if isinstance(reply, Claimed):
+                return reply
+            found = reply
+            if found is None and kind is not Takeover:  # another transaction holds the key
+                if not (yield from _wait(key, policy, waiting)):
+                    return Refuse(problems.IN_FLIGHT)
+        elif kind is Park:
+            yield command
+            found = yield Lookup(key)
+        elif command is None:
+            assert found is not None
+            left = found.record.lease_until - found.now
+            if not (yield from _wait(key, policy, waiting, left)):
                 return Refuse(problems.IN_FLIGHT)
-            try:
-                if opens:
-                    found = yield Open(key, mine, request.owner)
-                else:
-                    lease = policy.seconds.lease
-                    found = yield Claim(key, mine, lease, request.owner, request.remembered)
-            except StoreUnknown:
-                found = yield Lookup(key)
-                continue
-            if isinstance(found, Claimed):
-                return found
-            if found is None:  # another transaction holds the key
-                left = policy.seconds.wait - waited
-                if left <= 0:
-                    return Refuse(problems.IN_FLIGHT)
-                passed = yield Wait(key, min(poll, left), left, policy.max_waiters)
-                if passed is None:
-                    return Refuse(problems.IN_FLIGHT)
-                waited += passed
-                poll = min(poll * POLL_GROWTH, LONGEST_POLL)
-                continue
-        record, now = found
-        if record.owner == request.owner and record.state is State.IN_FLIGHT:
-            return Claimed(record.token, record.attempt)  # the claim's own answer was lost
-        outcome = settled(request.fingerprint, policy, record, now)
-        if outcome is not None:
+            found = yield Lookup(key)
+        else:
+            outcome: Claimed | Outcome = command
             return outcome
-        if record.state is not State.IN_FLIGHT or record.lease_until <= now:
-            reason = _parked_for(record, policy)
-            if reason is not None:
-                yield Park(key, record.token, reason, lapsed=True)
-                found = yield Lookup(key)
-                continue
-            try:
-                expired = record.state is not State.IN_FLIGHT
-                lease = policy.seconds.lease
-                found = yield Takeover(
-                    key, record.token, mine, lease, request.owner, expired, request.remembered
-                )
-            except StoreUnknown:
-                found = yield Lookup(key)
-                continue
-            if isinstance(found, Claimed):
-                return found
-            continue
-        left = policy.seconds.wait - waited
-        if left <= 0:
+
+
+_CLAIMS: Final = frozenset({Claim, Open, Takeover})
+
+
+def _next_command(
+    request: Request, policy: Policy, found: Found | None, mine: bytes, opens: bool
+) -> Any:
+    """Return the command that a record, or none, calls for; or the outcome, or the claim, it is.
+
+    None: the key's operation is in flight, and to be waited for.
+    """
+    lease = policy.seconds.lease
+    if found is None:
+        if request.resumes:
             return Refuse(problems.IN_FLIGHT)
-        pause = min(poll, left, record.lease_until - now)
-        passed = yield Wait(key, pause, left, policy.max_waiters)
-        if passed is None:
-            return Refuse(problems.IN_FLIGHT)
-        waited += passed
-        poll = min(poll * POLL_GROWTH, LONGEST_POLL)
-        found = yield Lookup(key)
+        if opens:
+            return Open(request.key, mine, request.owner)
+        return Claim(request.key, mine, lease, request.owner, request.remembered)
+    record, now = found
+    in_flight = record.state is State.IN_FLIGHT
+    if in_flight and record.owner == request.owner:
+        return Claimed(record.token, record.attempt)  # the reply to the claim itself was lost
+    outcome = settled(request.fingerprint, policy, record, now)
+    if outcome is not None:
+        return outcome
+    if in_flight and record.lease_until > now:
+        return None
+    reason = _parked_for(record, policy)
+    if reason is not None:
+        return Park(request.key, record.token, reason, lapsed=True)
+    return Takeover(
+        request.key, record.token, mine, lease, request.owner, not in_flight, request.remembered
+    )
+
+
+class _Waiting:
+    """The time that a repeat has waited, and the pause until it looks again."""
+
+    __slots__ = ("poll", "waited")
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+        self.poll = FIRST_POLL
+
+
+def _wait(
+    key: bytes, policy: Policy, waiting: _Waiting, longest: float = math.inf
+) -> Generator[Any, Any, bool]:
+    """Wait for the key's operation, `longest` seconds at most. False: the time is up."""
+    left = policy.seconds.wait - waiting.waited
+    if left <= 0:
+        return False
+    passed = yield Wait(key, min(waiting.poll, left, longest), left, policy.max_waiters)
+    if passed is None:
+        return False
+    waiting.waited += passed
+    waiting.poll = min(waiting.poll * POLL_GROWTH, LONGEST_POLL)
+    return True
 
 
 def _parked_for(record: Record, policy: Policy) -> str | None:
@@ -285,9 +314,9 @@ def _finish(request: Request, policy: Policy, claimed: Claimed, answer: Answer) 
             if known is not None:
                 return known
         except StoreError:
-            if answer.atomic or claimed.opened:  # definitely not committed: nothing happened
+            if answer.atomic or claimed.opened:  # definitely not committed
                 yield from _release(key, token)
-                return Refuse(problems.STORE_UNAVAILABLE)
+                return Refuse(_rolled_back(answer))
         if pause is not None:
             yield Sleep(pause)
     return Refuse(problems.OUTCOME_UNRECORDED)
@@ -320,12 +349,21 @@ def _told_by(
         there = settled(request.fingerprint, policy, *found)
     except UnreadableRecord:
         return Refuse(problems.OUTCOME_UNRECORDED)
-    return there if there is not None else Refuse(_undone(answer, problems.IN_FLIGHT))
+    if there is None:
+        return Refuse(_undone(answer, problems.IN_FLIGHT))
+    if isinstance(there, Refuse) and there.problem in (problems.KEY_REUSED, problems.KEY_EXPIRED):
+        return Refuse(_undone(answer, there.problem))  # said of the record: this one did run
+    return there
 
 
 def _undone(answer: Answer, problem: Problem) -> Problem:
-    """A problem that says nothing was done: true of atomic operations only."""
-    return problem if answer.atomic else problems.OUTCOME_UNRECORDED
+    """A problem that says nothing was done: true of atomic operations without steps only."""
+    return problem if answer.atomic and not answer.stepped else problems.OUTCOME_UNRECORDED
+
+
+def _rolled_back(answer: Answer) -> Problem:
+    """The problem after a transaction that is known to be undone: steps are not undone with it."""
+    return problems.OUTCOME_UNRECORDED if answer.stepped else problems.STORE_UNAVAILABLE
 
 
 def _release(key: bytes, token: int) -> Generator[Any, Any, None]:
@@ -353,7 +391,7 @@ def _read_back(
             if not answer.atomic:
                 return None
             if (yield Release(request.key, token)):
-                return Refuse(problems.STORE_UNAVAILABLE)
+                return Refuse(_rolled_back(answer))
         except (StoreError, UnreadableRecord):
             yield Sleep(pause)
     return Refuse(problems.OUTCOME_UNRECORDED)
@@ -371,7 +409,7 @@ def _read_back_opened(
             found = yield Open(request.key, request.fingerprint(policy.algorithm), request.owner)
             if isinstance(found, Claimed):
                 yield Release(request.key, found.token)
-                return Refuse(problems.STORE_UNAVAILABLE)
+                return Refuse(_rolled_back(answer))
             if found is not None:
                 return _told_by(found, request, policy, token, answer, outcome)
         except (StoreError, UnreadableRecord):

@@ -1,4 +1,4 @@
-"""What "the same request" means: a versioned hash of what was asked.
+"""Fingerprints: versioned hashes by which two requests are the same.
 
 Method, path, query, content type, content encoding and the body, each length-prefixed. The body
 counts as the raw bytes sent, except that a multipart body counts without its boundary, which

@@ -1,4 +1,4 @@
-"""The policy of a route: which requests it covers, what it promises, and what is kept how long."""
+"""Policies: which requests are covered, what is promised, and how long responses are kept."""
 
 from __future__ import annotations
 
@@ -214,7 +214,10 @@ class Policy:
         with the key any more, however clocks differ and servers stand still.
         """
         expires = timedelta(seconds=max(left, 1.0))
-        return dataclasses.replace(self, expires=expires, tombstone=grace, after_expiry="refuse")
+        rules = dataclasses.replace(self, expires=expires, tombstone=grace, after_expiry="refuse")
+        kept = (expires + grace).total_seconds()  # as long as anybody may claim under the key
+        rules.__dict__["seconds"] = dataclasses.replace(rules.seconds, keep_steps=kept)
+        return rules
 
     def keeps(self, status: int) -> bool:
         """Say whether a response with this status ends the operation, or lets a retry run again."""
@@ -238,6 +241,7 @@ class Policy:
             expires=self.expires.total_seconds(),
             tombstone=0.0 if self.after_expiry == "run" else self.tombstone.total_seconds(),
             body_timeout=self.body_timeout.total_seconds(),
+            keep_steps=self.expires.total_seconds(),
         )
 
 
@@ -277,6 +281,8 @@ class Seconds:
     expires: float
     tombstone: float
     body_timeout: float
+    keep_steps: float
+    """How long recorded steps outlive an operation that ended without a record."""
 
 
 _PARAMETER = re.compile(r"\{([A-Za-z_]\w*)(?::(path|int|str|uuid|float))?\}")

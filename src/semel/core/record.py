@@ -1,4 +1,4 @@
-"""What is stored under (scope, key): the record, its states, and the answer's binary form."""
+"""The stored record of an operation, its states, and the binary form of its response."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, Final, NamedTuple
 
 
 class State(enum.IntEnum):
-    """Where a record stands. The numbers are stored; they never change their meaning."""
+    """The state of a record. The numbers are stored; they never change their meaning."""
 
     IN_FLIGHT = 1
     """Claimed: a handler may be running. Held by a lease."""
     COMPLETED = 2
-    """The answer is known and never changes again."""
+    """The response is known and never changes again."""
     PARKED = 3
     """The outcome is unknown and waits for a person or a policy."""
     EXPIRED = 4
-    """A tombstone: the answer is gone, the key is still refused."""
+    """A tombstone: the response is gone, the key is still refused."""
 
 
 ABSENT: Final = None
@@ -37,14 +37,14 @@ TRANSITIONS: Final[dict[State | None, dict[str, State | None]]] = {
     State.PARKED: {"settle": State.COMPLETED, "release": ABSENT},
 }
 """Every change of state there is. A completed record is taken over only after its expiry and only
-by a route with `after_expiry="run"`. Stores, the simulator's checker and the docs' diagram read
-this table."""
+by a route with `after_expiry="run"`. The picture of the states in the documentation is drawn from
+this table, and `lab/sim/exhaustive.py` holds each change that it explores against it."""
 
 
 class Response(NamedTuple):
-    """An answer as it is stored: status, headers without those of one connection, body.
+    """A response as it is stored: status, headers without those of one connection, body.
 
-    `body` is None where the operation completed but its answer was not kept (too large, or a
+    `body` is None where the operation completed but its response was not kept (too large, or a
     stream that broke): a repeat is told so and nothing runs a second time.
     """
 
@@ -68,27 +68,70 @@ class Record(NamedTuple):
     fingerprint: bytes
     lease_until: float
     expires_at: float
-    """When the answer goes; of a tombstone, when that goes."""
+    """When the response goes; of a tombstone, when that goes."""
     purge_at: float
     response: Response | None
     reason: str | None
     """Why a parked record is parked."""
 
+    @classmethod
+    def claimed(
+        cls,
+        key: bytes,
+        token: int,
+        owner: bytes,
+        fingerprint: bytes,
+        lease_until: float,
+        attempt: int = 1,
+    ) -> Record:
+        """Return the record of a claim just won."""
+        return cls(
+            key,
+            State.IN_FLIGHT,
+            token,
+            owner,
+            attempt,
+            fingerprint,
+            lease_until,
+            0.0,
+            0.0,
+            None,
+            None,
+        )
 
-COLUMNS: Final = (
-    "key",
-    "state",
-    "token",
-    "owner",
-    "attempt",
-    "fingerprint",
-    "lease_until",
-    "due_at",
-    "purge_at",
-    "answer",
-    "reason",
-)
-"""The columns of a stored record, in the order of `Record`'s fields and of `read_row`."""
+    def completed(self, response: Response, expires_at: float, purge_at: float) -> Record:
+        """Return this record with its response."""
+        return Record(
+            self.key,
+            State.COMPLETED,
+            self.token,
+            self.owner,
+            self.attempt,
+            self.fingerprint,
+            self.lease_until,
+            expires_at,
+            purge_at,
+            response,
+            None,
+        )
+
+
+COLUMN_TYPES: Final[dict[str, type]] = {
+    "key": bytes,
+    "state": int,
+    "token": int,
+    "owner": bytes,
+    "attempt": int,
+    "fingerprint": bytes,
+    "lease_until": float,
+    "due_at": float,
+    "purge_at": float,
+    "answer": bytes,
+    "reason": str,
+}
+"""The columns of a stored record and what they hold, in the order of `Record`'s fields."""
+COLUMNS: Final = tuple(COLUMN_TYPES)
+"""Their names: what a store selects for `read_row`."""
 
 
 class UnreadableRecord(Exception):
@@ -102,10 +145,11 @@ _VERSION = 1
 _READS = frozenset({1})
 """The forms that are read. A form is read one release before it is written, and ever after, so that
 servers of two releases can share a store while they are replaced one by one."""
+_STATES = {int(state): state for state in State}
 
 
 def encode_response(response: Response) -> bytes:
-    """Return the compact binary form of an answer: a version, lengths, and bytes as they were."""
+    """Return the compact binary form of a response: a version, lengths, and bytes as they were."""
     parts = [
         _HEAD.pack(_VERSION, response.body is not None, response.status, len(response.headers))
     ]
@@ -117,7 +161,7 @@ def encode_response(response: Response) -> bytes:
 
 
 def decode_response(data: bytes) -> Response:
-    """Return the answer that `encode_response` wrote.
+    """Return the response that `encode_response` wrote.
 
     Raises `UnreadableRecord` where the version is newer than this one or lengths do not add up.
     """
@@ -125,7 +169,7 @@ def decode_response(data: bytes) -> Response:
         version, kept, status, count = _HEAD.unpack_from(data)
         if version not in _READS:
             raise UnreadableRecord(
-                f"the answer was stored in form {version}; this version of Semel reads"
+                f"the response was stored in form {version}; this version of Semel reads"
                 f" {sorted(_READS)}"
             )
         position = _HEAD.size
@@ -135,27 +179,31 @@ def decode_response(data: bytes) -> Response:
             position += _FIELD.size
             end = position + name + value
             if end > len(data):
-                raise UnreadableRecord("a stored answer is cut short")
+                raise UnreadableRecord("a stored response is cut short")
             headers.append((data[position : position + name], data[position + name : end]))
             position = end
     except struct.error as error:
-        raise UnreadableRecord(f"a stored answer is damaged: {error}") from error
+        raise UnreadableRecord(f"a stored response is damaged: {error}") from error
     return Response(status, tuple(headers), data[position:] if kept else None)
 
 
 def read_row(row: Sequence[Any]) -> Record:
     """Return the record that a row of `COLUMNS` holds, whichever store has read it.
 
-    Raises `UnreadableRecord` where its response cannot be read.
+    Raises `UnreadableRecord` where its state or its response cannot be read.
     """
     key, state, token, owner, attempt, fingerprint, lease, due, purge, answer, reason = row
+    try:
+        known = _STATES[state]
+    except KeyError:
+        raise UnreadableRecord(f"this version of Semel knows no state {state!r}") from None
     return Record(
-        bytes(key),
-        State(state),
+        key if type(key) is bytes else bytes(key),
+        known,
         token,
-        bytes(owner),
+        owner if type(owner) is bytes else bytes(owner),
         attempt,
-        bytes(fingerprint),
+        fingerprint if type(fingerprint) is bytes else bytes(fingerprint),
         lease,
         due or 0.0,
         purge or 0.0,

@@ -18,7 +18,7 @@ _VERSION = 1
 
 
 class RememberedRequest(NamedTuple):
-    """What it takes to run a request again."""
+    """A request with all that it takes to run it again."""
 
     method: str
     path: str
@@ -27,7 +27,7 @@ class RememberedRequest(NamedTuple):
     query: bytes
     headers: tuple[tuple[bytes, bytes], ...]
     scope: str
-    """Whose key it is."""
+    """The scope of the key: the caller who sent it."""
     version: str
     """The handler's version, as its policy named it."""
     body: bytes

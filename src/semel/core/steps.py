@@ -1,7 +1,7 @@
 """The life of one step: a call to somebody else's system that no local transaction can take back.
 
 A generator, like `engine.run`: it yields store commands and the calls, and is sent their results.
-What is promised and what is not: table S and S0 in the guarantees page.
+The guide "Steps" (docs/guides/steps.md) says what is promised of a step and what is not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class OutcomeUnknown(Exception):
 
 
 class Step(NamedTuple):
-    """Which step of which operation, and what to do where its outcome is unknown."""
+    """A step of an operation, and what to do where its outcome is unknown."""
 
     key: bytes
     token: int
@@ -49,13 +49,13 @@ class Step(NamedTuple):
 
 
 class Call(NamedTuple):
-    """Call the far side under this derived key. Told: the result as bytes; or what it raised."""
+    """Call the far side under this derived key. Reply: the result as bytes; or what it raised."""
 
     derived: str
 
 
 class Probe(NamedTuple):
-    """Ask the far side what became of the call under this derived key. Told: as `Call`."""
+    """Ask the far side what became of the call under this derived key. Reply: as `Call`."""
 
     derived: str
 

@@ -44,7 +44,7 @@ def demo(
     except ImportError as error:
         sys.exit(f"semel demo needs its extra ({error.name} is missing): pip install 'semel[demo]'")
     from semel.demo.storm import storm
-    from semel.testing.servers import ServerMissing
+    from semel.testing.programs import ProgramMissing
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` too takes the servers along
     try:
@@ -70,7 +70,7 @@ def demo(
             flush=True,
         )
         sys.exit(asyncio.run(_demo(begin, report, only_semel=only_semel)))
-    except (ImportError, ServerMissing) as error:
+    except (ImportError, ProgramMissing) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -24,7 +24,7 @@ SERVERS = 4
 async def serve(*, protected: bool) -> AsyncIterator[Shop]:
     """Run a PostgreSQL of its own, four servers and the balancer, with Semel or without.
 
-    Raises `ServerMissing` where there are no PostgreSQL programs here.
+    Raises `ProgramMissing` where there are no PostgreSQL programs here.
     """
     async with _cluster() as cluster:
         with ExitStack() as reserved:

@@ -22,7 +22,7 @@ class ShopStore(StrEnum):
 async def open_shop(store: ShopStore, *, protected: bool) -> AsyncIterator[Shop]:
     """Run a fresh shop, with Semel or without, and throw it away in the end.
 
-    Raises `ImportError` and `ServerMissing`, which say what to install, where PostgreSQL or its
+    Raises `ImportError` and `ProgramMissing`, which say what to install, where PostgreSQL or its
     driver is not here.
     """
     if store is ShopStore.POSTGRESQL:

@@ -12,9 +12,10 @@ from semel.core.record import UnreadableRecord
 from semel.gateway.proxy import ReverseProxy
 from semel.gateway.settings import GatewayLimits, GatewaySettings
 from semel.gateway.upstream import UpstreamClient
-from semel.idempotency import Idempotency, Scope, scope_name
+from semel.idempotency import Idempotency, Scope
 from semel.web.asgi.messages import ASGIScope, Message, Receive, Send
 from semel.web.asgi.middleware import ASGIMiddleware
+from semel.web.http.callers import scope_name
 
 _NOBODYS: Final = bytes(16)
 """A key that no record has, to see whether the store responds."""

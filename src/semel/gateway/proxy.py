@@ -24,7 +24,7 @@ from semel.idempotency import Idempotency
 from semel.operation import AsyncOperation, current, current_async_operation
 from semel.web.asgi.exchange import StreamAborted
 from semel.web.asgi.messages import ASGIScope, Message, Receive, Send
-from semel.web.asgi.timeouts import within
+from semel.web.asgi.timeouts import timeout_if_suspended
 
 log = logging.getLogger("semel.gateway")
 
@@ -277,7 +277,7 @@ class _Body:
 
     async def _next(self) -> tuple[bytes, bool]:
         try:
-            message = await within(self._patience, self._receive())
+            message = await timeout_if_suspended(self._patience, self._receive())
         except TimeoutError:
             raise _Refused(problems.BODY_TIMEOUT) from None
         if message["type"] == "http.disconnect":

@@ -1,1 +1,1 @@
-"""Carries the engine out: drivers, the renewal of leases, repeats that wait."""
+"""The runtime: drivers that carry the engine out, lease renewal, repeats that wait, outcomes."""

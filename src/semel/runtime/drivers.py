@@ -1,4 +1,4 @@
-"""The two loops that carry out what the engine yields: on an event loop, and on threads.
+"""Drivers: the two loops that carry out the engine's commands, on an event loop and on threads.
 
 An adapter asks a driver to `begin`, runs the handler in its own way where that returns None, and
 hands the answer to `finish`. What may be sent is what these return; nothing is decided here.
@@ -28,10 +28,11 @@ from semel.core.commands import (
     Wait,
 )
 from semel.core.engine import Life, Outcome
-from semel.core.policy import Seconds
+from semel.core.policy import Policy
 from semel.core.record import UnreadableRecord
 from semel.failpoints import failpoint
 from semel.runtime.leases import Leases
+from semel.runtime.outcomes import Outcomes
 from semel.runtime.waiters import Waiters
 from semel.stores.base import Store, Transaction
 
@@ -50,37 +51,48 @@ _POINTS: dict[type, tuple[str, str]] = {
 
 
 class Runtime:
-    """What operations of one process share: the store, the leases held, the repeats waiting."""
+    """The state that operations of one process share: store, leases held, repeats waiting.
 
-    def __init__(self, store: Store) -> None:
+    `outcomes` is told of every outcome.
+    """
+
+    def __init__(self, store: Store, outcomes: Outcomes | None = None) -> None:
         self.store = store
+        self.outcomes = outcomes if outcomes is not None else Outcomes()
         self.leases = Leases(store)
         self.waiters = Waiters()
 
 
 class _Driver:
-    """What both drivers have in common: one operation's state."""
+    """The state of one operation, and the steps that both drivers share."""
 
     __slots__ = (
         "_lease",
         "_life",
         "_pending",
         "claim",
+        "in_flight",
         "keep",
         "key",
         "outcome",
         "parked",
+        "policy",
         "released",
         "runtime",
+        "stepped",
         "taken",
         "transaction",
     )
 
-    def __init__(self, runtime: Runtime, life: Life, key: bytes, seconds: Seconds) -> None:
+    def __init__(self, runtime: Runtime, life: Life, key: bytes, policy: Policy) -> None:
         self.runtime = runtime
         self.key = key
+        self.policy = policy
+        """The rules of the operation."""
         self.claim: RunHandler | None = None
         """The claim under which the handler runs."""
+        self.in_flight = False
+        """Whether the key's operation was seen in flight before this one began."""
         self.transaction: Transaction | None = None
         """The business transaction: that the handler has asked for, or that is the claim."""
         self.taken = False
@@ -89,12 +101,14 @@ class _Driver:
         """Why the handler has given up on knowing what it did."""
         self.released = False
         """Whether the handler knows that it did nothing."""
-        self.keep = seconds.expires
+        self.stepped = False
+        """Whether the handler has taken a step."""
+        self.keep = policy.seconds.keep_steps
         """Seconds that recorded steps outlive an operation that ended without a record."""
         self.outcome: Outcome | None = None
         """What `finish` returned: the operation is over."""
         self._life = life
-        self._lease = seconds.lease
+        self._lease = policy.seconds.lease
         self._pending: Any = None
 
     @property
@@ -107,8 +121,7 @@ class _Driver:
         try:
             return self._life.send(value)
         except StopIteration as end:
-            self.outcome = end.value
-            return None
+            return self._know(end.value)
 
     def _failed(self, error: Exception) -> Any:
         """Tell the engine that a command failed, and get its next one."""
@@ -120,8 +133,18 @@ class _Driver:
         try:
             return self._life.throw(error)
         except StopIteration as end:
-            self.outcome = end.value
-            return None
+            return self._know(end.value)
+
+    def _know(self, outcome: Outcome) -> None:
+        """Note how the operation ended, and tell those who want to know."""
+        attempt = self.claim.attempt if self.claim is not None else 0
+        self.outcome = self.runtime.outcomes.passed(outcome, self.key, attempt)
+
+    def _with_notes(self, answer: Answer) -> Answer:
+        """Add to what came of the handler what it has said by itself while it ran."""
+        if self.parked is None and not self.released and not self.stepped:
+            return answer
+        return answer._replace(parked=self.parked, released=self.released, stepped=self.stepped)
 
     def _started(self, claim: RunHandler) -> None:
         self.claim = claim
@@ -174,8 +197,7 @@ class AsyncDriver(_Driver):
 
     async def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""
-        if self.parked is not None or self.released:
-            answer = answer._replace(parked=self.parked, released=self.released)
+        answer = self._with_notes(answer)
         try:
             outcome = await self._drive(self._next(answer), frozenset())
         finally:
@@ -234,8 +256,7 @@ class ThreadDriver(_Driver):
 
     def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""
-        if self.parked is not None or self.released:
-            answer = answer._replace(parked=self.parked, released=self.released)
+        answer = self._with_notes(answer)
         try:
             outcome = self._drive(self._next(answer), frozenset())
         finally:

@@ -1,4 +1,4 @@
-"""Keeps the leases of running operations alive, from a thread of its own.
+"""Renewal of the leases of running operations, on a thread of its own.
 
 A thread, because a handler that blocks the event loop must not lose its claim by doing so.
 """

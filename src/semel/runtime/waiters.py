@@ -12,7 +12,7 @@ from semel.core.commands import Wait
 
 
 class Waiters:
-    """Who runs which key here, and whom to wake when it ends.
+    """The keys of operations that run in this process, and the repeats to wake when each ends.
 
     A repeat that arrives in another process cannot be woken and polls; see `engine.FIRST_POLL`.
     """
@@ -56,7 +56,7 @@ class Waiters:
             if queue is not None:
                 queue.append(wake)
                 return min(command.limit, 1.0)
-        return command.poll * random.uniform(0.75, 1.25)  # apart, not secret
+        return command.poll * random.uniform(0.75, 1.25)  # jitter; not security-sensitive
 
     def _leave(self, key: bytes, wake: Callable[[], None]) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""The protocol of a store: what keeps records, and the transactions that it offers."""
+"""The protocol of a store of records, and of the transactions that it may offer."""
 
 from __future__ import annotations
 

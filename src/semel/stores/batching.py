@@ -1,5 +1,7 @@
-"""Commands of one event loop, together: what is asked while a statement is under way goes in the
-next one, so a crowd shares statements and commits, and a lone command goes straight.
+"""Per-event-loop batching of store commands.
+
+Commands issued while a statement is in flight are combined into the next one, so many requests
+share statements and commits; a single command is sent immediately.
 """
 
 from __future__ import annotations
@@ -14,16 +16,17 @@ from semel.core.commands import Complete, StoreUnknown
 MOST: Final = 256
 """Most commands in one statement."""
 MOST_BYTES: Final = 8 * 1024 * 1024
-"""Most bytes of answers in one statement, if it is more than one command's."""
+"""Most bytes of responses in one statement, unless one command has more."""
 
 Send = Callable[[Sequence[Any]], Awaitable[list[Any]]]
 
 
-class Lane:
-    """The commands of one kind, one statement at a time.
+class Batcher:
+    """Combines commands of one kind, one statement at a time.
 
-    `patient`: those who have just been answered are let ask again before the next is sent. Where a
-    round trip is shorter than that takes, each would carry but two or three of them otherwise.
+    `patient`: tasks that have just had a reply may issue their next command before the next
+    statement is sent. Where a round trip is shorter than that takes, a statement would carry but
+    two or three commands otherwise.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class Lane:
         self._task: asyncio.Task[None] | None = None
 
     async def ask(self, command: Any) -> Any:
-        """Have one command carried out; return or raise what it is told."""
+        """Have one command carried out; return its reply or raise its error."""
         future: asyncio.Future[Any] = self._loop.create_future()
         self._waiting.append((command, future))
         if self._task is None:
@@ -48,7 +51,7 @@ class Lane:
         try:
             while self._waiting:
                 batch = self._next()
-                await self._carry_out(batch)
+                await self._execute(batch)
                 if self._patient:
                     await asyncio.sleep(0)
         finally:
@@ -69,14 +72,14 @@ class Lane:
                 size += len(command.response.body or b"")
         return batch
 
-    async def _carry_out(self, batch: list[tuple[Any, asyncio.Future[Any]]]) -> None:
+    async def _execute(self, batch: list[tuple[Any, asyncio.Future[Any]]]) -> None:
         if not batch:
             return
         try:
-            told = await self._send([command for command, _ in batch])
+            replies = await self._send([command for command, _ in batch])
         except Exception as error:  # noqa: BLE001  # each of them is told
-            told = [error] * len(batch)
-        for (_, future), reply in zip(batch, told, strict=True):
+            replies = [error] * len(batch)
+        for (_, future), reply in zip(batch, replies, strict=True):
             if future.done():
                 continue
             if isinstance(reply, Exception):

@@ -1,7 +1,8 @@
-"""Records in this process's memory: for tests, and for a service that lives in one process.
+"""Records in this process's memory: for tests, and for a service that runs in one process.
 
-`MemoryTable` says in thirty lines what every store's statements have to do; the simulator drives
-it with virtual time.
+`MemoryTable` is also the definition of what every store's commands do: a method each, as short as
+it can be said. The contract tests compare every other store with it, and the simulator drives it
+with virtual time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import heapq
 import threading
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, Final, NoReturn
 
 from semel.core.commands import (
     Abandoned,
@@ -35,12 +36,12 @@ from semel.core.commands import (
     Sweep,
     Takeover,
 )
-from semel.core.record import Record, State
+from semel.core.record import Record, Response, State
 from semel.stores.base import StoreSetupError
 
 
 class MemoryTable:
-    """The records of a store as a dictionary, and what each command does to it at a given time."""
+    """The records of a store as a dictionary, and the effect of each command at a given time."""
 
     def __init__(self, max_records: int = 1_000_000) -> None:
         self.records: dict[bytes, Record] = {}
@@ -52,81 +53,26 @@ class MemoryTable:
         self._max_records = max_records
 
     def apply(self, command: StoreCommand, now: float) -> Reply:
-        """Carry out one command at the time `now`."""
-        if type(command) is Lookup:
-            record = self.records.get(command.key)
-            return Found(record, now) if record is not None else None
-        match command:
-            case Claim():
-                return self._claim(command, now)
-            case Takeover():
-                return self._take_over(command, now)
-            case Complete(key, token):
-                return self._complete(command, now)
-            case Release(key, token):
-                if self._held(key, token) is None:
-                    return False
-                self._forget(key)
-                return True
-            case Park(key, token, reason, lapsed):
-                record = self._held(key, token)
-                if record is None or (lapsed and record.lease_until > now):
-                    return False
-                self.records[key] = record._replace(state=State.PARKED, reason=reason)
-                return True
-            case Renew(claims, lease):
-                return self._renew(claims, now + lease)
-            case Settle():
-                return self._settle(command, now)
-            case Sweep(limit):
-                return self._sweep(limit, now)
-            case Abandoned(limit, idle):
-                return self._abandoned(limit, now - idle)
-            case Steps(key):
-                return {name: result for name, (result, _) in self.steps.get(key, {}).items()}
-            case RecordStep():
-                return self._record_step(command, now)
-            case ForgetStep(key, token, name):
-                return self._forget_step(key, token, name)
-        raise AssertionError(command)
+        """Carry out one command at the time `now`; return its reply."""
+        return _EFFECTS[type(command)](self, command, now)
 
-    def _held(self, key: bytes, token: int) -> Record | None:
-        record = self.records.get(key)
-        if record is None or record.token != token or record.state is not State.IN_FLIGHT:
-            return None
-        return record
+    # --- an operation from its claim to its end ----------------------------------------------
 
-    def _claim(self, command: Claim, now: float) -> Reply:
+    def _lookup(self, command: Lookup, now: float) -> Found | None:
+        record = self.records.get(command.key)
+        return Found(record, now) if record is not None else None
+
+    def _claim(self, command: Claim, now: float) -> Claimed | Found:
         record = self.records.get(command.key)
         if record is not None:
             return Found(record, now)
         if len(self.records) >= self._max_records:
-            self._sweep(100, now)
+            self._sweep(Sweep(100), now)
             if len(self.records) >= self._max_records:
                 raise StoreUnavailable(f"memory:// holds its {self._max_records} records already")
         return self._grant(command, 1, now)
 
-    def _grant(self, command: Claim | Takeover, attempt: int, now: float) -> Claimed:
-        self._last_token = token = self._last_token + 1
-        until = now + command.lease
-        if command.request is not None:
-            self._requests[command.key] = command.request
-        self.records[command.key] = Record(
-            command.key,
-            State.IN_FLIGHT,
-            token,
-            command.owner,
-            attempt,
-            command.fingerprint,
-            until,
-            0.0,
-            0.0,
-            None,
-            None,
-        )
-        return Claimed(token, attempt)
-
-    def _take_over(self, command: Takeover, now: float) -> Reply:
+    def _take_over(self, command: Takeover, now: float) -> Claimed | Found | None:
         record = self.records.get(command.key)
         if record is None:
             return None
@@ -143,54 +89,93 @@ class MemoryTable:
             self.steps.pop(command.key, None)
         return self._grant(command, record.attempt + 1 if again else 1, now)
 
+    def _grant(self, command: Claim | Takeover, attempt: int, now: float) -> Claimed:
+        self._last_token = token = self._last_token + 1
+        if command.request is not None:
+            self._requests[command.key] = command.request
+        self.records[command.key] = Record.claimed(
+            command.key, token, command.owner, command.fingerprint, now + command.lease, attempt
+        )
+        return Claimed(token, attempt)
+
+    def _held(self, key: bytes, token: int) -> Record | None:
+        """Return the record of a claim that is still this token's: what every write requires."""
+        record = self.records.get(key)
+        if record is None or record.token != token or record.state is not State.IN_FLIGHT:
+            return None
+        return record
+
+    def _renew(self, command: Renew, now: float) -> frozenset[int]:
+        until = now + command.lease
+        lost = set()
+        for key, token in command.claims:
+            record = self._held(key, token)
+            if record is None:
+                lost.add(token)
+            elif record.lease_until < until:
+                self.records[key] = record._replace(lease_until=until)
+        return frozenset(lost)
+
     def _complete(self, command: Complete, now: float) -> bool:
         record = self._held(command.key, command.token)
         if record is None:
             return False
-        self._write_answer(record, command, now)
+        self._write_response(record, command.response, command, now)
         return True
 
-    def _write_answer(self, record: Record, command: Complete | Settle, now: float) -> None:
+    def _write_response(
+        self, record: Record, response: Response, command: Complete | Settle, now: float
+    ) -> None:
         expires = now + command.expires
         self._requests.pop(command.key, None)
-        self.records[command.key] = Record(
-            command.key,
-            State.COMPLETED,
-            command.token,
-            record.owner,
-            record.attempt,
-            record.fingerprint,
-            record.lease_until,
-            expires,
-            expires + command.tombstone,
-            command.response,
-            None,
-        )
+        self.records[command.key] = record.completed(response, expires, expires + command.tombstone)
         heapq.heappush(self._due, (expires, command.key, command.token))
 
-    def _settle(self, command: Settle, now: float) -> bool:
-        record = self.records.get(command.key)
-        if record is None or (record.state, record.token) != (State.PARKED, command.token):
+    def _release(self, command: Release, now: float) -> bool:
+        if self._held(command.key, command.token) is None:
             return False
-        if command.response is not None:
-            self._write_answer(record, command, now)
-            return True
         self._forget(command.key)
-        steps = self.steps.get(command.key, {})
-        self.steps[command.key] = {n: kept for n, kept in steps.items() if kept[0] is not None}
         return True
 
     def _forget(self, key: bytes) -> None:
         del self.records[key]
         self._requests.pop(key, None)
 
-    def _abandoned(self, limit: int, before: float) -> tuple[Remembered, ...]:
+    # --- outcomes that nobody knows ----------------------------------------------------------
+
+    def _park(self, command: Park, now: float) -> bool:
+        record = self._held(command.key, command.token)
+        if record is None or (command.lapsed and record.lease_until > now):
+            return False
+        self.records[command.key] = record._replace(state=State.PARKED, reason=command.reason)
+        return True
+
+    def _settle(self, command: Settle, now: float) -> bool:
+        record = self.records.get(command.key)
+        if record is None or (record.state, record.token) != (State.PARKED, command.token):
+            return False
+        if command.response is not None:
+            self._write_response(record, command.response, command, now)
+            return True
+        self._forget(command.key)
+        steps = self.steps.get(command.key, {})
+        self.steps[command.key] = {n: kept for n, kept in steps.items() if kept[0] is not None}
+        return True
+
+    def _abandoned(self, command: Abandoned, now: float) -> tuple[Remembered, ...]:
+        before = now - command.idle
         found = (self.records[key] for key in self._requests)
         over = [r for r in found if r.state is State.IN_FLIGHT and r.lease_until <= before]
         over.sort(key=lambda record: record.lease_until)
         return tuple(
-            Remembered(r.key, r.token, r.attempt, self._requests[r.key]) for r in over[:limit]
+            Remembered(r.key, r.token, r.attempt, self._requests[r.key])
+            for r in over[: command.limit]
         )
+
+    # --- steps -------------------------------------------------------------------------------
+
+    def _read_steps(self, command: Steps, now: float) -> dict[str, bytes | None]:
+        return {name: result for name, (result, _) in self.steps.get(command.key, {}).items()}
 
     def _record_step(self, command: RecordStep, now: float) -> Recorded | None:
         key, token, name, result, keep = command
@@ -202,7 +187,8 @@ class MemoryTable:
         heapq.heappush(self._due, (now + keep, key, _STEPS))
         return Recorded(steps[name][0])
 
-    def _forget_step(self, key: bytes, token: int, name: str) -> bool:
+    def _forget_step(self, command: ForgetStep, now: float) -> bool:
+        key, token, name = command
         if key in self.records and self._held(key, token) is None:
             return False
         steps = self.steps.get(key, {})
@@ -211,19 +197,11 @@ class MemoryTable:
         del steps[name]
         return True
 
-    def _renew(self, claims: tuple[tuple[bytes, int], ...], until: float) -> frozenset[int]:
-        lost = set()
-        for key, token in claims:
-            record = self._held(key, token)
-            if record is None:
-                lost.add(token)
-            elif record.lease_until < until:
-                self.records[key] = record._replace(lease_until=until)
-        return frozenset(lost)
+    # --- what is due -------------------------------------------------------------------------
 
-    def _sweep(self, limit: int, now: float) -> int:
+    def _sweep(self, command: Sweep, now: float) -> int:
         changed = 0
-        while changed < limit and self._due and self._due[0][0] <= now:
+        while changed < command.limit and self._due and self._due[0][0] <= now:
             _, key, token = heapq.heappop(self._due)
             record = self.records.get(key)
             if token == _STEPS:
@@ -254,8 +232,23 @@ class MemoryTable:
         return len(due)
 
 
+_EFFECTS: Final[dict[type, Callable[[MemoryTable, Any, float], Reply]]] = {
+    Lookup: MemoryTable._lookup,
+    Claim: MemoryTable._claim,
+    Takeover: MemoryTable._take_over,
+    Renew: MemoryTable._renew,
+    Complete: MemoryTable._complete,
+    Release: MemoryTable._release,
+    Park: MemoryTable._park,
+    Settle: MemoryTable._settle,
+    Abandoned: MemoryTable._abandoned,
+    Steps: MemoryTable._read_steps,
+    RecordStep: MemoryTable._record_step,
+    ForgetStep: MemoryTable._forget_step,
+    Sweep: MemoryTable._sweep,
+}
 _STEPS = -1
-"""In the place of a token, in the heap of what is due: the steps of a key."""
+"""Stands for a token in the heap of what is due: the steps of a key."""
 _LATER = 60.0
 """Seconds after which steps of an operation that still runs are looked at again."""
 

@@ -1,4 +1,4 @@
-"""What MySQL's and MariaDB's error numbers say of the session, whichever driver brings them."""
+"""Meaning of MySQL's and MariaDB's error numbers for a session, with any driver."""
 
 from __future__ import annotations
 

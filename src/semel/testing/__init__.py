@@ -1,1 +1,42 @@
-"""Tools that test idempotency: histories and their checker, and the means to make histories."""
+"""What tests of a service that uses Semel, and of a store, can be made of.
+
+- Servers of the test's own, on free ports, that can be crashed, paused and started again:
+  `with running(PostgreSQL) as server`. A program that is not here raises `ProgramMissing`, which
+  says how to install it.
+- `Proxy`: a network that delays, loses and cuts.
+- `semel.testing.store_contract`: the tests that every store passes, for one of your own. It alone
+  needs `pytest` and `hypothesis`.
+- `semel.failpoints`: named points at which a process is killed, stopped or delayed.
+"""
+
+from semel.testing.programs import ProgramMissing
+from semel.testing.proxy import Proxy
+from semel.testing.servers import (
+    S3,
+    MariaDB,
+    Nats,
+    PgBouncer,
+    PostgreSQL,
+    Server,
+    Standby,
+    Valkey,
+    ValkeyCluster,
+    free_port,
+    running,
+)
+
+__all__ = [
+    "S3",
+    "MariaDB",
+    "Nats",
+    "PgBouncer",
+    "PostgreSQL",
+    "ProgramMissing",
+    "Proxy",
+    "Server",
+    "Standby",
+    "Valkey",
+    "ValkeyCluster",
+    "free_port",
+    "running",
+]

@@ -10,6 +10,8 @@ import socket
 import threading
 import time
 
+__all__ = ["Proxy"]
+
 
 class Proxy:
     """Forwards a loopback port to another; what goes wrong is set on it at any time."""

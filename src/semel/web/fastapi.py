@@ -29,6 +29,17 @@ from semel.web.asgi.middleware import ASGIMiddleware
 from semel.web.conditional import NotMet, Preconditions
 from semel.web.openapi import document
 
+__all__ = [
+    "AsyncOp",
+    "Op",
+    "async_operation",
+    "init_app",
+    "not_met",
+    "operation",
+    "preconditions",
+    "respond",
+]
+
 _KeyHeader = Annotated[
     str | None,
     Header(

@@ -20,6 +20,8 @@ from semel.operation import NoOperation, Operation, current_operation
 from semel.web.conditional import NotMet, Preconditions
 from semel.web.wsgi.middleware import WSGIMiddleware
 
+__all__ = ["init_app", "not_met", "operation", "preconditions", "respond"]
+
 log = logging.getLogger("semel")
 
 _CONVERTER = re.compile(r"<(?:([a-zA-Z_]\w*)(?:\([^)]*\))?:)?([a-zA-Z_]\w*)>")

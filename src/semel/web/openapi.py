@@ -1,4 +1,4 @@
-"""What Semel adds to an application's OpenAPI document: the key's header, and what is answered."""
+"""Additions to an application's OpenAPI document: the key's header, and the problem responses."""
 
 from __future__ import annotations
 

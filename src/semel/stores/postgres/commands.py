@@ -1,4 +1,4 @@
-"""What each command is as a call of a function in the database, and what its rows mean."""
+"""Translation between store commands and calls of PostgreSQL functions."""
 
 from __future__ import annotations
 
@@ -26,14 +26,20 @@ from semel.core.commands import (
     Sweep,
     Takeover,
 )
-from semel.core.record import Record, State, decode_response, encode_response
+from semel.core.record import COLUMNS, encode_response, read_row
 
 Statement = tuple[str, Sequence[Any]]
 Rows = list[tuple[Any, ...]]
 
-CLAIM: Final = "select * from semel_claim(%b, %b, %b, %b, %b)"
+# By name: a newer version's migration may have given `semel_found` more.
+_FOUND: Final = f"select {', '.join(COLUMNS)}, now, won from"
+_KEY, _STATE, _TOKEN, _OWNER, _ATTEMPT = map(
+    COLUMNS.index, ("key", "state", "token", "owner", "attempt")
+)
+CLAIM: Final = f"{_FOUND} semel_claim(%b, %b, %b, %b, %b)"
+TAKE_OVER: Final = f"{_FOUND} semel_take_over(%b, %b, %b, %b, %b, %b, %b)"
+LOOKUP: Final = f"{_FOUND} semel_lookup(%b)"
 COMPLETE: Final = "select * from semel_complete(%b, %b, %b, %b, %b)"
-LOOKUP: Final = "select * from semel_lookup(%b)"
 
 
 def statement(command: StoreCommand) -> Statement:
@@ -45,7 +51,7 @@ def statement(command: StoreCommand) -> Statement:
             return "select semel_park(%b, %b, %b::text, %b)", (key, token, reason, lapsed)
         case Takeover():
             return (
-                "select * from semel_take_over(%b, %b, %b, %b, %b, %b, %b)",
+                TAKE_OVER,
                 (
                     command.key,
                     command.token,
@@ -106,19 +112,22 @@ def batch(commands: Sequence[Any]) -> Statement:
 
 
 def replies(commands: Sequence[Any], rows: Rows) -> list[Reply | Exception]:
-    """Return what each of many commands is told; an unreadable record is told as its error."""
+    """Return the reply of each of many commands; of an unreadable record, its error."""
     first = commands[0]
     if isinstance(first, Complete):
         applied = {token for (token,) in rows}
         return [command.token in applied for command in commands]
     if isinstance(first, Claim):
         won: set[int] = set()
-        return [_told(_claimed, row, c.owner, won) for c, row in zip(commands, rows, strict=True)]
-    by_key = {row[0]: row for row in rows}
-    return [_told(found, by_key[c.key]) if c.key in by_key else None for c in commands]
+        return [
+            _reply_or_error(_claimed, row, c.owner, won)
+            for c, row in zip(commands, rows, strict=True)
+        ]
+    by_key = {row[_KEY]: row for row in rows}
+    return [_reply_or_error(found, by_key[c.key]) if c.key in by_key else None for c in commands]
 
 
-def _told(read: Any, *arguments: Any) -> Any:
+def _reply_or_error(read: Any, *arguments: Any) -> Any:
     try:
         return read(*arguments)
     except Exception as error:  # noqa: BLE001  # this command's own, not its neighbours'
@@ -126,13 +135,13 @@ def _told(read: Any, *arguments: Any) -> Any:
 
 
 def reply(command: StoreCommand, rows: Rows) -> Reply:
-    """Return what one command is told. Raises `UnreadableRecord`."""
+    """Return the reply of one command. Raises `UnreadableRecord`."""
     match command:
         case Claim() | Complete() | Lookup():
-            told = replies([command], rows)[0]
-            if isinstance(told, Exception):
-                raise told
-            return told
+            first = replies([command], rows)[0]
+            if isinstance(first, Exception):
+                raise first
+            return first
         case Takeover():
             return _claimed(rows[0], command.owner, set()) if rows else None
         case Renew():
@@ -152,29 +161,15 @@ def _claimed(row: tuple[Any, ...], owner: bytes, won: set[int]) -> Claimed | Fou
 
     `won` collects the tokens handed out: of two claims of one statement only one has won.
     """
-    if row[1] is None:
+    if row[_STATE] is None:
         return None
-    token: int = row[2]
-    if row[12] and row[3] == owner and token not in won:
+    token: int = row[_TOKEN]
+    if row[-1] and row[_OWNER] == owner and token not in won:
         won.add(token)
-        return Claimed(token, row[4])
+        return Claimed(token, row[_ATTEMPT])
     return found(row)
 
 
 def found(row: tuple[Any, ...]) -> Found:
-    """Return what a row of `semel_found` says. Raises `UnreadableRecord`."""
-    key, state, token, owner, attempt, fingerprint, lease, due, purge, answer, reason, now, _ = row
-    record = Record(
-        key,
-        State(state),
-        token,
-        owner,
-        attempt,
-        fingerprint,
-        lease,
-        due or 0.0,
-        purge or 0.0,
-        decode_response(answer) if answer is not None else None,
-        reason,
-    )
-    return Found(record, now)
+    """Return the record and the time of a row of `_FOUND`. Raises `UnreadableRecord`."""
+    return Found(read_row(row[:-2]), row[-2])

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: bounded in time, safe to hand to a handler, and what errors mean."""
+"""Connections to PostgreSQL, bounded in time and safe to hand to a handler; meaning of errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from semel.stores.postgres.messages import Message, R, Talk, converse, say
 from semel.stores.postgres.watch import Watch
 
 POLL: Final = 0.1
-"""Seconds between looks at the clock while an answer is awaited."""
+"""Seconds between looks at the clock while a reply is awaited."""
 _STOPPING: Final = 5.0
 """Seconds that the server has to stop a statement."""
 KEEPALIVE: Final[dict[str, Any]] = {
@@ -47,22 +47,22 @@ def _bounded(talk: Talk[R], wanted: Any, limit: float | None) -> Talk[R]:
             return end.value  # type: ignore[no-any-return]
 
 
-C = TypeVar("C", "Connection", "AsyncConnection")
+C = TypeVar("C", "PostgreSQLConnection", "AsyncPostgreSQLConnection")
 
 
-class Connection(psycopg.Connection[Any]):
-    """What `op.connection()` gives a plain handler: psycopg's connection, in the transaction.
+class PostgreSQLConnection(psycopg.Connection[Any]):
+    """The connection of a plain handler (`op.connection()`): psycopg's own, in the transaction.
 
     What is written commits with the key's record, or not at all. `commit()` does nothing; the
-    commit comes with the answer. `with connection.transaction():` is a savepoint.
+    commit comes with the response. `with connection.transaction():` is a savepoint.
     """
 
     limit: float | None = None
-    """Seconds that the server has for an answer; None leaves it to the handler."""
+    """Seconds that the server has for a reply; None leaves it to the handler."""
     born = 0.0
     """When it was made, by the monotonic clock."""
     prepared: set[bytes] | None = None
-    """What is prepared on it; None: a pooler may be at the other end, and not the server."""
+    """Names of statements prepared on it; None: a pooler may be between it and the server."""
 
     def wait(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
         """Carry a conversation out, within the limit."""
@@ -101,15 +101,15 @@ class Connection(psycopg.Connection[Any]):
         return super()._deallocate(name)
 
     def commit(self) -> None:
-        """Do nothing: the commit comes with the answer, together with the key's record."""
+        """Do nothing: the commit comes with the response, together with the key's record."""
 
     def rollback(self) -> NoReturn:
         """Refuse: raise an error in the handler, and all is rolled back."""
         raise psycopg.ProgrammingError(_NO_ROLLBACK)
 
 
-class AsyncConnection(psycopg.AsyncConnection[Any]):
-    """What `op.connection()` gives an async handler: as `Connection`, awaitable."""
+class AsyncPostgreSQLConnection(psycopg.AsyncConnection[Any]):
+    """The connection of an async handler: as `PostgreSQLConnection`, awaitable."""
 
     limit: float | None = None
     born = 0.0
@@ -207,7 +207,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             return await self.wait(say(self.pgconn, query))
 
     async def undo(self) -> None:
-        """As `Connection.undo`."""
+        """As `PostgreSQLConnection.undo`."""
         async with self.lock:
             await self.wait(self._rollback_gen())
 
@@ -217,7 +217,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         return super()._deallocate(name)
 
     async def commit(self) -> None:
-        """Do nothing: the commit comes with the answer, together with the key's record."""
+        """Do nothing: the commit comes with the response, together with the key's record."""
 
     async def rollback(self) -> NoReturn:
         """Refuse: raise an error in the handler, and all is rolled back."""
@@ -239,9 +239,11 @@ class Connector:
         self._timeout = timeout
         self._idle = idle
 
-    def connect(self, *, prepares: bool = False) -> Connection:
+    def connect(self, *, prepares: bool = False) -> PostgreSQLConnection:
         """Connect. `prepares`: what handlers say often is prepared, as psycopg does by default."""
-        connection: Connection = Connection.connect(self._url, **self._parameters)
+        connection: PostgreSQLConnection = PostgreSQLConnection.connect(
+            self._url, **self._parameters
+        )
         connection.limit = self._timeout
         try:
             cursor = connection.execute(_BOUND, self._bound(connection))
@@ -250,9 +252,11 @@ class Connector:
             connection.finish()
             raise
 
-    async def aconnect(self, *, prepares: bool = False) -> AsyncConnection:
+    async def aconnect(self, *, prepares: bool = False) -> AsyncPostgreSQLConnection:
         """As `connect`, without blocking the event loop."""
-        connection: AsyncConnection = await AsyncConnection.connect(self._url, **self._parameters)
+        connection: AsyncPostgreSQLConnection = await AsyncPostgreSQLConnection.connect(
+            self._url, **self._parameters
+        )
         connection.limit = self._timeout
         try:
             cursor = await connection.execute(_BOUND, self._bound(connection))
@@ -270,7 +274,9 @@ class Connector:
             **KEEPALIVE,
         }
 
-    def _bound(self, connection: Connection | AsyncConnection) -> dict[str, object]:
+    def _bound(
+        self, connection: PostgreSQLConnection | AsyncPostgreSQLConnection
+    ) -> dict[str, object]:
         milliseconds = str(int(self._idle * 1000))
         return {"process": connection.info.backend_pid, "idle": milliseconds}
 
@@ -295,10 +301,10 @@ _BOUND: Final = (
 )
 
 
-class Borrowed(Connection):
+class Borrowed(PostgreSQLConnection):
     """An event loop's connection, for a plain handler that runs on a thread beside the loop."""
 
-    def __init__(self, lender: AsyncConnection) -> None:
+    def __init__(self, lender: AsyncPostgreSQLConnection) -> None:
         super().__init__(lender.pgconn)
         # On one session: neither may use a name of the other's, nor what the other has deallocated.
         self._prepared = lender._prepared
@@ -339,7 +345,7 @@ AGAIN: Final = frozenset({"40001", "40P01", "55P03"})
 
 
 def translate(error: BaseException, *, sent: bool = True) -> StoreError:
-    """Say what an error means for what was asked: not done, or not known.
+    """Map a psycopg error to StoreUnavailable (certainly not executed) or StoreUnknown (it may be).
 
     An error that the server itself reports has undone the statement, but for those that end the
     connection: their statement may have been done. `sent`: something had been sent that changes.

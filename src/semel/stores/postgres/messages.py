@@ -1,7 +1,7 @@
-"""Several statements in one message and one round trip, values binary, plans kept.
+"""Pipelined messages: several statements in one round trip, values binary, plans kept.
 
 The extended protocol, pipelined: half of what the same statements cost the server as text, in
-which it has to read each answer's bytes as hexadecimal digits.
+which it has to read each response's bytes as hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Statement(NamedTuple):
     """A statement of Semel's own."""
 
     name: bytes
-    """What it is called where it is prepared."""
+    """Its name where it is prepared."""
     text: bytes
     types: tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""Pools of connections: the one used last goes first, a dead one is noticed before it is used.
+"""Pools of connections that hand out the one used last and notice a dead one before it is used.
 
 psycopg_pool was tried. It hands connections out in turn, so that each is cold when it is used; it
 comes back to a restarted server only after its own back-off; and a task of its own that is
@@ -18,7 +18,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from semel.core.commands import StoreUnavailable
-from semel.stores.postgres.connections import AsyncConnection, Connection
+from semel.stores.postgres.connections import AsyncPostgreSQLConnection, PostgreSQLConnection
 
 LIFETIME: Final = 1800.0
 """Seconds after which a connection is replaced, so that load follows a change of servers."""
@@ -80,20 +80,22 @@ class _Idle:
 class Pool:
     """Connections for threads."""
 
-    def __init__(self, connect: Callable[[], Connection], size: int, timeout: float) -> None:
+    def __init__(
+        self, connect: Callable[[], PostgreSQLConnection], size: int, timeout: float
+    ) -> None:
         self._connect = connect
         self._timeout = timeout
         self._free = threading.Semaphore(size)
         self._idle = _Idle()
 
-    def get(self) -> Connection:
+    def get(self) -> PostgreSQLConnection:
         """Return a connection. Raises `StoreUnavailable` after `timeout` seconds."""
         if not self._free.acquire(timeout=self._timeout):
             raise StoreUnavailable(
                 f"PostgreSQL: all connections of the pool were in use for {self._timeout} s"
             )
         try:
-            connection: Connection | None = self._idle.take()
+            connection: PostgreSQLConnection | None = self._idle.take()
             if connection is None:
                 connection = self._connect()
                 connection.born = time.monotonic()
@@ -105,7 +107,7 @@ class Pool:
         connection.limit = self._timeout
         return connection
 
-    def put(self, connection: Connection) -> None:
+    def put(self, connection: PostgreSQLConnection) -> None:
         """Take a connection back."""
         self._idle.keep(connection)
         self._free.release()
@@ -119,14 +121,14 @@ class AsyncPool:
     """Connections for one event loop."""
 
     def __init__(
-        self, connect: Callable[[], Awaitable[AsyncConnection]], size: int, timeout: float
+        self, connect: Callable[[], Awaitable[AsyncPostgreSQLConnection]], size: int, timeout: float
     ) -> None:
         self._connect = connect
         self._timeout = timeout
         self._free = asyncio.Semaphore(size)
         self._idle = _Idle()
 
-    async def get(self) -> AsyncConnection:
+    async def get(self) -> AsyncPostgreSQLConnection:
         """Return a connection. Raises `StoreUnavailable` after `timeout` seconds."""
         if self._free.locked():
             try:
@@ -139,7 +141,7 @@ class AsyncPool:
         else:
             await self._free.acquire()  # at once
         try:
-            connection: AsyncConnection | None = self._idle.take()
+            connection: AsyncPostgreSQLConnection | None = self._idle.take()
             if connection is None:
                 async with asyncio.timeout(self._timeout):
                     connection = await self._connect()
@@ -152,7 +154,7 @@ class AsyncPool:
         connection.limit = self._timeout
         return connection
 
-    def put(self, connection: AsyncConnection) -> None:
+    def put(self, connection: AsyncPostgreSQLConnection) -> None:
         """Take a connection back."""
         try:
             connection.unwatch()

@@ -1,9 +1,8 @@
-"""The business transaction: the claim, the work and the record, in no more messages than bare."""
+"""The business transaction: claim, work and record, in as few messages as the work alone."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +13,9 @@ from semel.core.commands import Complete, Open, StoreUnknown
 from semel.core.record import encode_response
 from semel.failpoints import failpoint
 from semel.stores.postgres.connections import (
-    AsyncConnection,
+    AsyncPostgreSQLConnection,
     Borrowed,
-    Connection,
+    PostgreSQLConnection,
     fenced,
     translate,
 )
@@ -31,31 +30,30 @@ from semel.stores.postgres.messages import (
     failure,
     pack_bigint,
     pack_double,
-    require,
 )
-from semel.stores.postgres.pools import is_clean
-
-log = logging.getLogger("semel")
 
 GiveBack = Callable[[Any], None]
 
 
-def begin_message(connection: Connection | AsyncConnection, idle: bytes) -> Message:
+def begin_message(
+    connection: PostgreSQLConnection | AsyncPostgreSQLConnection, idle: bytes
+) -> Message:
     """Begin, beside a claim that is a record. `idle`: milliseconds."""
     if connection.prepared is not None:  # the session was given its bound when it was made
         return ((BEGIN, ()),)
     return (BEGIN, ()), (BOUND, (idle,))
 
 
-def open_message(connection: Connection | AsyncConnection, command: Open, idle: bytes) -> Message:
+def open_message(
+    connection: PostgreSQLConnection | AsyncPostgreSQLConnection, command: Open, idle: bytes
+) -> Message:
     """Begin, lock the key, look it up: one message. See `semel_open`."""
     bound = None if connection.prepared is not None else idle
     return (BEGIN, ()), (OPEN, (command.key[:8], command.key, bound))
 
 
-def token_of(connection: Connection | AsyncConnection, results: list[Any]) -> int | None:
+def token_of(results: list[Any]) -> int | None:
     """Read what `semel_open` said: a token, 0 for a record, None while another has the key."""
-    require(connection, results)
     value: bytes | None = results[-1].get_value(0, 0)
     return int.from_bytes(value, "big", signed=True) if value is not None else None
 
@@ -75,25 +73,26 @@ class PostgreSQLTransaction:
         opened: Open | None = None,
         token: int | None = None,
     ) -> None:
+        connection.limit = None  # how long its statements may take is the handler's affair
         self._connection = connection
         self._give_back = give_back
         self._opened = opened
         self.token = token
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> PostgreSQLConnection:
         """For plain code."""
         had = self._had()
-        if isinstance(had, AsyncConnection):
+        if isinstance(had, AsyncPostgreSQLConnection):
             had.unwatch_for_thread()
             return Borrowed(had)
-        connection: Connection = had
+        connection: PostgreSQLConnection = had
         return connection
 
     @property
-    def async_connection(self) -> AsyncConnection:
+    def async_connection(self) -> AsyncPostgreSQLConnection:
         """For async code."""
-        connection: AsyncConnection = self._had()
+        connection: AsyncPostgreSQLConnection = self._had()
         connection.watch()
         return connection
 
@@ -142,7 +141,9 @@ class PostgreSQLTransaction:
     async def acomplete(self, command: Complete) -> bool:
         """Write the completion and commit, without blocking the event loop."""
         connection = self._begun()
-        if isinstance(connection, Connection):  # a plain handler's, on a thread beside this loop
+        if isinstance(
+            connection, PostgreSQLConnection
+        ):  # a plain handler's, on a thread beside this loop
             return await asyncio.to_thread(self.complete, command)
         connection.limit = COMMIT_LIMIT
         failpoint("before_commit")
@@ -184,26 +185,3 @@ class PostgreSQLTransaction:
 
 COMMIT_LIMIT = 30.0
 """Seconds that the server has for a commit before its outcome is called unknown."""
-
-
-def finish_sync(connection: Connection) -> None:
-    """End what is open on a connection, or the connection. Never raises."""
-    try:
-        if not connection.closed and not is_clean(connection):
-            connection.undo()
-    except Exception as error:  # noqa: BLE001  # the server's own timeouts end the transaction
-        log.debug("could not roll back: %s", error)
-        connection.finish()
-
-
-async def finish_async(connection: AsyncConnection) -> None:
-    """As `finish_sync`; where it is cancelled, the connection is ended."""
-    try:
-        if not connection.closed and not is_clean(connection):
-            await connection.undo()
-    except asyncio.CancelledError:
-        connection.finish()
-        raise
-    except Exception as error:  # noqa: BLE001
-        log.debug("could not roll back: %s", error)
-        connection.finish()

@@ -1,6 +1,6 @@
-"""An event loop watches a connection's socket for as long as an async handler has the connection.
+"""Watching of a connection's socket by the event loop, for as long as an async handler has it.
 
-psycopg has it watched anew for each answer: nine system calls under uvloop, where two are enough.
+psycopg has it watched anew for each reply: nine system calls under uvloop, where two are enough.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import select
 from typing import Final
 
 BUSY: Final = 0.005
-"""Seconds for which one statement may keep the event loop from everything else, as in psycopg: an
-answer that comes as fast as it is read never has to be waited for."""
-_PATIENCE: Final = 10.0
+"""Seconds for which one statement may keep the event loop from everything else, as in psycopg: a
+reply that comes as fast as it is read never has to be waited for."""
+_END_TIMEOUT: Final = 10.0
 """Seconds that a thread gives the loop to end a watch."""
 
 
@@ -42,7 +42,7 @@ class Watch:
         self._unwanted = 0
         self._busy_until = 0.0
         self.stays = False
-        """Whether the socket is watched between answers too. Not where a thread may use it, for
+        """Whether the socket is watched between replies too. Not where a thread may use it, for
         libpq closes it where it finds the server gone."""
 
     async def readable(self, deadline: float | None) -> bool:
@@ -119,4 +119,4 @@ class Watch:
             done.set_result(None)
 
         self._loop.call_soon_threadsafe(end)
-        done.result(_PATIENCE)
+        done.result(_END_TIMEOUT)

@@ -1,4 +1,4 @@
-"""Records in Redis or Valkey: one server, or a cluster."""
+"""The store of records in Redis or Valkey: one server, or a cluster."""
 
 from semel.stores.redis.store import RedisStore
 

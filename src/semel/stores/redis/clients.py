@@ -1,4 +1,4 @@
-"""redis-py's clients as Semel needs them: bounded, nothing sent twice, one server or a cluster."""
+"""Clients of one Redis server or cluster, for threads and for an event loop, with no resending."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from redis.exceptions import TimeoutError as NoAnswer
 from redis.retry import Retry
 
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
-from semel.stores.batching import Lane
-from semel.stores.redis.commands import SCRIPTS, Call, message
+from semel.stores.batching import Batcher
+from semel.stores.redis.commands import SCRIPTS, ScriptCall, message
 
 TOGETHER: Final = 64
 """Most commands in one call of a script: about a millisecond of a server with one thread."""
 ERRORS: Final = (RedisError, RedisClusterException)
 
 
-class Server:
-    """Where it is and how it is talked to."""
+class RedisSettings:
+    """Connection settings of one Redis server or cluster."""
 
     def __init__(
         self,
@@ -47,41 +47,43 @@ class Server:
         self.clock = clock
         self.timeouts = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
 
-    def message(self, calls: Sequence[Call]) -> list[Any]:
-        """Return what follows a script's name; see `redis_commands.message`."""
+    def message(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        """Return the arguments of a script's evaluation; see `commands.message`."""
         now = "" if self.clock is None else repr(self.clock())
         return message(self.prefix, now, calls)
 
-    def apart(self, calls: Sequence[Call]) -> list[Sequence[Call]]:
-        """Divide calls of one script: keys of a cluster lie in different places."""
+    def parts(self, calls: Sequence[ScriptCall]) -> list[Sequence[ScriptCall]]:
+        """Divide calls of one script into messages: a cluster keeps keys in different places."""
         most = 1 if self.cluster else TOGETHER
         return [calls[n : n + most] for n in range(0, len(calls), most)]
 
 
-class Threads:
+class ThreadClient:
     """The client of this process's threads."""
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, settings: RedisSettings) -> None:
+        self._settings = settings
         kept: dict[str, Any] = {
-            "max_connections": server.connections,
+            "max_connections": settings.connections,
             "retry": Retry(NoBackoff(), 0),  # nothing is sent twice behind our back
-            **server.timeouts,
+            **settings.timeouts,
         }
         self.client: Any
-        if server.cluster:
+        if settings.cluster:
             kept |= {"connection_pool_class": redis.BlockingConnectionPool}
-            self.client = RedisCluster.from_url(server.url, timeout=server.timeout, **kept)
+            self.client = RedisCluster.from_url(settings.url, timeout=settings.timeout, **kept)
         else:
-            pool = redis.BlockingConnectionPool.from_url(server.url, timeout=server.timeout, **kept)
+            pool = redis.BlockingConnectionPool.from_url(
+                settings.url, timeout=settings.timeout, **kept
+            )
             self.client = redis.Redis(connection_pool=pool)
 
-    def call(self, calls: Sequence[Call]) -> list[Any]:
-        """Call one script for all of them; return what each is told. Raises `StoreError`."""
+    def call(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        """Call one script for all of them; return each reply. Raises `StoreError`."""
         told: list[Any] = []
-        for together in self._server.apart(calls):
+        for together in self._settings.parts(calls):
             script = SCRIPTS[together[0].script]
-            arguments = self._server.message(together)
+            arguments = self._settings.message(together)
             with translated():
                 try:
                     told += self.client.evalsha(script.sha, *arguments)
@@ -94,7 +96,7 @@ class Threads:
 
     def nodes(self) -> Iterator[redis.Redis]:
         """Give a client of each server: of one, or of a cluster's primaries and replicas."""
-        if not self._server.cluster:
+        if not self._settings.cluster:
             yield self.client
             return
         for node in self.client.get_nodes():
@@ -105,58 +107,58 @@ class Threads:
         self.client.close()
 
 
-class Loop:
-    """The client of one event loop: the commands of a moment go together, script by script."""
+class LoopClient:
+    """The client of one event loop; calls of one script that are issued together go together."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, server: Server) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, settings: RedisSettings) -> None:
         self._loop = loop
-        self._server = server
-        self._free = asyncio.Semaphore(server.connections)
+        self._settings = settings
+        self._free = asyncio.Semaphore(settings.connections)
         self._opening = asyncio.Lock()
         self._opened = False
-        self._lanes: dict[str, Lane] = {}
+        self._batchers: dict[str, Batcher] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._client = self._made()
 
     def _made(self) -> Any:
         kept: dict[str, Any] = {
-            "max_connections": self._server.connections,
+            "max_connections": self._settings.connections,
             "retry": AsyncRetry(NoBackoff(), 0),
-            **self._server.timeouts,
+            **self._settings.timeouts,
         }
-        if self._server.cluster:
-            return AsyncCluster.from_url(self._server.url, **kept)
-        return redis.asyncio.Redis.from_url(self._server.url, **kept)
+        if self._settings.cluster:
+            return AsyncCluster.from_url(self._settings.url, **kept)
+        return redis.asyncio.Redis.from_url(self._settings.url, **kept)
 
-    async def ask(self, call: Call) -> Any:
-        """Have a script called; return what it tells. Raises `StoreError`."""
-        if self._server.cluster:  # nobody waits for another's node
+    async def ask(self, call: ScriptCall) -> Any:
+        """Call a script; return its reply. Raises `StoreError`."""
+        if self._settings.cluster:  # nobody waits for another's node
             told = (await self._call([call]))[0]
             if isinstance(told, StoreError):
                 raise told
             return told
-        lane = self._lanes.get(call.script)
-        if lane is None:
-            lane = self._lanes[call.script] = Lane(self._loop, self._send, patient=True)
-        return await lane.ask(call)
+        batcher = self._batchers.get(call.script)
+        if batcher is None:
+            batcher = self._batchers[call.script] = Batcher(self._loop, self._send, patient=True)
+        return await batcher.ask(call)
 
-    async def _send(self, calls: Sequence[Call]) -> list[Any]:
-        parts = self._server.apart(calls)
+    async def _send(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        parts = self._settings.parts(calls)
         if len(parts) == 1:
             return await self._call(parts[0])
         told = await asyncio.gather(*map(self._each, parts))
         return [reply for part in told for reply in part]
 
-    async def _each(self, calls: Sequence[Call]) -> list[Any]:
-        """As `_call`, but an error is told to these, not raised to all."""
+    async def _each(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        """As `_call`, but an error is returned for these calls, not raised to all."""
         try:
             return await self._call(calls)
         except StoreError as error:
             return [error] * len(calls)
 
-    async def _call(self, calls: Sequence[Call]) -> list[Any]:
+    async def _call(self, calls: Sequence[ScriptCall]) -> list[Any]:
         script = SCRIPTS[calls[0].script]
-        arguments = self._server.message(calls)
+        arguments = self._settings.message(calls)
         async with self._free, self._using() as client:
             try:
                 told = await client.evalsha(script.sha, *arguments)
@@ -178,9 +180,11 @@ class Loop:
                 await self._open()
             client = self._client
             yield client
-        except (*ERRORS, AttributeError) as error:
+        except (*ERRORS, AttributeError, TypeError) as error:
+            # Both without a name of their own: a connection that was lost just before it is used,
+            # in redis-py (AttributeError) and in asyncio's transports since 3.12 (TypeError).
             lost = not isinstance(error, ResponseError)
-            if lost and self._server.cluster and client is self._client:
+            if lost and self._settings.cluster and client is self._client:
                 self._opened = False
             raise translate(error) from error
 
@@ -188,7 +192,7 @@ class Loop:
         async with self._opening:
             if self._opened:
                 return
-            if self._server.cluster:
+            if self._settings.cluster:
                 task = self._loop.create_task(self._retire(self._client))
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
@@ -198,7 +202,7 @@ class Loop:
 
     async def _retire(self, client: Any) -> None:
         """Close a client once the commands that it had under way must have ended."""
-        await asyncio.sleep(self._server.timeout * 2)
+        await asyncio.sleep(self._settings.timeout * 2)
         await client.aclose()
 
     async def index(self, name: str, member: str, score: float) -> None:
@@ -226,7 +230,10 @@ def translated() -> Iterator[None]:
 
 
 def translate(error: Exception) -> StoreError:
-    """Say what an error means for what was asked: what the server answers has not been done."""
+    """Map a redis-py error to StoreUnavailable (certainly not executed) or StoreUnknown.
+
+    What the server itself reports has not been executed.
+    """
     text = f"Redis: {type(error).__name__}: {error}"
     if isinstance(error, (ResponseError, RedisClusterException)):
         return StoreUnavailable(text)

@@ -1,4 +1,4 @@
-"""What each command is as a call of a script, and what the script tells."""
+"""Translation between store commands and calls of Lua scripts."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from semel.core.commands import (
     StoreCommand,
     Takeover,
 )
-from semel.core.record import Record, State, decode_response, encode_response
+from semel.core.record import COLUMN_TYPES, encode_response, read_row
 from semel.stores.redis import lua
 
 
-class Call(NamedTuple):
+class ScriptCall(NamedTuple):
     """A script, the record's key, and the script's arguments."""
 
     script: str
@@ -36,8 +36,8 @@ class Call(NamedTuple):
     arguments: tuple[Any, ...] = ()
 
 
-class Script:
-    """A script's text, and the name under which the server keeps it."""
+class LuaScript:
+    """A script's text, and its SHA-1, by which the server keeps it."""
 
     def __init__(self, name: str) -> None:
         self.text = lua.load(name)
@@ -45,7 +45,7 @@ class Script:
 
 
 SCRIPTS: Final = {
-    name: Script(name)
+    name: LuaScript(name)
     for name in (
         *("lookup", "claim", "takeover", "complete", "release", "park", "renew", "settle"),
         *("remembered", "steps", "record_step", "forget_step"),
@@ -53,39 +53,39 @@ SCRIPTS: Final = {
 }
 
 
-def calls(command: StoreCommand) -> list[Call]:
+def calls(command: StoreCommand) -> list[ScriptCall]:
     """Return the calls that carry a command out, all of one script."""
     match command:
         case Lookup(key):
-            return [Call("lookup", key)]
+            return [ScriptCall("lookup", key)]
         case Claim(key, fingerprint, lease, owner, request):
-            return [Call("claim", key, (owner, fingerprint, lease, _optional(request)))]
+            return [ScriptCall("claim", key, (owner, fingerprint, lease, _optional(request)))]
         case Takeover(key, token, fingerprint, lease, owner, expired, request):
             rest = (lease, owner, int(expired), _optional(request))
-            return [Call("takeover", key, (token, fingerprint, *rest))]
+            return [ScriptCall("takeover", key, (token, fingerprint, *rest))]
         case Complete(key, token, response, expires, tombstone):
             answer = encode_response(response)
-            return [Call("complete", key, (token, answer, expires, tombstone))]
+            return [ScriptCall("complete", key, (token, answer, expires, tombstone))]
         case Release(key, token):
-            return [Call("release", key, (token,))]
+            return [ScriptCall("release", key, (token,))]
         case Park(key, token, reason, lapsed):
-            return [Call("park", key, (token, reason, int(lapsed)))]
+            return [ScriptCall("park", key, (token, reason, int(lapsed)))]
         case Renew(claims, lease):
-            return [Call("renew", key, (token, lease)) for key, token in claims]
+            return [ScriptCall("renew", key, (token, lease)) for key, token in claims]
         case Settle(key, token, response, expires, tombstone):
             settled = None if response is None else encode_response(response)
-            return [Call("settle", key, (token, _optional(settled), expires, tombstone))]
+            return [ScriptCall("settle", key, (token, _optional(settled), expires, tombstone))]
         case Steps(key):
-            return [Call("steps", key)]
+            return [ScriptCall("steps", key)]
         case RecordStep(key, token, name, result, keep):
-            return [Call("record_step", key, (token, name, _optional(result), keep))]
+            return [ScriptCall("record_step", key, (token, name, _optional(result), keep))]
         case ForgetStep(key, token, name):
-            return [Call("forget_step", key, (token, name))]
+            return [ScriptCall("forget_step", key, (token, name))]
     raise AssertionError(command)
 
 
-def message(prefix: str, now: str, together: Sequence[Call]) -> list[Any]:
-    """Return what follows the script's name where calls of one script go together."""
+def message(prefix: str, now: str, together: Sequence[ScriptCall]) -> list[Any]:
+    """Return the arguments of one evaluation of a script that carries out all of these calls."""
     parts: list[Any] = [4 * len(together)]
     for call in together:
         name = f"{prefix}:{{{call.key.hex()}}}"  # the braces: one slot of a cluster
@@ -102,7 +102,7 @@ def _optional(data: bytes | None) -> bytes:
 
 
 def reply(command: StoreCommand, told: list[Any]) -> Reply:
-    """Return what a command is told. Raises `UnreadableRecord`."""
+    """Return a command's reply from those of its script. Raises `UnreadableRecord`."""
     first = told[0] if told else None
     match command:
         case Lookup(key):
@@ -121,20 +121,14 @@ def reply(command: StoreCommand, told: list[Any]) -> Reply:
     return bool(first)
 
 
+_READERS: Final = tuple(
+    bytes.decode if COLUMN_TYPES[column] is str else COLUMN_TYPES[column] for column in lua.READ
+)
+
+
 def _found(key: bytes, told: list[Any]) -> Found:
-    state, token, owner, attempt, fingerprint, lease, due, purge, reason, answer, now = told
-    kind = State(int(state))
-    record = Record(
-        key,
-        kind,
-        int(token),
-        owner,
-        int(attempt),
-        fingerprint,
-        float(lease),
-        float(due or 0),
-        float(purge or 0),
-        decode_response(answer) if answer is not None else None,
-        reason.decode() if reason is not None and kind is State.PARKED else None,
-    )
-    return Found(record, float(now))
+    """Return what a script says of a record: Redis keeps everything as text."""
+    *values, now = told
+    read = zip(_READERS, values, strict=True)
+    row = [None if value is None else reader(value) for reader, value in read]
+    return Found(read_row((key, *row)), float(now))

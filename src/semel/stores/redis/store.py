@@ -1,4 +1,4 @@
-"""Records in Redis or Valkey: fast, shared by any number of servers, and never atomic with effects.
+"""The store of records in Redis or Valkey: shared by all servers, never atomic with effects.
 
 One script a command, fenced by the token, by the server's clock. What Redis promises of a write is
 all that is promised here: with `appendfsync everysec` a crash loses the last second, a failover
@@ -29,8 +29,9 @@ from semel.core.commands import (
     Sweep,
 )
 from semel.stores.base import StoreSetupError
-from semel.stores.redis.clients import Loop, Server, Threads, translated
-from semel.stores.redis.commands import Call, calls, reply
+from semel.stores.per_loop import PerLoop
+from semel.stores.redis.clients import LoopClient, RedisSettings, ThreadClient, translated
+from semel.stores.redis.commands import ScriptCall, calls, reply
 
 log = logging.getLogger("semel")
 
@@ -47,7 +48,7 @@ if at and tonumber(at) <= tonumber(ARGV[2]) then redis.call('ZREM', KEYS[1], ARG
 class RedisStore:
     """`redis://host:6379/0`, `rediss://`, `unix://`; Redis 6 or newer, or Valkey.
 
-    `prefix`: what its keys begin with. `timeout`: seconds for a connection and for an answer.
+    `prefix`: what its keys begin with. `timeout`: seconds for a connection and for a reply.
     `connections`: of this process's threads, and of each event loop; to each server of a cluster.
     `cluster`: the URL names one node of a Redis Cluster (`redis+cluster://host:6379`); the others
     are found through it. `clock` is for tests; without it the server's own clock counts.
@@ -71,7 +72,7 @@ class RedisStore:
         cluster: bool = False,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._server = Server(url, prefix, timeout, connections, cluster, clock)
+        self._settings = RedisSettings(url, prefix, timeout, connections, cluster, clock)
         self._clock = clock
         self._index = f"{prefix}:remembered"
         """The keys whose requests are remembered, by the end of their leases: a hint, no more.
@@ -86,8 +87,8 @@ class RedisStore:
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._sync: Threads | None = None
-        self._loops: dict[asyncio.AbstractEventLoop, Loop] = {}
+        self._sync: ThreadClient | None = None
+        self._loops = PerLoop(lambda loop: LoopClient(loop, self._settings))
 
     def now(self) -> float:
         """Return the server's clock."""
@@ -113,7 +114,7 @@ class RedisStore:
         version = str(info.get("valkey_version") or info.get("redis_version"))
         if int(version.split(".")[0]) < OLDEST:
             raise StoreSetupError(f"Redis {version} is too old; {OLDEST} or newer is needed")
-        if node.info("cluster").get("cluster_enabled") and not self._server.cluster:
+        if node.info("cluster").get("cluster_enabled") and not self._settings.cluster:
             raise StoreSetupError("the server is part of a Redis Cluster: use redis+cluster://")
         refusal = _eviction(node)
         if refusal is not None:
@@ -135,30 +136,19 @@ class RedisStore:
         """Close the connections."""
         with self._lock:
             threads, self._sync = self._sync, None
-            loops, self._loops = self._loops, {}
         if threads is not None:
             threads.close()
-        for each in loops.values():
+        for each in self._loops.pop_all().values():
             each.close()
 
-    def _threads(self) -> Threads:
+    def _threads(self) -> ThreadClient:
         threads = self._sync
         if threads is None:
             with self._lock, translated():  # a cluster is looked at as soon as it is named
                 if self._sync is None:
-                    self._sync = Threads(self._server)
+                    self._sync = ThreadClient(self._settings)
                 threads = self._sync
         return threads
-
-    def _loop(self) -> Loop:
-        loop = asyncio.get_running_loop()
-        found = self._loops.get(loop)
-        if found is None:
-            with self._lock:
-                for gone in [other for other in self._loops if other.is_closed()]:
-                    del self._loops[gone]
-                found = self._loops[loop] = Loop(loop, self._server)
-        return found
 
     # --- commands --------------------------------------------------------------------------
 
@@ -180,13 +170,13 @@ class RedisStore:
         if isinstance(command, (Sweep, Abandoned)):
             return await asyncio.to_thread(self.execute, command)
         self._require_kept()
-        loop = self._loop()
+        client = self._loops.get()
         if isinstance(command, Claim) and command.request is not None:
-            await loop.index(self._index, command.key.hex(), self._lapse(command))
+            await client.index(self._index, command.key.hex(), self._lapse(command))
         todo = calls(command)
         if len(todo) == 1:
-            return reply(command, [await loop.ask(todo[0])])
-        return reply(command, await asyncio.gather(*map(loop.ask, todo)))
+            return reply(command, [await client.ask(todo[0])])
+        return reply(command, await asyncio.gather(*map(client.ask, todo)))
 
     def _require_kept(self) -> None:
         if self._refusal is not None:
@@ -210,7 +200,7 @@ class RedisStore:
             found = [_eviction(node) for node in self._threads().nodes()]
         self._refusal = next((refusal for refusal in found if refusal is not None), None)
 
-    def _abandoned(self, command: Abandoned, threads: Threads) -> tuple[Remembered, ...]:
+    def _abandoned(self, command: Abandoned, threads: ThreadClient) -> tuple[Remembered, ...]:
         before = (self._clock or self.now)() - command.idle
         client = threads.client
         with translated():
@@ -220,7 +210,7 @@ class RedisStore:
         later: dict[bytes, float] = {}
         for name in names:
             key = bytes.fromhex(name.decode())
-            told = threads.call([Call("remembered", key)])[0]
+            told = threads.call([ScriptCall("remembered", key)])[0]
             if not told:
                 gone.append(name)
                 continue

@@ -1,5 +1,10 @@
-"""Records in an SQLite file."""
+"""The store of records in an SQLite file."""
 
-from semel.stores.sqlite.store import AsyncConnection, Connection, SQLiteStore, SQLiteTransaction
+from semel.stores.sqlite.store import SQLiteStore
+from semel.stores.sqlite.transaction import (
+    AsyncSQLiteConnection,
+    SQLiteConnection,
+    SQLiteTransaction,
+)
 
-__all__ = ["AsyncConnection", "Connection", "SQLiteStore", "SQLiteTransaction"]
+__all__ = ["AsyncSQLiteConnection", "SQLiteConnection", "SQLiteStore", "SQLiteTransaction"]

@@ -1,8 +1,7 @@
-"""What a crowd has asked for, in few statements.
+"""Executes many claims or completions in one SQL statement.
 
-Each statement lets go of the interpreter, and beside a busy event loop waits long to have it back:
-claims go many to a statement, and completions. Where not all of them can be done so, each is tried
-alone, and told what became of it.
+Each statement releases the interpreter lock, and beside a busy event loop waits long to have it
+back. Where not all commands of a statement can be done together, each is executed alone.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from semel.core.record import UnreadableRecord, encode_response
 from semel.stores import statements as sql
 
 MOST: Final = 16
-"""How many go in one statement. Each number's is prepared, and the connection keeps 128."""
+"""Most commands in one statement: one is prepared for each number, and a connection keeps 256."""
 _CLAIM = sql.load("sqlite", "claim_many")
 _COMPLETE = sql.load("sqlite", "complete_many")
 
 
-class Asked:
+class PendingCommand:
     """A command on its way to the writer, and its result."""
 
     __slots__ = ("command", "error", "reply")
@@ -33,7 +32,7 @@ class Asked:
         self.error: Exception | None = None
 
     def result(self) -> Reply:
-        """Return what the command is told, once it is known. Raises its error."""
+        """Return the command's reply, once it is known. Raises its error."""
         if self.error is not None:
             raise self.error
         return self.reply
@@ -43,48 +42,48 @@ class Alone(Protocol):
     """Carries out one command in the open transaction."""
 
     def __call__(self, connection: sqlite3.Connection, command: StoreCommand, /) -> Reply:
-        """Return what it is told."""
+        """Return its reply."""
 
 
-def carry_out(
-    connection: sqlite3.Connection, asked: Sequence[Asked], alone: Alone, now: float
+def execute_batch(
+    connection: sqlite3.Connection, pending: Sequence[PendingCommand], alone: Alone, now: float
 ) -> None:
-    """Carry all of it out in the transaction open on `connection`.
+    """Execute all of them in the transaction open on `connection`.
 
-    Nobody has been told anything yet, so any order is one in which they may have come. Renewals
+    Nobody has had a reply yet, so any order is one in which they may have come. Renewals
     go first, lest one finds its operation completed and takes its claim for lost; completions
     before others, lest a takeover undoes what is done; claims last, for what others free meanwhile.
     """
-    for each in asked:
+    for each in pending:
         if isinstance(each.command, Renew):
-            _carry_out_alone(connection, each, alone)
-    claims = [each for each in asked if isinstance(each.command, Claim)]
-    completions = [each for each in asked if isinstance(each.command, Complete)]
+            _execute_alone(connection, each, alone)
+    claims = [each for each in pending if isinstance(each.command, Claim)]
+    completions = [each for each in pending if isinstance(each.command, Complete)]
     for part in _parts(completions):
         if len(part) == 1 or not _complete(connection, part, now):
             for each in part:
-                _carry_out_alone(connection, each, alone)
-    for each in asked:
+                _execute_alone(connection, each, alone)
+    for each in pending:
         if not isinstance(each.command, (Claim, Complete, Renew)):
-            _carry_out_alone(connection, each, alone)
+            _execute_alone(connection, each, alone)
     for part in _parts(claims):
         if len(part) == 1 or not _claim(connection, part, now):
             for each in part:
-                _carry_out_alone(connection, each, alone)
+                _execute_alone(connection, each, alone)
 
 
-def _carry_out_alone(connection: sqlite3.Connection, asked: Asked, alone: Alone) -> None:
+def _execute_alone(connection: sqlite3.Connection, pending: PendingCommand, alone: Alone) -> None:
     try:
-        asked.reply = alone(connection, asked.command)
+        pending.reply = alone(connection, pending.command)
     except UnreadableRecord as error:  # met by a read, after no write: nobody else's trouble
-        asked.error = error
+        pending.error = error
 
 
-def _parts(asked: Sequence[Asked]) -> Iterator[Sequence[Asked]]:
-    return (asked[start : start + MOST] for start in range(0, len(asked), MOST))
+def _parts(pending: Sequence[PendingCommand]) -> Iterator[Sequence[PendingCommand]]:
+    return (pending[start : start + MOST] for start in range(0, len(pending), MOST))
 
 
-def _claim(connection: sqlite3.Connection, part: Sequence[Asked], now: float) -> bool:
+def _claim(connection: sqlite3.Connection, part: Sequence[PendingCommand], now: float) -> bool:
     """Win all of these claims. False: not all can be, and nothing was written."""
     row: list[object] = []
     for number, each in enumerate(part, 1):
@@ -101,7 +100,7 @@ def _claim(connection: sqlite3.Connection, part: Sequence[Asked], now: float) ->
     return True
 
 
-def _complete(connection: sqlite3.Connection, part: Sequence[Asked], now: float) -> bool:
+def _complete(connection: sqlite3.Connection, part: Sequence[PendingCommand], now: float) -> bool:
     """Write all of these answers. False: not all can be, and nothing was written."""
     row: list[object] = []
     tokens = set()

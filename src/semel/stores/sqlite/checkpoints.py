@@ -1,4 +1,4 @@
-"""Moves the WAL back into the database file, so that it stays short."""
+"""Checkpoints: the WAL is moved back into the database file, so that it stays short."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CHECKPOINT_CHANGES = 1000
 
 
 class Checkpoints:
-    """When to checkpoint: after a commit whose results have been told, by whoever holds the writer.
+    """Checkpoints after a commit whose results have been told, by whoever holds the writer.
 
-    Nobody's answer waits for it, only the next write does. A checkpoint beside the writer would
+    Nobody's reply waits for it, only the next write does. A checkpoint beside the writer would
     spare that wait and never end: while frames are added the WAL cannot start anew, and it grew by
     20 kB a request. It would also meet the WAL-reset race, which needs a write and a checkpoint at
     the same instant; this way all of Semel's writers are excluded, those of other processes too.

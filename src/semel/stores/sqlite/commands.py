@@ -1,4 +1,4 @@
-"""What each store command does to the tables, in whatever transaction it is given."""
+"""Effects of store commands on SQLite's tables, in whatever transaction is open."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from semel.core.commands import (
     Sweep,
     Takeover,
 )
-from semel.core.record import Record, Response, State, decode_response, encode_response
+from semel.core.record import Response, State, encode_response, read_row
 from semel.failpoints import failpoint
 from semel.stores import statements as sql
 
@@ -42,7 +42,7 @@ _ABANDONED = sql.load("sqlite", "abandoned")
 
 
 class SQLiteCommands:
-    """Carries commands out by a clock, without a thought for transactions."""
+    """Carries commands out in an open transaction, by a clock."""
 
     _clock: Callable[[], float]
 
@@ -107,7 +107,7 @@ class SQLiteCommands:
         return self._claim(connection, command, attempt + 1 if state == State.IN_FLIGHT else 1)
 
     def complete(self, connection: sqlite3.Connection, command: Complete) -> bool:
-        """Write the answer, if the claim still holds."""
+        """Write the response, if the claim still holds."""
         return self._answer(connection, _COMPLETE, command, command.response)
 
     def _settle(self, connection: sqlite3.Connection, command: Settle) -> bool:
@@ -131,22 +131,5 @@ class SQLiteCommands:
         return self.found(connection.execute(LOOKUP, (key,)).fetchone())
 
     def found(self, row: Sequence[Any] | None) -> Found | None:
-        """Return what a row of `LOOKUP` says. Raises `UnreadableRecord`."""
-        return Found(_record(row), self._clock()) if row is not None else None
-
-
-def _record(row: Sequence[Any]) -> Record:
-    key, state, token, owner, attempt, fingerprint, lease, due, purge, answer, reason = row
-    return Record(
-        key,
-        State(state),
-        token,
-        owner,
-        attempt,
-        fingerprint,
-        lease,
-        due or 0.0,
-        purge or 0.0,
-        decode_response(answer) if answer is not None else None,
-        reason,
-    )
+        """Return the record of a row of `LOOKUP`. Raises `UnreadableRecord`."""
+        return Found(read_row(row), self._clock()) if row is not None else None

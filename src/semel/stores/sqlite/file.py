@@ -1,4 +1,4 @@
-"""One SQLite file: how it is opened, brought up to date, read, and watched for going away."""
+"""One SQLite file: connections to it, its migrations, and the check that it is still there."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
 from semel.failpoints import failpoint
 from semel.stores import statements as sql
+from semel.stores.schema import COLUMNS_OF, refuse_foreign, require_columns
 from semel.stores.sqlite.turnstile import Turnstile
 
 log = logging.getLogger("semel")
@@ -47,7 +48,7 @@ class File:
         connection = sqlite3.connect(
             f"{self.path.as_uri()}?mode=rw",
             uri=True,
-            timeout=0,
+            timeout=self._timeout,  # another process may be closing the file, or recovering it
             isolation_level=None,
             check_same_thread=False,
             cached_statements=256,
@@ -55,15 +56,17 @@ class File:
         connection.execute("pragma wal_autocheckpoint = 0")
         connection.execute(f"pragma synchronous = {self._synchronous}")
         connection.execute("pragma foreign_keys = on")
-        # Large answers of a crowd would need a file elsewhere, where there may be no room for one.
+        # Large batches would need a file elsewhere, where there may be no room for one.
         connection.execute("pragma temp_store = memory")
+        connection.execute("pragma busy_timeout = 0")  # from now on the turnstile does the waiting
         return connection
 
     def migrate(self, turnstile: Turnstile, now: float) -> None:
         """Make the file where there is none, and apply the migrations that it lacks.
 
         All in one transaction: a process killed in the middle leaves nothing half done.
-        Raises `sqlite3.Error`, and `StoreUnavailable` where others hold it for too long.
+        Raises `sqlite3.Error`, `StoreUnavailable` where others hold it for too long, and
+        `StoreSetupError` where its tables are another kind of store's, or lack columns.
         """
         if not turnstile.enter(time.monotonic() + self._timeout):
             raise StoreUnavailable(f"another process has held the file for {self._timeout} s")
@@ -72,11 +75,13 @@ class File:
                 self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False
             )
             try:
+                _refuse_foreign(connection)
                 (mode,) = connection.execute("pragma journal_mode = wal").fetchone()
                 if mode != "wal":
                     raise StoreUnavailable(f"its journal mode is {mode} and cannot be made WAL")
                 connection.execute("begin immediate")
                 _apply_migrations(connection, self.path, now)
+                _require_columns(connection)
                 connection.execute("commit")
             finally:
                 connection.close()
@@ -104,6 +109,23 @@ class File:
     def _look(self) -> tuple[int, int]:
         found = os.stat(self.path)
         return found.st_dev, found.st_ino
+
+
+def _refuse_foreign(connection: sqlite3.Connection) -> None:
+    tables = connection.execute("select name from sqlite_master where type = 'table'")
+    names = {name for (name,) in tables}
+    portable = (
+        "semel_schema" in names
+        and connection.execute("select 1 from semel_schema where kind = 'portable'").fetchone()
+    )
+    if portable or ("semel_record" in names and "semel_migration" not in names):
+        refuse_foreign("sqlite://", "a file")
+
+
+def _require_columns(connection: sqlite3.Connection) -> None:
+    columns = connection.execute("select name from pragma_table_info('semel_record')")
+    found = {"semel_record": {name for (name,) in columns}}
+    require_columns(found, {"semel_record": COLUMNS_OF["semel_record"]})  # steps: in another file
 
 
 def _apply_migrations(connection: sqlite3.Connection, path: Path, now: float) -> None:
@@ -138,25 +160,25 @@ class Readers:
     def __init__(self, file: File) -> None:
         self._file = file
         self._own = threading.local()
-        self._all: weakref.WeakSet[_Reader] = weakref.WeakSet()
+        self._all: weakref.WeakSet[_ThreadReader] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closed = False
 
     def fetch(self, statement: str, parameters: Sequence[Any]) -> Any:
         """Run a query for one row and return it, or None. Raises `sqlite3.Error`."""
-        reader: _Reader | None = getattr(self._own, "reader", None)
+        reader: _ThreadReader | None = getattr(self._own, "reader", None)
         if reader is None:
             reader = self._own.reader = self._open()
         with reader.lock:
             return reader.connection.execute(statement, parameters).fetchone()
 
-    def _open(self) -> _Reader:
+    def _open(self) -> _ThreadReader:
         with self._lock:
             if self._closed:
                 raise sqlite3.ProgrammingError("closed meanwhile")
             connection = self._file.connect()
             connection.execute("pragma query_only = on")
-            reader = _Reader(connection)
+            reader = _ThreadReader(connection)
             self._all.add(reader)
             return reader
 
@@ -169,7 +191,7 @@ class Readers:
                     reader.connection.close()
 
 
-class _Reader:
+class _ThreadReader:
     __slots__ = ("__weakref__", "connection", "lock")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -178,7 +200,7 @@ class _Reader:
 
 
 def translate(error: Exception, *, at_commit: bool = False) -> StoreError:
-    """Say what an error of SQLite means for what was asked: not done, or not known."""
+    """Map an error of SQLite to StoreUnavailable (not executed) or StoreUnknown (may have been)."""
     if isinstance(error, StoreError):
         return error
     code = getattr(error, "sqlite_errorcode", None)

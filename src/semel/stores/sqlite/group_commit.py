@@ -1,6 +1,6 @@
-"""The transaction that a crowd shares: begun, joined, committed once, told to all.
+"""Group commit: one transaction that many operations and commands share.
 
-Not guarded by any lock: only who holds the writer (`sqlite_writer`) may call it.
+Not guarded by any lock: only the holder of the writer (`semel.stores.sqlite.writer`) may call it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ log = logging.getLogger("semel")
 
 TURNS_PER_COMMIT = 64
 """How many atomic operations may share a transaction before it is committed."""
-PATIENCE = 0.010
-"""Seconds after which a transaction that others have finished in takes no further turn."""
+JOIN_TIMEOUT = 0.010
+"""Seconds after which a transaction that others wait for takes no further turn."""
 FAST_COMMIT = 0.001
 """Seconds; where commits take longer, an event loop never commits on its own thread."""
 
@@ -40,7 +40,7 @@ UNDONE = "the database rolled the whole transaction back (disk full, I/O error o
 Done = Callable[[StoreError | None], None]
 
 
-class SharedTransaction:
+class GroupCommit:
     """The writing connection, its open transaction, and those who wait for its commit."""
 
     def __init__(
@@ -84,7 +84,8 @@ class SharedTransaction:
     def full(self) -> bool:
         """Whether it is to be committed before another turn joins it."""
         return bool(self._unsettled) and (
-            self._turns >= TURNS_PER_COMMIT or time.monotonic() - self._first_unsettled > PATIENCE
+            self._turns >= TURNS_PER_COMMIT
+            or time.monotonic() - self._first_unsettled > JOIN_TIMEOUT
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Recorded steps, in a file beside the database.
+"""The store of recorded steps, in a file beside the database.
 
 SQLite has one writer: a step recorded in the database itself would wait for the very transaction of
 the handler that takes it.

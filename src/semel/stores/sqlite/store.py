@@ -1,8 +1,8 @@
-"""Records in an SQLite file, beside your own tables: one machine, any number of processes.
+"""The store of records in an SQLite file: one machine, any number of processes.
 
 WAL, `synchronous=FULL`, BEGIN IMMEDIATE only. Reads go on the caller's thread; writes share commits
-(`sqlite_writer`); checkpoints stay out of the way of writers. Nothing of SQLite is open while a
-process forks: its locks belong to a process, and its own notes of them do not survive a fork.
+(`writer`); checkpoints stay out of the way of writers. Nothing of SQLite is open while a process
+forks: its locks belong to a process, and its own notes of them do not survive a fork.
 """
 
 from __future__ import annotations
@@ -32,32 +32,26 @@ from semel.core.commands import (
     StoreUnavailable,
 )
 from semel.stores.base import StoreSetupError
-from semel.stores.sqlite.batches import Asked, carry_out
+from semel.stores.per_loop import PerLoop
+from semel.stores.sqlite.batches import PendingCommand, execute_batch
 from semel.stores.sqlite.checkpoints import Checkpoints
 from semel.stores.sqlite.commands import LOOKUP, SQLiteCommands
 from semel.stores.sqlite.file import File, Readers, translate
-from semel.stores.sqlite.group_commit import SharedTransaction
+from semel.stores.sqlite.group_commit import GroupCommit
+from semel.stores.sqlite.loop_writes import LoopWrites
 from semel.stores.sqlite.steps import SQLiteSteps
-from semel.stores.sqlite.transaction import (
-    AsyncConnection,
-    Connection,
-    SQLiteTransaction,
-    resolve,
-)
+from semel.stores.sqlite.transaction import SQLiteTransaction, resolve
 from semel.stores.sqlite.turnstile import Turnstile
-from semel.stores.sqlite.writer import Job, Turn, Writer, WriterClosed
+from semel.stores.sqlite.writer import TOO_LONG, Job, Turn, Writer, WriterClosed
 
-__all__ = ["AsyncConnection", "Connection", "SQLiteStore", "SQLiteTransaction"]
+__all__ = ["SQLiteStore"]
 
 log = logging.getLogger("semel")
 
 OLDEST = (3, 35, 0)
-FORK_PATIENCE = 0.25
+FORK_TIMEOUT = 0.25
 """Seconds that a fork waits for writes under way, so that the file can be closed for it."""
-
-_JOINED = 0.1
-"""The part of `timeout` for which later writes join a batch: they are refused when it is."""
-_TOO_LONG = "another operation has held op.connection() for {} s; SQLite has one writer"
+_STOPPED = "the store has been stopped"
 
 
 class SQLiteStore(SQLiteCommands):
@@ -95,9 +89,11 @@ class SQLiteStore(SQLiteCommands):
         self._readers: Readers | None = None
         self._refusal: str | None = None
         self._lock = threading.Lock()
-        self._pending: dict[asyncio.AbstractEventLoop, list[_Waiting]] = {}
-        self._queued: _Batch | None = None
+        self._loops = self._new_loops()
         call_around_fork(self._before_fork, self._forked_parent, self._forked_child)
+
+    def _new_loops(self) -> PerLoop[LoopWrites]:
+        return PerLoop(lambda loop: LoopWrites(loop, self._opened, self._timeout))
 
     def now(self) -> float:
         """Return this machine's time, the clock of every process that shares the store."""
@@ -142,7 +138,7 @@ class SQLiteStore(SQLiteCommands):
                 return self._writer, self._readers
             try:
                 self._writer = self._new_writer()
-            except (sqlite3.Error, OSError, StoreError) as error:
+            except (sqlite3.Error, OSError, StoreError, StoreSetupError) as error:
                 raise StoreUnavailable(_explain(self._file.path, error)) from error
             self._readers = Readers(self._file)
             return self._writer, self._readers
@@ -153,13 +149,13 @@ class SQLiteStore(SQLiteCommands):
             self._file.migrate(turnstile, self._clock())
             checkpoints = Checkpoints(self._file, turnstile)
             return Writer(
-                SharedTransaction(
+                GroupCommit(
                     self._file,
                     turnstile,
                     timeout=self._timeout,
                     checkpoint=checkpoints.after_commit,
                 ),
-                self._carry_out,
+                self._execute_batch,
             )
         except BaseException:
             turnstile.close()
@@ -174,7 +170,7 @@ class SQLiteStore(SQLiteCommands):
         readers, self._readers = self._readers, None  # first, so that who meets it closed asks anew
         if readers is not None:
             readers.close()
-        if self._writer is not None and self._writer.close_if_free(FORK_PATIENCE):
+        if self._writer is not None and self._writer.close_if_free(FORK_TIMEOUT):
             self._writer = None
 
     def _forked_parent(self) -> None:
@@ -191,8 +187,7 @@ class SQLiteStore(SQLiteCommands):
             )
         self._steps.lock = threading.Lock()
         self._lock = threading.Lock()
-        self._pending = {}
-        self._queued = None
+        self._loops = self._new_loops()
 
     # --- commands --------------------------------------------------------------------------
 
@@ -208,14 +203,14 @@ class SQLiteStore(SQLiteCommands):
         return reply + swept if isinstance(reply, int) and swept else reply
 
     def _write(self, command: StoreCommand) -> Reply:
-        asked = Asked(command)
+        pending = PendingCommand(command)
         event = threading.Event()
 
         def done(error: StoreError | None) -> None:
-            asked.error = error or asked.error
+            pending.error = error or pending.error
             event.set()
 
-        job = Job([asked], done)
+        job = Job([pending], done)
         while True:
             writer = self._opened()
             with contextlib.suppress(WriterClosed):
@@ -224,9 +219,9 @@ class SQLiteStore(SQLiteCommands):
                 writer.submit(job)
                 break
         if not event.wait(self._timeout) and writer.recall(job):
-            raise StoreUnavailable(_TOO_LONG.format(self._timeout))
+            raise StoreUnavailable(TOO_LONG.format(self._timeout))
         event.wait()
-        return asked.result()
+        return pending.result()
 
     async def aexecute(self, command: StoreCommand) -> Reply:
         """Carry out one command; the writes of one tick of the event loop go together."""
@@ -234,45 +229,12 @@ class SQLiteStore(SQLiteCommands):
             return self._lookup(command.key)
         if self._steps.concerns(command):
             return await asyncio.to_thread(self.execute, command)
-        return await self._awrite(command)
+        return await self._loops.get().ask(command)
 
-    async def _awrite(self, command: StoreCommand) -> Reply:
-        loop = asyncio.get_running_loop()
-        asked = _Waiting(command, loop.create_future())
-        waiting = self._pending.get(loop)
-        if waiting is None:
-            self._pending[loop] = [asked]
-            loop.call_soon(self._flush, loop)
-        else:
-            waiting.append(asked)
-        await asked.future
-        return asked.result()
-
-    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        waiting = self._pending.pop(loop)
-        queued = self._queued
-        if queued is not None and queued.loop is loop and queued.extend(waiting):
-            return
-        batch = _Batch(loop, waiting, self._timeout * _JOINED)
-        try:
-            while True:
-                writer = self._opened()
-                with contextlib.suppress(WriterClosed):
-                    if len(batch.waiting) > 1 or not writer.try_alone(batch, may_block=False):
-                        batch.writer = writer
-                        writer.submit(batch)
-                        self._queued = batch
-                        batch.timer = loop.call_later(self._timeout, self._recall, writer, batch)
-                    return
-        except StoreError as error:
-            batch.done(error)
-
-    def _recall(self, writer: Writer, batch: _Batch) -> None:
-        if writer.recall(batch):
-            batch.done(StoreUnavailable(_TOO_LONG.format(self._timeout)))
-
-    def _carry_out(self, connection: sqlite3.Connection, asked: Sequence[Asked]) -> None:
-        carry_out(connection, asked, self.apply, self._clock())
+    def _execute_batch(
+        self, connection: sqlite3.Connection, pending: Sequence[PendingCommand]
+    ) -> None:
+        execute_batch(connection, pending, self.apply, self._clock())
 
     def _lookup(self, key: bytes) -> Found | None:
         for _ in range(2):
@@ -300,7 +262,7 @@ class SQLiteStore(SQLiteCommands):
         if not had:
             try:
                 if not event.wait(self._timeout) and writer.withdraw(turn):
-                    raise StoreUnavailable(_TOO_LONG.format(self._timeout))
+                    raise StoreUnavailable(TOO_LONG.format(self._timeout))
                 event.wait()
             except BaseException:
                 if not writer.withdraw(turn):
@@ -320,7 +282,7 @@ class SQLiteStore(SQLiteCommands):
             try:
                 done, _ = await asyncio.wait([future], timeout=self._timeout)
                 if not done and writer.withdraw(turn):
-                    raise StoreUnavailable(_TOO_LONG.format(self._timeout))
+                    raise StoreUnavailable(TOO_LONG.format(self._timeout))
                 error = await future
             except BaseException:  # cancelled, or thrown away with its loop
                 if not writer.withdraw(turn):
@@ -345,60 +307,9 @@ class SQLiteStore(SQLiteCommands):
                 return writer, writer.request(turn)
 
 
-_STOPPED = "the store has been stopped"
-
-
-class _Waiting(Asked):
-    """What a task waits for on its event loop."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, command: StoreCommand, future: asyncio.Future[None]) -> None:
-        super().__init__(command)
-        self.future = future
-
-
-class _Batch(Job):
-    """What one tick of an event loop asked for, and the next ones, while it is queued."""
-
-    __slots__ = ("loop", "timer", "until", "waiting", "writer")
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, waiting: list[_Waiting], joined: float
-    ) -> None:
-        super().__init__(waiting, self._done)
-        self.loop = loop
-        self.until = loop.time() + joined
-        self.waiting = waiting
-        self.timer: asyncio.TimerHandle | None = None
-        self.writer: Writer | None = None
-
-    def extend(self, waiting: list[_Waiting]) -> bool:
-        """Take more along. False: it is too late."""
-        return (
-            self.writer is not None
-            and self.loop.time() < self.until
-            and self.writer.extend(self, waiting)
-        )
-
-    def _done(self, error: StoreError | None) -> None:
-        if error is not None:
-            for each in self.waiting:
-                each.error = error
-        self.loop.call_soon_threadsafe(self._tell)
-
-    def _tell(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        for each in self.waiting:
-            if not each.future.done():
-                each.future.set_result(None)
-        self.waiting.clear()  # the store keeps the last batch: not its answers too
-
-
 def _explain(path: Path, error: Exception) -> str:
     """Say what stands in the way of opening the file, and what to do."""
-    if isinstance(error, StoreError):
+    if isinstance(error, (StoreError, StoreSetupError)):
         return f"{path}: {error}"
     if isinstance(error, FileNotFoundError):
         return f"{path}: the folder {path.parent} does not exist; create it"

@@ -1,4 +1,4 @@
-"""What a handler writes with: a turn with the writer, seen as a connection."""
+"""The business transaction of a handler: a turn with the writer, seen as a connection."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class SQLiteTransaction:
         self.token: int | None = None  # the claim is a record of its own
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> SQLiteConnection:
         """For plain code."""
-        return Connection(self)
+        return SQLiteConnection(self)
 
     @property
-    def async_connection(self) -> AsyncConnection:
+    def async_connection(self) -> AsyncSQLiteConnection:
         """For async code."""
-        return AsyncConnection(self)
+        return AsyncSQLiteConnection(self)
 
     def cursor(self) -> Cursor:
         """Return a cursor for this turn. Raises as `require_turn` does."""
@@ -142,8 +142,8 @@ class Cursor(sqlite3.Cursor):
         )
 
 
-class Connection:
-    """What `op.connection()` gives a plain handler: the file that holds the key.
+class SQLiteConnection:
+    """The connection of a plain handler (`op.connection()`), to the file that holds the key.
 
     What is written here commits with the key's record, or not at all. `commit`, `begin` and
     `rollback` as statements are refused; savepoints of your own are yours.
@@ -164,11 +164,11 @@ class Connection:
         return self._transaction.cursor().executemany(statement, parameters)
 
     def commit(self) -> None:
-        """Do nothing: the commit comes with the answer, together with the key's record."""
+        """Do nothing: the commit comes with the response, together with the key's record."""
 
 
-class AsyncConnection:
-    """What `op.connection()` gives an async handler: as `Connection`, with awaitable methods.
+class AsyncSQLiteConnection:
+    """The connection of an async handler: as `SQLiteConnection`, with awaitable methods.
 
     Statements run on the event loop's thread (microseconds for indexed rows of a local file); the
     commit, with its fsync, does not.
@@ -186,4 +186,4 @@ class AsyncConnection:
         return self._transaction.cursor().executemany(statement, parameters)
 
     async def commit(self) -> None:
-        """Do nothing: the commit comes with the answer, together with the key's record."""
+        """Do nothing: the commit comes with the response, together with the key's record."""

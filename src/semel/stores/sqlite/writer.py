@@ -1,7 +1,7 @@
-"""Who may write, and in what order: how a crowd comes to share its commits.
+"""The one writer of a process: the queue for it, and how many writes come to share a commit.
 
-SQLite has one writer at a time and pays one fsync for each commit. So whoever has the writer hands
-it on within one open transaction: atomic operations in turn, each in a savepoint of its own, then
+SQLite has one writer at a time and pays one fsync for each commit. So the holder hands the writer
+on within one open transaction: atomic operations in turn, each in a savepoint of its own, then
 every command that has queued up meanwhile, then one COMMIT for all. Nobody is told a result before
 that COMMIT has returned. A lone request commits straight on its own thread.
 
@@ -23,15 +23,17 @@ from typing import Any, Final
 
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
 from semel.failpoints import failpoint
-from semel.stores.sqlite.batches import Asked
+from semel.stores.sqlite.batches import PendingCommand
 from semel.stores.sqlite.file import translate
-from semel.stores.sqlite.group_commit import UNDONE, Done, SharedTransaction, tell
+from semel.stores.sqlite.group_commit import UNDONE, Done, GroupCommit, tell
 
 log = logging.getLogger("semel")
 
 
-CarryOut = Callable[[sqlite3.Connection, Sequence[Asked]], None]
-"""Does what was asked, in the open transaction."""
+ExecuteBatch = Callable[[sqlite3.Connection, Sequence[PendingCommand]], None]
+"""Carries commands out in the open transaction."""
+TOO_LONG: Final = "another operation has held op.connection() for {} s; SQLite has one writer"
+"""Why a write or a turn was refused after so many seconds."""
 
 
 class WriterClosed(StoreUnavailable):
@@ -41,10 +43,10 @@ class WriterClosed(StoreUnavailable):
 class Job:
     """Commands to be carried out in the next transaction."""
 
-    __slots__ = ("asked", "done")
+    __slots__ = ("commands", "done")
 
-    def __init__(self, asked: list[Any], done: Done) -> None:
-        self.asked = asked  # a list of Asked, or of what is one and more
+    def __init__(self, commands: list[Any], done: Done) -> None:
+        self.commands = commands  # a list of PendingCommand, or of a subclass
         self.done = done
 
 
@@ -71,9 +73,9 @@ class Turn:
 class Writer:
     """The one writer of a process: its transaction, who waits for it, and its thread."""
 
-    def __init__(self, shared: SharedTransaction, carry_out: CarryOut) -> None:
-        self._shared = shared
-        self._carry_out = carry_out
+    def __init__(self, group: GroupCommit, execute: ExecuteBatch) -> None:
+        self._group = group
+        self._execute = execute
         self._lock = threading.Lock()
         self._held = False
         self._lingering = False
@@ -88,7 +90,7 @@ class Writer:
     @property
     def connection(self) -> sqlite3.Connection:
         """The connection, for whoever has the turn."""
-        return self._shared.connection
+        return self._group.connection
 
     # --- asking for the writer -------------------------------------------------------------
 
@@ -105,15 +107,15 @@ class Writer:
             self._held, self._lingering = True, False
         self._baton.release()
 
-    def extend(self, job: Job, asked: Sequence[Asked]) -> bool:
-        """Have more carried out with a job that still waits, the last. False: it is not.
+    def extend(self, job: Job, commands: Sequence[PendingCommand]) -> bool:
+        """Have more carried out with the last job, if it still waits. False: it is not.
 
-        What was asked in between, the renewal of a lease say, must not be overtaken.
+        Commands that came in between, the renewal of a lease say, must not be overtaken.
         """
         with self._lock:
             if not self._jobs or self._jobs[-1] is not job:
                 return False
-            job.asked.extend(asked)
+            job.commands.extend(commands)
             return True
 
     def recall(self, job: Job) -> bool:
@@ -131,7 +133,7 @@ class Writer:
         `may_block` false: not where it would have to wait, or where commits are slow here.
         Raises `WriterClosed`.
         """
-        if not may_block and not self._shared.commits_fast:
+        if not may_block and not self._group.commits_fast:
             return False
         with self._lock:
             self._refuse_closed()
@@ -139,13 +141,13 @@ class Writer:
                 return False
             self._held = True
         try:
-            begun = self._shared.begin(wait=may_block)
+            begun = self._group.begin(wait=may_block)
         except StoreError as error:
             tell(job.done, error)
         else:
             if begun:
                 self._run([job])
-                self._shared.commit()
+                self._group.commit()
             else:
                 with self._lock:
                     self._jobs.append(job)
@@ -159,7 +161,7 @@ class Writer:
         """
         with self._lock:
             self._refuse_closed()
-            if self._held and (not self._lingering or self._shared.full):
+            if self._held and (not self._lingering or self._group.full):
                 self._turns.append(turn)
                 return False
             self._held, self._lingering = True, False
@@ -203,24 +205,24 @@ class Writer:
         is undone then.
         """
         self._end(turn)
-        shared = self._shared
+        group = self._group
         try:
-            if not shared.open:
+            if not group.open:
                 raise StoreUnavailable(UNDONE)
-            kept = bool(shared.run(write))
+            kept = bool(group.run(write))
             if kept:
                 failpoint("in_commit")
-                shared.keep_turn()
+                group.keep_turn()
         except BaseException as error:
-            shared.undo_turn()
+            group.undo_turn()
             self._pass_on()
             if isinstance(error, sqlite3.Error):
                 raise translate(error) from error
             raise
         if kept:
-            shared.join(done)
+            group.join(done)
         else:
-            shared.undo_turn()
+            group.undo_turn()
         self._pass_on(may_block=may_block, linger=kept and not may_block)
         return kept
 
@@ -230,7 +232,7 @@ class Writer:
             self._end(turn)
         except StoreUnavailable:
             return
-        self._shared.undo_turn()
+        self._group.undo_turn()
         self._pass_on()
 
     def _end(self, turn: Turn) -> None:
@@ -247,26 +249,26 @@ class Writer:
         `may_block`: a commit may be made here and now. `linger`: the caller will call `end_linger`
         a tick later, so that operations of the same tick can join the commit.
         """
-        shared = self._shared
+        group = self._group
         while True:
-            if shared.awaited and not shared.open:
-                shared.give_up(StoreUnavailable(UNDONE))
+            if group.awaited and not group.open:
+                group.give_up(StoreUnavailable(UNDONE))
             turn = None
             with self._lock:
                 idle = not self._jobs and not self._turns
-                if self._turns and not shared.full:
+                if self._turns and not group.full:
                     turn = self._turns.popleft()
-                elif idle and not shared.open:
+                elif idle and not group.open:
                     self._held = closing = self._closing
                     break
-                elif idle and linger and shared.awaited and not shared.full:
+                elif idle and linger and group.awaited and not group.full:
                     self._lingering = True
                     return
             if turn is not None:
                 if self._grant(turn):
                     return
-            elif idle and (may_block or not shared.awaited):
-                shared.commit()
+            elif idle and (may_block or not group.awaited):
+                group.commit()
             else:
                 self._baton.release()
                 return
@@ -279,8 +281,8 @@ class Writer:
             if not self._lingering:
                 return
             self._lingering = False
-        if self._shared.awaited == 1 and self._shared.commits_fast:
-            self._shared.commit()
+        if self._group.awaited == 1 and self._group.commits_fast:
+            self._group.commit()
             self._pass_on()
         else:
             self._baton.release()
@@ -303,7 +305,7 @@ class Writer:
                 if turn._state != _HAD:
                     return True  # somebody has ended it, and passed the writer on
                 turn._state = _OVER
-            self._shared.undo_turn()
+            self._group.undo_turn()
             return False
         return True
 
@@ -313,33 +315,33 @@ class Writer:
         It may have been withdrawn meanwhile: then it is over, and nothing was begun.
         Raises `StoreError`.
         """
-        if not self._shared.open and not self._shared.begin(wait=False):
+        if not self._group.open and not self._group.begin(wait=False):
             with self._lock:
                 if turn._state == _WAITING:
                     self._turns.appendleft(turn)
                 self._stalled = True
             self._baton.release()
             return False
-        self._shared.open_turn()
+        self._group.open_turn()
         with self._lock:
             if turn._state == _WAITING:
                 turn._state = _HAD
                 return True
-        self._shared.undo_turn()
+        self._group.undo_turn()
         return True
 
     def _run(self, jobs: list[Job]) -> None:
         """Carry jobs out in the open transaction; a failure undoes all that is in it.
 
-        What one caller alone can do wrong does not come this far: see `sqlite_crowds`.
+        What one caller alone can do wrong does not come this far: see `batches`.
         """
         for job in jobs:
-            self._shared.join(job.done)
-        asked = [each for job in jobs for each in job.asked]
+            self._group.join(job.done)
+        pending = [each for job in jobs for each in job.commands]
         try:
-            self._shared.run(lambda connection: self._carry_out(connection, asked))
+            self._group.run(lambda connection: self._execute(connection, pending))
         except Exception as error:  # noqa: BLE001  # whoever asked is told; the writer lives on
-            self._shared.give_up(translate(error))
+            self._group.give_up(translate(error))
 
     # --- the writer's own thread -----------------------------------------------------------
 
@@ -352,7 +354,7 @@ class Writer:
                 self._round()
             except BaseException:
                 log.exception("the writer failed in a way it should not")
-                self._shared.give_up(StoreUnknown("the writer failed"))
+                self._group.give_up(StoreUnknown("the writer failed"))
                 self._pass_on()
 
     def _round(self) -> None:
@@ -361,9 +363,9 @@ class Writer:
             jobs = list(self._jobs)
             self._jobs.clear()
             stalled, self._stalled = self._stalled, False
-        if not self._shared.open:
+        if not self._group.open:
             try:
-                self._shared.begin(wait=True)
+                self._group.begin(wait=True)
             except StoreError as error:
                 with self._lock:
                     turns = list(self._turns) if stalled else []
@@ -376,22 +378,22 @@ class Writer:
         self._run(jobs)
         # A turn that waited for this transaction to begin goes before its commit, or jobs that keep
         # coming would keep it waiting for ever.
-        while stalled and self._shared.open:
+        while stalled and self._group.open:
             with self._lock:
                 turn = self._turns.popleft() if self._turns else None
             if turn is None:
                 break
             if self._grant(turn):
                 return
-        self._shared.commit()
+        self._group.commit()
         self._pass_on()
 
     # --- the end ---------------------------------------------------------------------------
 
-    def close(self, patience: float) -> bool:
+    def close(self, timeout: float) -> bool:
         """Take no more requests, and close once those under way are done.
 
-        Waits for that `patience` seconds. False: somebody still holds the writer; it closes then.
+        Waits for that `timeout` seconds. False: somebody still holds the writer; it closes then.
         """
         with self._lock:
             self._closing = True
@@ -401,11 +403,11 @@ class Writer:
             self._shut()
         else:
             self.end_linger()
-        return self._closed.wait(patience)
+        return self._closed.wait(timeout)
 
-    def close_if_free(self, patience: float) -> bool:
-        """Close, if nobody holds the writer within `patience` seconds. False: nothing was done."""
-        deadline = time.monotonic() + patience
+    def close_if_free(self, timeout: float) -> bool:
+        """Close, if nobody holds the writer within `timeout` seconds. False: nothing was done."""
+        deadline = time.monotonic() + timeout
         while True:
             with self._lock:
                 if not self._held:
@@ -425,9 +427,9 @@ class Writer:
         self._lingering = False
         self._jobs.clear()
         self._turns.clear()
-        self._shared.disown()
+        self._group.disown()
 
     def _shut(self) -> None:
         self._closed.set()
-        self._shared.close()
+        self._group.close()
         self._baton.release()

@@ -1,4 +1,4 @@
-"""One operation under ASGI: the application's view of the request, and its answer's way out."""
+"""One operation under ASGI: runs the application, and records its response on the way out."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from semel.core import problems
-from semel.core.commands import Answer, StoreError
-from semel.core.engine import Bypass, Deliver, Outcome, Refuse, Replay
-from semel.core.policy import Policy
-from semel.core.problems import Problem
+from semel.core import failures
+from semel.core.commands import Answer
+from semel.core.engine import Bypass, Deliver, Refuse, Replay
 from semel.core.record import Response
-from semel.core.steps import OutcomeUnknown, StepFenced
 from semel.failpoints import failpoint
 from semel.operation import current
 from semel.runtime.drivers import AsyncDriver
@@ -41,8 +38,8 @@ class StreamAborted(RuntimeError):
     """A stream could not be recorded; the connection is broken off so that the client retries."""
 
 
-class Exchange:
-    """One operation: the application's view of the request, and what becomes of its answer."""
+class ASGIExchange:
+    """One operation: the application's view of the request, and what becomes of its response."""
 
     __slots__ = (
         "_app",
@@ -67,7 +64,6 @@ class Exchange:
         self,
         app: ASGIApp,
         problem_base: str,
-        policy: Policy,
         driver: AsyncDriver,
         scope: ASGIScope,
         receive: Receive,
@@ -76,7 +72,7 @@ class Exchange:
     ) -> None:
         self._app = app
         self._problem_base = problem_base
-        self._policy = policy
+        self._policy = driver.policy
         self._driver = driver
         self._scope = scope
         self._receive = receive
@@ -91,16 +87,14 @@ class Exchange:
         self._recorded = False  # by its answer, and not by an earlier `op.commit()`
         self._over: asyncio.Future[None] | None = None
 
-    async def operate(self, outcome: Outcome | None, done: asyncio.Future[None]) -> None:
+    async def operate(self, done: asyncio.Future[None]) -> None:
         """Claim, run the application, and record its answer; then say so through `done`."""
         driver = self._driver
         try:
-            if outcome is None:
-                outcome = await driver.begin()
+            outcome = driver.outcome or await driver.begin()
             if outcome is not None:
                 if type(outcome) is Bypass:
                     self._passing = True
-                    driver.outcome = outcome
                     await self._app(self._own_scope(), self.receive, self._forward)
                 else:
                     await send_outcome(outcome, self._problem_base, self._forward)
@@ -110,11 +104,11 @@ class Exchange:
                 await self._app(self._own_scope(), self.receive, self.send)
                 if driver.outcome is None:
                     raise RuntimeError("the application returned without a complete answer")
-            except (StoreError, OutcomeUnknown, StepFenced) as error:  # from `op`
+            except failures.OPERATION_ERRORS as error:
                 log.warning("operation %s: %s", driver.key[:6].hex(), error)
-                await self._raised(problems.OUTCOME_UNRECORDED)
-            except BaseException:
-                await self._raised()
+                await self._raised(error)
+            except BaseException as error:
+                await self._raised(error)
                 raise
             finally:
                 current.reset(set_before)
@@ -183,7 +177,8 @@ class Exchange:
             body = b"".join((*self._chunks, chunk)) if self._chunks else bytes(chunk)
         self._chunks.clear()
         self._recorded = True
-        outcome = await self._finish(Response(start["status"], self._kept(start), body))
+        answer = Answer(self._started_response(body), self._driver.taken, self._passing)
+        outcome = await self._driver.finish(answer)
         if type(outcome) is not Deliver:
             if self._passing:
                 raise StreamAborted("the stream could not be recorded")
@@ -223,35 +218,25 @@ class Exchange:
         else:
             await forward(message)
 
-    async def _raised(self, told: Problem | None = None) -> None:
-        """The application raised: before its answer, within it, or after (a background task).
-
-        `told` is what the client gets where nothing is kept; without it the server says it.
-        """
-        if self._driver.outcome is not None:
-            if not self._passing and isinstance(self._driver.outcome, (Refuse, Replay)):
-                self._passing = True
-                await send_outcome(self._driver.outcome, self._problem_base, self._forward)
-            return
-        failed = problems.HANDLER_FAILED.response(self._problem_base)
-        if self._passing and self._start is not None:
-            failed = Response(self._start["status"], self._kept(self._start), None)
-        outcome = await self._finish(failed)
-        if outcome == Deliver(kept=False):
-            outcome = Refuse(told) if told is not None else outcome
-        elif type(outcome) is Deliver:
-            outcome = Refuse(problems.HANDLER_FAILED)
-        if not self._passing and type(outcome) is not Deliver:
+    async def _raised(self, error: BaseException) -> None:
+        """The application raised: before its response, within it, or after (a background task)."""
+        driver = self._driver
+        if driver.outcome is None:
+            sent = self._started_response(None) if self._passing and self._start else None
+            failed = failures.failed(self._problem_base, atomic=driver.taken, sent=sent)
+            outcome = failures.told(await driver.finish(failed), error)
+        else:  # it is over: by `op.commit()`, or by a response that has been withheld
+            outcome = driver.outcome
+        if not self._passing and type(outcome) in (Refuse, Replay):
             self._passing = True
             await send_outcome(outcome, self._problem_base, self._forward)
 
-    async def _finish(self, response: Response) -> Outcome:
-        driver = self._driver
-        atomic = driver.taken
-        return await driver.finish(Answer(response, atomic, self._passing))
-
-    def _kept(self, start: Message) -> tuple[tuple[bytes, bytes], ...]:
-        return answer_headers.kept(start.get("headers", ()), self._policy)
+    def _started_response(self, body: bytes | None) -> Response:
+        """The application's response, with so much of its body as is kept."""
+        start = self._start
+        assert start is not None
+        kept = answer_headers.kept(start.get("headers", ()), self._policy)
+        return Response(start["status"], kept, body)
 
     async def _forward(self, message: Message) -> None:
         try:
@@ -261,8 +246,7 @@ class Exchange:
 
 
 def start_operation(
-    operate: Callable[[Outcome | None, asyncio.Future[None]], Coroutine[Any, Any, None]],
-    outcome: Outcome | None,
+    operate: Callable[[asyncio.Future[None]], Coroutine[Any, Any, None]],
 ) -> tuple[asyncio.Future[None], asyncio.Task[None]]:
     """Run an operation in a task of its own, which nobody cancels with the request.
 
@@ -272,9 +256,9 @@ def start_operation(
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
     if sys.version_info >= (3, 12):
-        task = asyncio.Task(operate(outcome, done), loop=loop, eager_start=True)
+        task = asyncio.Task(operate(done), loop=loop, eager_start=True)
     else:
-        task = loop.create_task(operate(outcome, done))
+        task = loop.create_task(operate(done))
     task.add_done_callback(functools.partial(_settle, done))
     return done, task
 
@@ -283,3 +267,35 @@ def _settle(done: asyncio.Future[None], task: asyncio.Task[None]) -> None:
     """Wake the request of a task that was cancelled before its first step and could not."""
     if not done.done():
         done.set_result(None)
+
+
+class Detached:
+    """Operations whose requests have ended before them."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def outlive(self, done: asyncio.Future[None], task: asyncio.Task[None]) -> None:
+        """Await an operation, which goes on where the request that awaits it is cancelled."""
+        try:
+            await done
+        except asyncio.CancelledError:
+            if not task.done():
+                self.add(task)
+            raise
+        task.result()
+
+    def add(self, task: asyncio.Task[None]) -> None:
+        """Hold an operation until it has ended."""
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("an operation whose client had gone failed", exc_info=error)
+
+    async def wait(self, timeout: float) -> None:
+        """Wait for all of them, `timeout` seconds at most."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)

@@ -1,4 +1,4 @@
-"""What ASGI says: who asks, by which key, the body, and answers that are whole."""
+"""ASGI helpers: headers, the caller, the request's body, and complete responses."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from semel.core import problems
 from semel.core.engine import Outcome, Refuse, Replay
 from semel.core.policy import Policy
 from semel.core.problems import Problem
-from semel.web.asgi.timeouts import within
+from semel.web.asgi.timeouts import timeout_if_suspended
 from semel.web.http import headers as answer_headers
-from semel.web.http.body import Body, Intake
+from semel.web.http.body import Body, Intake, RequestLine
 
 Message = MutableMapping[str, Any]
 ASGIScope = MutableMapping[str, Any]
@@ -47,20 +47,44 @@ def wanted(scope: ASGIScope) -> tuple[list[bytes], dict[bytes, bytes]]:
     return fields, found
 
 
-class View:
-    """What a `scope` function sees of an ASGI request."""
+class ASGIView:
+    """An ASGI request, as a `scope` or `key` function and the way in see it."""
 
-    __slots__ = ("method", "native", "path")
+    __slots__ = ("_found", "line", "method", "native", "path")
 
-    def __init__(self, scope: ASGIScope) -> None:
+    session_cookie: str | None = None
+
+    def __init__(self, scope: ASGIScope, found: dict[bytes, bytes]) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.native = scope
+        self._found = found
+        self.line: RequestLine = (
+            self.method,
+            scope.get("raw_path") or self.path.encode(),
+            scope.get("query_string", b""),
+            found.get(b"content-type", b""),
+            found.get(b"content-encoding", b""),
+        )
 
     def header(self, name: str) -> str | None:
         wanted = name.lower().encode("latin-1")
         values = [value for field, value in self.native["headers"] if field == wanted]
         return b", ".join(values).decode("latin-1") if values else None
+
+    def authorization(self) -> bytes:
+        return self._found.get(b"authorization", b"")
+
+    def cookie(self, name: str) -> bytes:
+        wanted = name.encode()
+        for part in self._found.get(b"cookie", b"").split(b";"):
+            found, _, value = part.strip().partition(b"=")
+            if found == wanted:
+                return value
+        return b""
+
+    def user(self) -> str | None:
+        return authenticated_user(self.native) if "user" in self.native else None
 
 
 def route_path(scope: ASGIScope) -> str:
@@ -70,14 +94,6 @@ def route_path(scope: ASGIScope) -> str:
     if path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
         return path[len(root) :]
     return path
-
-
-def cookie_value(header: bytes, name: bytes) -> bytes:
-    for part in header.split(b";"):
-        found, _, value = part.strip().partition(b"=")
-        if found == name:
-            return value
-    return b""
 
 
 def authenticated_user(scope: ASGIScope) -> str | None:
@@ -109,7 +125,7 @@ async def read_body(
     left = policy.seconds.body_timeout
     while True:
         try:
-            message = await within(left, receive())
+            message = await timeout_if_suspended(left, receive())
         except TimeoutError:
             return problems.BODY_TIMEOUT
         if message["type"] == "http.disconnect":

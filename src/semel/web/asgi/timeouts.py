@@ -1,4 +1,4 @@
-"""Awaiting with a time limit that costs nothing where there is nothing to wait for."""
+"""Time limits that cost nothing where the awaitable finishes without suspending."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-async def within(seconds: float, awaitable: Awaitable[Result]) -> Result:
+async def timeout_if_suspended(seconds: float, awaitable: Awaitable[Result]) -> Result:
     """Await, for at most `seconds`.
 
     Raises `TimeoutError`. Servers hand over a small body with its request, so nearly every call
     ends at its first step, and a timer for it would cost more than the step.
     """
-    if not isinstance(awaitable, Coroutine):
+    # The first question is the cheaper one, and the usual one.
+    if type(awaitable) is not types.CoroutineType and not isinstance(awaitable, Coroutine):
         async with asyncio.timeout(seconds):
             return await awaitable
     try:

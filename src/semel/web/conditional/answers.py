@@ -1,4 +1,4 @@
-"""The answers of the idempotent methods, as plain data (RFC 9110 sections 9.3 and 15)."""
+"""Responses of the idempotent methods, as plain data (RFC 9110 sections 9.3 and 15)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entity tags: how they are made, read and compared (RFC 9110 section 8.8.3).
+"""Entity tags: made, read and compared (RFC 9110 section 8.8.3).
 
 A tag is a `str` as it stands in a header, quotes and all: `"x"`, or `W/"x"` for a weak one.
 """

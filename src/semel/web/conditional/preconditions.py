@@ -1,4 +1,4 @@
-"""If-Match and its kin: what a request asks for, and whether it is so (RFC 9110 section 13)."""
+"""Preconditions: If-Match and its kin, read and evaluated (RFC 9110 section 13)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Current = Validators | str | None
 
 
 class Verdict(enum.Enum):
-    """What is to be done with a request; the value is the status where it is refused."""
+    """The result of evaluating preconditions; the value is the status where it is refused."""
 
     PROCEED = 200
     NOT_MODIFIED = 304
@@ -60,7 +60,7 @@ class NotMet(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Preconditions:
-    """What one request asks for. None: the header was not sent, or is to be ignored."""
+    """The preconditions of one request. None: the header was not sent, or is to be ignored."""
 
     method: str
     if_match: tuple[str, ...] | None = None

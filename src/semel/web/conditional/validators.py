@@ -1,4 +1,4 @@
-"""What tells one state of a resource from another, and headers as they go out."""
+"""Validators, which tell one state of a resource from another, and headers as they go out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Django: `INSTALLED_APPS += ["semel.web.django"]`, the middleware, and what views use."""
+"""Django: the installed app `semel.web.django`, its middleware, and functions for views."""
 
 from __future__ import annotations
 

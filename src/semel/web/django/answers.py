@@ -1,4 +1,4 @@
-"""Django's responses as they are stored, and what is stored as Django's responses."""
+"""Conversion of Django's responses to stored ones, and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from django.http import HttpResponse
 
 from semel.core.engine import Outcome, Refuse, Replay
 from semel.core.policy import Policy
-from semel.core.problems import Problem
 from semel.core.record import Response
 from semel.web.http import headers as answer_headers
 
@@ -28,12 +27,7 @@ def told(outcome: Outcome, base: str) -> HttpResponse:
         status, fields, body = outcome.response
         return _response(status, answer_headers.replayed(fields), body or b"")
     assert isinstance(outcome, Refuse)
-    return refused(outcome.problem, base)
-
-
-def refused(problem: Problem, base: str) -> HttpResponse:
-    """Return a problem."""
-    return _response(*problem.response(base))
+    return plain(outcome.problem.response(base))
 
 
 def plain(response: Response) -> HttpResponse:

@@ -18,14 +18,14 @@ from semel.web.http.body import CHUNK, Body, Input, Intake
 def body_of(policy: Policy, request: HttpRequest) -> Body:
     """Return an empty body that knows what is asked for."""
     meta = request.META
-    return Body(
-        policy.algorithm,
+    line = (
         request.method or "",
         request.path.encode("utf-8", "surrogateescape"),
         meta.get("QUERY_STRING", "").encode("utf-8", "surrogateescape"),
         meta.get("CONTENT_TYPE", "").encode("latin-1", "replace"),
         meta.get("HTTP_CONTENT_ENCODING", "").encode("latin-1", "replace"),
     )
+    return Body(policy.algorithm, line)
 
 
 def declared(request: HttpRequest) -> int:

@@ -1,4 +1,4 @@
-"""Whose request it is, and whether it may have an answer: before anything is replayed or claimed.
+"""Callers under Django: who asks, and whether they may, before anything is replayed or claimed.
 
 A replay is given only after the present request has been authenticated and authorised. Middleware
 does that before ours. Django REST framework does it inside the view, so it is asked here first, by
@@ -17,50 +17,39 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest
 
-from semel.idempotency import Idempotency, Whose, named_scope
+from semel.idempotency import Idempotency
+from semel.web.http.callers import Caller, caller_of
 
 
-class Caller(NamedTuple):
-    """What was found out: whose key it is; or the refusal of the framework itself."""
+class Authorized(NamedTuple):
+    """The caller of a request; or the refusal of the framework itself."""
 
-    whose: Whose
+    caller: Caller
     refusal: Any = None
 
 
-def caller(
+def authorize(
     idempotency: Idempotency,
-    authorize: Any,
+    allowed: Any,
     request: HttpRequest,
     view: Any,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-) -> Caller:
-    """Authenticate and authorise. Raises `PermissionDenied` where `authorize` says no."""
-    if authorize is not None and not authorize(request, view, args, kwargs):
+) -> Authorized:
+    """Authenticate and authorise. Raises `PermissionDenied` where `allowed` says no."""
+    if allowed is not None and not allowed(request, view, args, kwargs):
         raise PermissionDenied
     user = getattr(request, "user", None)
     if _is_drf(view):
         user, refusal = _ask_drf(request, view, args, kwargs)
         if refusal is not None:
-            return Caller("", refusal)
-    return Caller(whose(idempotency, request, user))
+            return Authorized("", refusal)
+    return Authorized(django_caller(idempotency, DjangoView(request, user)))
 
 
-def whose(idempotency: Idempotency, request: HttpRequest, user: Any) -> Whose:
-    if idempotency.scope is not None:
-        return named_scope(idempotency.scope(View(request)))
-    name = None
-    if user is not None and getattr(user, "is_authenticated", False):
-        name = getattr(user, "pk", None) or getattr(user, "username", None)
-        if not name:
-            raise TypeError(
-                f"{type(user).__name__} has no pk or username that tells callers apart: name the"
-                ' caller with SEMEL = {"scope": …}'
-            )
-    authorization: str = request.META.get("HTTP_AUTHORIZATION", "")
-    cookie = request.COOKIES.get(idempotency.session_cookie or settings.SESSION_COOKIE_NAME, "")
-    named = None if name is None else f"{_kind(user)}{name}"
-    return named, authorization.encode(), cookie.encode()
+def django_caller(idempotency: Idempotency, request: DjangoView) -> Caller:
+    """Return who has sent a request."""
+    return caller_of(request, idempotency.scope, idempotency.session_cookie)
 
 
 def _kind(user: Any) -> str:
@@ -77,17 +66,42 @@ def _kind(user: Any) -> str:
     return f"{label}:"
 
 
-class View:
-    """What a `scope` function sees of a Django request; `native` is that request."""
+class DjangoView:
+    """A Django request, as a `scope` or `key` function and the way in see it.
 
-    def __init__(self, request: HttpRequest) -> None:
+    `native` is that request, `user` the one whom it was authenticated as.
+    """
+
+    def __init__(self, request: HttpRequest, user: Any = None) -> None:
         self.method: str = request.method or ""
         self.path: str = request.path
         self.native = request
+        self.session_cookie: str | None = settings.SESSION_COOKIE_NAME
+        self._user = user
 
     def header(self, name: str) -> str | None:
         value: str | None = self.native.headers.get(name)
         return value
+
+    def authorization(self) -> bytes:
+        value: str = self.native.META.get("HTTP_AUTHORIZATION", "")
+        return value.encode()
+
+    def cookie(self, name: str) -> bytes:
+        value: str = self.native.COOKIES.get(name, "")
+        return value.encode()
+
+    def user(self) -> str | None:
+        user = self._user
+        if user is None or not getattr(user, "is_authenticated", False):
+            return None
+        name = getattr(user, "pk", None) or getattr(user, "username", None)
+        if not name:
+            raise TypeError(
+                f"{type(user).__name__} has no pk or username that tells callers apart: name the"
+                ' caller with SEMEL = {"scope": …}'
+            )
+        return f"{_kind(user)}{name}"
 
 
 def _is_drf(view: Any) -> bool:

@@ -1,4 +1,4 @@
-"""System checks: what can be known to be wrong before the first request."""
+"""System checks of the settings, before the first request."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 from semel.stores.django.store import DjangoStore
 from semel.web.django.conf import configured
+
+__all__ = ["check_settings"]
 
 MIDDLEWARE = "semel.web.django.middleware.IdempotencyMiddleware"
 BEFORE = (

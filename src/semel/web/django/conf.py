@@ -15,6 +15,8 @@ from semel.core.policy import Policy, PolicyError
 from semel.idempotency import Idempotency
 from semel.stores.django.store import DjangoStore
 
+__all__ = ["Configured", "configured"]
+
 KNOWN = (
     *("idempotency", "store", "alias", "policy", "routes", "scope", "authorize"),
     *("issuer", "problem_base", "sweep_every"),
@@ -32,7 +34,7 @@ Functions and objects may be named by their dotted paths."""
 
 
 class Configured(NamedTuple):
-    """What the settings say."""
+    """The objects that the settings describe."""
 
     idempotency: Idempotency
     authorize: Callable[..., Any] | None

@@ -1,4 +1,4 @@
-"""What a view raises is noted before any middleware can answer it.
+"""Notes the exception that a view raises, before any middleware can turn it into a response.
 
 Django asks the `process_exception` of the innermost middleware first, and nobody further out where
 one has answered; it has no hook between a view and them. So the handler's own method, which every

@@ -1,4 +1,4 @@
-"""One request under a policy: what is known of it, and what becomes of the view's answer."""
+"""One request under a policy: its key and body, its operation, and the view's response."""
 
 from __future__ import annotations
 
@@ -7,36 +7,33 @@ from typing import Any
 
 from django.http import HttpRequest
 
-from semel.core import problems
-from semel.core.commands import Answer, StoreError
-from semel.core.engine import Deliver, Life, Outcome, Refuse, Request, run, settled
-from semel.core.keys import InvalidKey, hash_key, parse_key
+from semel.core import failures, problems
+from semel.core.commands import Answer
+from semel.core.engine import Deliver, Outcome, Refuse
 from semel.core.policy import Policy
-from semel.core.problems import Problem
-from semel.core.record import UnreadableRecord
-from semel.core.steps import OutcomeUnknown, StepFenced
 from semel.failpoints import failpoint
-from semel.idempotency import Idempotency, Whose, scope_name
+from semel.idempotency import Driver, Idempotency, Known
 from semel.operation import NoOperation
 from semel.stores.django.store import DjangoStore
 from semel.stores.django.transaction import DjangoTransaction
 from semel.web.django import answers
 from semel.web.django import body as receiving
-from semel.web.django.callers import View
-from semel.web.http import key_source as naming
+from semel.web.django.callers import DjangoView
+from semel.web.http import admission, key_source
 from semel.web.http.body import Body
+from semel.web.http.callers import Caller, scope_name
 
 ATTRIBUTE = "_semel_exchange"
 
 
-class Exchange:
-    """What the middleware knows of one request from its arrival to its answer."""
+class DjangoExchange:
+    """One request, from its arrival to its response."""
 
     def __init__(self, idempotency: Idempotency, policy: Policy, request: HttpRequest) -> None:
         self.idempotency = idempotency
         self.policy = policy
         self.request = request
-        self.refusal: Problem | None = None
+        self.refusal: Refuse | None = None
         """What the request is refused with, once it is known to be allowed here."""
         self.driver: Any = None
         """Set while the view runs under a claim."""
@@ -44,64 +41,50 @@ class Exchange:
         """What the view has raised, whatever Django or a middleware made of it."""
         self._fields: list[bytes] = []
         self._body: Body | None = None
-        self._whose: Whose | None = None
+        self._caller: Caller | None = None
         setattr(request, ATTRIBUTE, self)
 
     # --- before the view -------------------------------------------------------------------
 
     def receive(self) -> None:
         """Read the key and the body."""
-        if not self.idempotency.started and not self.idempotency.ready():
-            self.refusal = problems.STORE_UNAVAILABLE
-        field = self.request.META.get("HTTP_IDEMPOTENCY_KEY")
+        idempotency, policy, request = self.idempotency, self.policy, self.request
+        field = request.META.get("HTTP_IDEMPOTENCY_KEY")
         self._fields = [] if field is None else [field.encode("latin-1", "replace")]
-        try:
-            parse_key(self._fields)
-        except InvalidKey as error:
-            self.refusal = problems.key_invalid(str(error))
-        may_have_key = bool(self._fields) or naming.may_be_in_content(self.policy)
-        if not may_have_key and self.refusal is None and self.policy.required:
-            self.refusal = problems.KEY_MISSING
+        keyed = bool(self._fields) or key_source.may_be_in_content(policy)
+        self.refusal = admission.unready(idempotency)
+        if self.refusal is None and not keyed:
+            self.refusal = admission.without_key(idempotency, policy)
         if self.refusal is not None:
-            receiving.read(self.policy, self.request, lambda chunk: None)
-        elif may_have_key:
-            self._body = body = receiving.body_of(self.policy, self.request)
-            self.refusal = receiving.read(self.policy, self.request, body.write)
-            receiving.give(self.request, body)
+            receiving.read(policy, request, lambda chunk: None)
+        elif keyed:
+            self._body = body = receiving.body_of(policy, request)
+            too_much = receiving.read(policy, request, body.write)
+            if too_much is not None:
+                self.refusal = idempotency.refuse(too_much)
+            receiving.give(request, body)
 
     @property
-    def concerned(self) -> bool:
-        """Whether there may be an operation, or a refusal."""
+    def may_have_operation(self) -> bool:
+        """True if the request carries (or may carry) a key, or has to be refused."""
         return self._body is not None or self.refusal is not None
 
-    def life(self, whose: Whose) -> tuple[bytes, Life] | Outcome | None:
-        """Return the key and life, or what is known without them; None: it has no key."""
+    def admit(self, kind: type[Driver], caller: Caller) -> Driver | Outcome | None:
+        """Return the driver of its operation, or what is known without; None: it has no key."""
         assert self._body is not None
         receiving.give(self.request, self._body)  # who authenticates may have read it
-        self._whose = whose
-        scope = scope_name(whose)
-        view = View(self.request)
-        try:
-            named = naming.name(
-                self.idempotency, self.policy, self._fields, scope, view, self._body
-            )
-        except InvalidKey as error:
-            return Refuse(problems.key_invalid(str(error)))
-        if named is None:
-            return Refuse(problems.KEY_MISSING) if self.policy.required else None
-        self.policy = named.policy
-        key = hash_key(scope, named.key)
-        fingerprint = self._body.fingerprint
-        try:
-            found = None if named.late else self.idempotency.look_up(key)
-            outcome = settled(fingerprint, self.policy, *found) if found is not None else None
-        except UnreadableRecord:
-            return Refuse(problems.STORE_UNAVAILABLE)
-        if outcome is not None:
-            return outcome
-        asked = Request(key, self.idempotency.owner(), fingerprint, late=named.late)
-        opens = self.idempotency.opens(self.policy)
-        return key, run(asked, self.policy, found, opens=opens)
+        self._caller = caller
+        view = DjangoView(self.request)
+        scope = scope_name(caller)
+        admitted = admission.admit(
+            self.idempotency, kind, self.policy, self._fields, scope, view, self._body
+        )
+        if admitted is None:
+            return admission.without_key(self.idempotency, self.policy)
+        if isinstance(admitted, Known):
+            return admitted.outcome
+        self.policy = admitted.policy
+        return admitted
 
     @property
     def wraps(self) -> bool:
@@ -118,10 +101,11 @@ class Exchange:
     def raised(self, error: Exception) -> Any:
         """Return the answer to what `op` raised."""
         base = self.idempotency.problem_base
-        if isinstance(error, NoOperation) and self.driver is None:
-            return answers.refused(problems.KEY_MISSING, base)
-        if isinstance(error, (StoreError, OutcomeUnknown, StepFenced)) and self.driver is not None:
-            return answers.refused(problems.OUTCOME_UNRECORDED, base)
+        if self.driver is None:
+            if isinstance(error, NoOperation):
+                return answers.told(self.idempotency.refuse(problems.KEY_MISSING), base)
+        elif isinstance(error, failures.OPERATION_ERRORS):
+            return answers.told(failures.told(Deliver(kept=False), error), base)
         return None
 
     @property
@@ -149,24 +133,23 @@ class Exchange:
 
     def answer(self, response: Any, body: bytes | None, *, sent: bool = False) -> Answer:
         """Return what came of the view, as the engine takes it."""
-        if self.error is not None and response.status_code >= 500:
-            kept = problems.HANDLER_FAILED.response(self.idempotency.problem_base)
-        else:
-            kept = answers.stored(response, body, self.policy)
-        return Answer(kept, self.driver.taken, sent)
+        if self._failed(response):
+            return self.failed()._replace(sent=sent)
+        return Answer(answers.stored(response, body, self.policy), self.driver.taken, sent)
+
+    def _failed(self, response: Any) -> bool:
+        """Whether the response is what a server says where a view has raised."""
+        return self.error is not None and response.status_code >= 500
 
     def failed(self) -> Answer:
         """Return what came of a view, or of the middleware inside, that broke off."""
-        return Answer(
-            problems.HANDLER_FAILED.response(self.idempotency.problem_base), self.driver.taken
-        )
+        return failures.failed(self.idempotency.problem_base, atomic=self.driver.taken)
 
     def sent(self, outcome: Outcome, response: Any, chunks: Iterable[bytes] | None) -> Any:
         """Return the response that may be sent: the view's own, or what stands in its place."""
         base = self.idempotency.problem_base
-        if outcome == Deliver(kept=True) and self.error is not None:
-            if response.status_code >= 500:
-                outcome = Refuse(problems.HANDLER_FAILED)
+        if self.error is not None and self._failed(response):
+            outcome = failures.told(outcome, self.error)
         if isinstance(outcome, Deliver):
             if chunks is not None:
                 response.streaming_content = chunks
@@ -180,8 +163,8 @@ class Exchange:
     def handing_out(self, response: Any) -> Any:
         """Put a fresh key for the caller's next operation into the answer, where that is asked."""
         issuer = self.idempotency.issuer
-        if self.policy.next_key and issuer is not None and self._whose is not None:
-            (response["Idempotency-Key"],) = issuer.issue(scope_name(self._whose)).keys
+        if self.policy.next_key and issuer is not None and self._caller is not None:
+            (response["Idempotency-Key"],) = issuer.issue(scope_name(self._caller)).keys
         return response
 
     def close(self) -> None:
@@ -194,7 +177,7 @@ class Exchange:
         return size <= self.policy.max_response_body
 
 
-def exchange_of(request: Any) -> Exchange | None:
+def exchange_of(request: Any) -> DjangoExchange | None:
     """Return the exchange of a request, or None where it is not covered."""
     return getattr(request, ATTRIBUTE, None)
 

@@ -1,4 +1,4 @@
-"""The middleware: the same engine as ASGI's and WSGI's, where Django knows the user and the view.
+"""The Django middleware: the engine of ASGI's and WSGI's, where the user and the view are known.
 
 It reads key and body when the request comes by, and claims in `process_view`, after those of the
 middleware before it: CSRF protection, LoginRequiredMiddleware. The answer is recorded when the
@@ -26,17 +26,20 @@ from django.http import HttpRequest
 from semel.core import problems
 from semel.core.commands import StoreError
 from semel.core.engine import Bypass, Refuse
+from semel.idempotency import Driver
 from semel.operation import current
 from semel.runtime.drivers import AsyncDriver, ThreadDriver
 from semel.stores.django.transaction import DjangoTransaction
 from semel.web.django import answers, rules
 from semel.web.django.body import declared
-from semel.web.django.callers import caller
+from semel.web.django.callers import authorize
 from semel.web.django.conf import configured
 from semel.web.django.errors import note_errors
-from semel.web.django.exchange import Exchange, exchange_of
-from semel.web.django.streams import APassing, Passing, aheld, held
+from semel.web.django.exchange import DjangoExchange, exchange_of
+from semel.web.django.streams import AsyncPassingStream, PassingStream, aconsume, consume
 from semel.web.http.body import HASHED_AT_ONCE
+
+__all__ = ["IdempotencyMiddleware"]
 
 log = logging.getLogger("semel")
 
@@ -67,7 +70,7 @@ class IdempotencyMiddleware:
         policy = rules.find(self._idempotency, request)
         if policy is None:
             return self.get_response(request)
-        exchange = Exchange(self._idempotency, policy, request)
+        exchange = DjangoExchange(self._idempotency, policy, request)
         try:
             exchange.receive()
             response = self.get_response(request)
@@ -92,12 +95,9 @@ class IdempotencyMiddleware:
         exchange = exchange_of(request)
         if exchange is None:
             return None
-        asked = self._asked(exchange, view, args, kwargs)
-        if type(asked) is not tuple:  # outcomes are named tuples
-            return asked
-        driver = ThreadDriver(
-            self._idempotency.runtime, asked[1], asked[0], exchange.policy.seconds
-        )
+        driver = self._admit(ThreadDriver, exchange, view, args, kwargs)
+        if not isinstance(driver, ThreadDriver):
+            return driver
         outcome = driver.begin()
         if outcome is not None:
             return self._told(outcome)
@@ -113,16 +113,16 @@ class IdempotencyMiddleware:
         current.set(driver)
         return None
 
-    def _answered(self, exchange: Exchange, response: Any) -> Any:
+    def _answered(self, exchange: DjangoExchange, response: Any) -> Any:
         if exchange.over:
             return response
         if response.streaming and exchange.passes:
-            response.streaming_content = Passing(exchange, response)
+            response.streaming_content = PassingStream(exchange, response)
             return response
         transaction = exchange.undoes(response)
         if transaction is not None:
             transaction.undo()
-        body, chunks = held(exchange, response)
+        body, chunks = consume(exchange, response)
         outcome = exchange.driver.finish(exchange.answer(response, body))
         return exchange.sent(outcome, response, chunks)
 
@@ -132,12 +132,12 @@ class IdempotencyMiddleware:
         policy = rules.find(self._idempotency, request)
         if policy is None:
             return await self.get_response(request)
-        exchange = Exchange(self._idempotency, policy, request)
+        exchange = DjangoExchange(self._idempotency, policy, request)
         if declared(request) > HASHED_AT_ONCE or not self._idempotency.started:
             await sync_to_async(exchange.receive, thread_sensitive=True)()
         else:
             exchange.receive()
-        if not exchange.concerned:
+        if not exchange.may_have_operation:
             return await self.get_response(request)
         # In a task of its own, which nobody cancels with the request: it runs on to its end.
         task = asyncio.get_running_loop().create_task(self._operate(exchange))
@@ -149,7 +149,7 @@ class IdempotencyMiddleware:
                 task.add_done_callback(self._forget)
             raise
 
-    async def _operate(self, exchange: Exchange) -> Any:
+    async def _operate(self, exchange: DjangoExchange) -> Any:
         async with _own_thread():
             try:
                 response = await self.get_response(exchange.request)
@@ -171,11 +171,10 @@ class IdempotencyMiddleware:
         exchange = exchange_of(request)
         if exchange is None:
             return None
-        ask = sync_to_async(self._asked, thread_sensitive=True)
-        asked = await ask(exchange, view, args, kwargs)
-        if type(asked) is not tuple:  # outcomes are named tuples
-            return asked
-        driver = AsyncDriver(self._idempotency.runtime, asked[1], asked[0], exchange.policy.seconds)
+        admit = sync_to_async(self._admit, thread_sensitive=True)
+        driver = await admit(AsyncDriver, exchange, view, args, kwargs)
+        if not isinstance(driver, AsyncDriver):
+            return driver
         outcome = await driver.begin()
         if outcome is not None:
             return self._told(outcome)
@@ -191,16 +190,16 @@ class IdempotencyMiddleware:
         current.set(driver)
         return None
 
-    async def _aanswered(self, exchange: Exchange, response: Any) -> Any:
+    async def _aanswered(self, exchange: DjangoExchange, response: Any) -> Any:
         if exchange.over:
             return response
         if response.streaming and exchange.passes:
-            response.streaming_content = APassing(exchange, response)
+            response.streaming_content = AsyncPassingStream(exchange, response)
             return response
         transaction = exchange.undoes(response)
         if transaction is not None:
             await sync_to_async(transaction.undo, thread_sensitive=True)()
-        body, chunks = await aheld(exchange, response)
+        body, chunks = await aconsume(exchange, response)
         outcome = await exchange.driver.finish(exchange.answer(response, body))
         return exchange.sent(outcome, response, chunks)
 
@@ -211,21 +210,20 @@ class IdempotencyMiddleware:
 
     # --- both ------------------------------------------------------------------------------
 
-    def _asked(self, exchange: Exchange, view: Any, args: Any, kwargs: Any) -> Any:
-        """The operation's key and life; or the answer, or None, where there is to be none."""
-        request = exchange.request
-        if not exchange.concerned:
+    def _admit(
+        self, kind: type[Driver], exchange: DjangoExchange, view: Any, args: Any, kwargs: Any
+    ) -> Driver | Any:
+        """The driver of the operation; or the response; or None: the view runs unprotected."""
+        if not exchange.may_have_operation:
             return None
-        who = caller(self._idempotency, self._authorize, request, view, args, kwargs)
+        who = authorize(self._idempotency, self._authorize, exchange.request, view, args, kwargs)
         if who.refusal is not None:
             return who.refusal
-        if exchange.refusal is not None:
-            return answers.refused(exchange.refusal, self._idempotency.problem_base)
-        asked = exchange.life(who.whose)
-        return asked if asked is None or type(asked) is tuple else self._told(asked)
+        admitted = exchange.refusal or exchange.admit(kind, who.caller)
+        return admitted if admitted is None or isinstance(admitted, kind) else self._told(admitted)
 
     def _told(self, outcome: Any) -> Any:
-        """The answer to a request whose view is not to run; None where it runs unprotected."""
+        """The response to a request whose view is not to run; None: it runs unprotected."""
         if isinstance(outcome, Bypass):
             return None
         return answers.told(outcome, self._idempotency.problem_base)

@@ -1,4 +1,4 @@
-"""Which rules a view runs under: its own mark, else those of its path in the settings."""
+"""Finds the policy of a view: its own mark, else that of its path in the settings."""
 
 from __future__ import annotations
 

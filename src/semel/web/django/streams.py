@@ -1,4 +1,4 @@
-"""Answers in pieces: held until they are known, or recorded while they pass through."""
+"""Streaming responses: held until the outcome is known, or recorded while they pass through."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asgiref.sync import sync_to_async
 
 from semel.core.engine import Deliver
 from semel.operation import current
-from semel.web.django.exchange import Exchange
+from semel.web.django.exchange import DjangoExchange
 
 log = logging.getLogger("semel")
 
@@ -21,9 +21,9 @@ AHEAD = 8
 
 
 class Recorder:
-    """What has passed of an answer, while it can still be kept."""
+    """The part of a response that has passed, while it can still be kept."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: DjangoExchange) -> None:
         self._exchange = exchange
         self._chunks: list[bytes] = []
         self._size = 0
@@ -43,8 +43,8 @@ class Recorder:
         return b"".join(self._chunks)
 
 
-def held(exchange: Exchange, response: Any) -> tuple[bytes | None, Any]:
-    """Make the answer to its end, or to the limit: its body if it is kept, and all its chunks."""
+def consume(exchange: DjangoExchange, response: Any) -> tuple[bytes | None, Any]:
+    """Consume the response. Returns (body, chunks); body is None when it exceeds the limit."""
     if not response.streaming:
         content = response.content
         return content if exchange.fits(len(content)) else None, None
@@ -56,10 +56,10 @@ def held(exchange: Exchange, response: Any) -> tuple[bytes | None, Any]:
     return recorder.body(), chunks
 
 
-async def aheld(exchange: Exchange, response: Any) -> tuple[bytes | None, Any]:
-    """As `held`, for an async view's answer."""
+async def aconsume(exchange: DjangoExchange, response: Any) -> tuple[bytes | None, Any]:
+    """As `consume`, for an async view's response."""
     if not response.streaming:
-        return held(exchange, response)
+        return consume(exchange, response)
     recorder, chunks, rest = Recorder(exchange), [], _pieces(response)
     async for chunk in rest:
         chunks.append(chunk)
@@ -92,10 +92,10 @@ async def _achain(chunks: list[bytes], rest: AsyncIterator[bytes] | None) -> Asy
             yield chunk
 
 
-class Passing:
+class PassingStream:
     """A stream on its way: recorded before its end is sent; made to its end without a client."""
 
-    def __init__(self, exchange: Exchange, response: Any) -> None:
+    def __init__(self, exchange: DjangoExchange, response: Any) -> None:
         self._exchange = exchange
         self._response = response
         self._recorder = Recorder(exchange)
@@ -143,10 +143,10 @@ class Passing:
             pass
 
 
-class APassing:
+class AsyncPassingStream:
     """The same on an event loop: the stream is made by a task that outlives its client."""
 
-    def __init__(self, exchange: Exchange, response: Any) -> None:
+    def __init__(self, exchange: DjangoExchange, response: Any) -> None:
         self._exchange = exchange
         self._response = response
         self._rest = _pieces(response)

@@ -1,1 +1,1 @@
-"""What the adapters of every protocol share."""
+"""The parts that the adapters of every protocol share."""

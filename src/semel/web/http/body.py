@@ -1,4 +1,4 @@
-"""A request's body, read whole before the claim: in memory while small, then in a file."""
+"""Request bodies, read whole before the claim: in memory while small, then in a file."""
 
 from __future__ import annotations
 
@@ -20,23 +20,19 @@ HASHED_AT_ONCE = 64 * 1024
 CHUNK = 64 * 1024
 
 
+RequestLine = tuple[str, bytes, bytes, bytes, bytes]
+"""Method, path, query, content type and content coding: what is compared beside the body."""
+
+
 class Body:
     """The bytes of one request, and their fingerprint."""
 
     __slots__ = ("_algorithm", "_asked", "_digests", "_file", "_hasher", "_parts", "size")
 
-    def __init__(
-        self,
-        algorithm: int,
-        method: str,
-        path: bytes,
-        query: bytes,
-        content_type: bytes,
-        content_encoding: bytes,
-    ) -> None:
+    def __init__(self, algorithm: int, line: RequestLine) -> None:
         self.size = 0
         self._algorithm = algorithm
-        self._asked = (method, path, query, content_type, content_encoding)
+        self._asked = line
         self._parts: list[bytes] = []
         self._file: BinaryIO | None = None
         self._hasher: Hasher | None = None
@@ -106,30 +102,51 @@ class Body:
             self._file.close()
 
 
-class Input:
-    """A body that has been read, as a file that is read again: `wsgi.input` and its like."""
+class Input(io.BufferedIOBase):
+    """A body that has been read, as a binary file to read again: `wsgi.input` and its like.
+
+    `close` does nothing: the bytes belong to the operation, which closes the body.
+    """
 
     def __init__(self, body: Body) -> None:
         file = body.file()
         self._file: BinaryIO = file if file is not None else io.BytesIO(b"".join(body.chunks()))
 
-    def read(self, size: int = -1) -> bytes:
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True: in memory or in a file, the body can be read again."""
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
         """Return the next bytes."""
-        return self._file.read(size)
+        return self._file.read(-1 if size is None else size)
 
-    def readline(self, size: int = -1) -> bytes:
+    read1 = read
+
+    def readline(self, size: int | None = -1, /) -> bytes:
         """Return the next line."""
-        return self._file.readline(size)
+        return self._file.readline(-1 if size is None else size)
 
-    def readlines(self, hint: int = -1) -> list[bytes]:
+    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
         """Return the lines that are left."""
-        return self._file.readlines(hint)
+        return self._file.readlines(-1 if hint is None else hint)
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._file)
 
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Go to another place in the body."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the place where the next read begins."""
+        return self._file.tell()
+
     def close(self) -> None:
-        """Do nothing: the body is closed with its operation."""
+        """Do nothing."""
 
 
 class Intake:

@@ -1,4 +1,4 @@
-"""Finishes operations that a crash has abandoned and whose client does not come back.
+"""The completer: finishes operations that a crash abandoned and whose client does not return.
 
 Each adapter runs them in its own way; what is run, and what is parked instead, is decided here. It
 goes the way that a client's retry goes: the same claim, under the same token, so two completers, or
@@ -8,6 +8,7 @@ a completer and a client, never run one operation twice.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 from semel.core.commands import Found, Lookup, Park, Remembered
@@ -18,7 +19,7 @@ from semel.core.record import State, UnreadableRecord
 from semel.core.remembered import LARGEST, RememberedRequest, decode_request, encode_request
 from semel.idempotency import Idempotency
 from semel.issuer import GRACE
-from semel.web.http import key_source as naming
+from semel.web.http import key_source
 from semel.web.http.body import Body
 
 log = logging.getLogger("semel")
@@ -38,11 +39,13 @@ class Work(NamedTuple):
     request: Request
 
 
-def remembered(policy: Policy, body: Body, request: RememberedRequest) -> bytes | None:
+def remembered(
+    policy: Policy, body: Body, request: Callable[[], RememberedRequest]
+) -> bytes | None:
     """Return what is to be stored with the claim; None where the policy or the size says not to."""
     if not policy.remember_request or body.size > LARGEST:
         return None
-    whole = request._replace(version=policy.version, body=b"".join(body.chunks()))
+    whole = request()._replace(version=policy.version, body=b"".join(body.chunks()))
     return encode_request(whole, credentials=policy.remember_credentials)
 
 
@@ -84,7 +87,7 @@ def work(idempotency: Idempotency, abandoned: Remembered, found: object) -> Work
     fields = dict(request.headers)
     line = (request.method, request.raw_path, request.query)
     content = (fields.get(b"content-type", b""), fields.get(b"content-encoding", b""))
-    body = Body(policy.algorithm, *line, *content)
+    body = Body(policy.algorithm, (*line, *content))
     body.write(request.body)
     policy = _rules(idempotency, policy, request, body)
     again = Request(
@@ -99,7 +102,9 @@ def _rules(
     """Return the rules that the request's own key brings, as when it came in."""
     keys = [value for name, value in request.headers if name == b"idempotency-key"]
     try:
-        named = naming.name(idempotency, policy, keys, request.scope, _View(request), body)
+        named = key_source.resolve_key(
+            idempotency, policy, keys, request.scope, RememberedView(request), body
+        )
     except InvalidKey:  # an issued key that was good when it came; its secret is not known here
         issuer = idempotency.issuer
         left = issuer.lifetime.total_seconds() if issuer is not None else 0.0
@@ -107,8 +112,8 @@ def _rules(
     return named.policy if named is not None else policy
 
 
-class _View:
-    """What a `key` function sees of a remembered request."""
+class RememberedView:
+    """A remembered request, as a `key` function sees it."""
 
     __slots__ = ("method", "native", "path")
 

@@ -25,7 +25,7 @@ _FILE = re.compile(rb";[ \t]*+filename\*?+=", re.IGNORECASE)
 
 
 class Form(NamedTuple):
-    """What was read of a form."""
+    """The fields that were read of a form."""
 
     fields: dict[str, str]
     """The text fields, the first of each name."""
@@ -69,7 +69,7 @@ class _Cut(Exception):
 
 def _multipart(delimiter: bytes, chunks: Iterable[bytes]) -> Form:
     fields: dict[str, str] = {}
-    reader = _Reader(chunks)
+    reader = _PartReader(chunks)
     size = 0
     try:
         reader.until(delimiter, keep=False)
@@ -91,7 +91,7 @@ def _multipart(delimiter: bytes, chunks: Iterable[bytes]) -> Form:
     return Form(fields, False)
 
 
-class _Reader:
+class _PartReader:
     """Bytes up to a mark, of a body in pieces."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:

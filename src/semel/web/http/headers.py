@@ -1,4 +1,4 @@
-"""Which of an answer's headers are kept for its replay."""
+"""Response headers: which are kept with a record, and which a replay carries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where clients get keys: `POST /idempotency-keys` with `{"count": 50}`."""
+"""The endpoint that issues keys: `POST /idempotency-keys` with `{"count": 50}`."""
 
 from __future__ import annotations
 

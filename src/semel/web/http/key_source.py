@@ -1,8 +1,8 @@
-"""Which key a request goes by, and the rules that come with it.
+"""The sources of a request's key, and the rules that come with each.
 
-A key that the client names (a header, a form's field) or that the request's content gives (a
-natural key, the payload itself). Those of one kind never meet those of another: what the client
-names has no spaces in it.
+A key is named by the client (a header, a form's field) or given by the request's content (a natural
+key, the payload itself). Those of one kind never meet those of another: what the client names has
+no spaces in it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MALFORMED: Final = (LookupError, TypeError, ValueError, AttributeError)
 """What a `key` function may raise on a request that is not as it should be."""
 
 
-class Named(NamedTuple):
+class ResolvedKey(NamedTuple):
     """A request's key, and the rules it runs under."""
 
     key: str
@@ -39,7 +39,7 @@ class Named(NamedTuple):
         return self.left is not None and self.left <= 0
 
 
-class ReadRequest:
+class RequestContent:
     """A request and its body, as a `key` function sees them."""
 
     __slots__ = ("_body", "_view", "method", "native", "path")
@@ -99,32 +99,32 @@ def may_be_in_content(policy: Policy) -> bool:
     return policy.key is not None or policy.form_field is not None
 
 
-def name(
+def resolve_key(
     idempotency: Idempotency,
     policy: Policy,
     fields: Sequence[bytes],
     scope: str,
     view: RequestView,
     body: Body,
-) -> Named | None:
+) -> ResolvedKey | None:
     """Return the key of a request whose body has been read, or None where it has none.
 
     `fields`: the values of its `Idempotency-Key` lines; `scope`: whose request it is. Raises
     `InvalidKey`.
     """
     if not fields and policy.form_field is not None:
-        value = ReadRequest(view, body).key_in(policy.form_field)
+        value = RequestContent(view, body).key_in(policy.form_field)
         fields = (value,) if value is not None else ()
     key = parse_key(fields)
     if key is not None:
         return _by_client(idempotency, policy, key, scope, view)
     if policy.key == "payload":
         rules = policy.without_header
-        return Named(f"payload {body.fingerprint(rules.algorithm).hex()}", rules)
+        return ResolvedKey(f"payload {body.fingerprint(rules.algorithm).hex()}", rules)
     if policy.key is None:
         return None
     try:
-        natural = policy.key(ReadRequest(view, body))
+        natural = policy.key(RequestContent(view, body))
         if isinstance(natural, str):
             natural.encode()  # a lone surrogate of JSON names nothing
     except _MALFORMED as error:
@@ -134,16 +134,16 @@ def name(
         return None
     if not isinstance(natural, str):
         raise TypeError(f"key= has to return a string or None, not {natural!r}")
-    return Named(f"{view.method} {view.path} {natural}", policy.without_header)
+    return ResolvedKey(f"{view.method} {view.path} {natural}", policy.without_header)
 
 
 def _by_client(
     idempotency: Idempotency, policy: Policy, key: str, scope: str, view: RequestView
-) -> Named:
+) -> ResolvedKey:
     issuer = idempotency.issuer
     if issuer is None or not (issuer.owns(key) or policy.required == "issued"):
-        return Named(key, policy.with_header)
+        return ResolvedKey(key, policy.with_header)
     left = issuer.check(key, scope, view.method, view.path)
     if left is None:
         raise InvalidKey("the key was not issued to this caller for this request")
-    return Named(key, policy.with_header.until(left, GRACE), left)
+    return ResolvedKey(key, policy.with_header.until(left, GRACE), left)

@@ -1,4 +1,4 @@
-"""One operation under WSGI: what the application answers, and what becomes of it."""
+"""One operation under WSGI: runs the application, and records its response on the way out."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from semel.core import problems
-from semel.core.commands import Answer, StoreError
-from semel.core.engine import Deliver, Outcome, Refuse
-from semel.core.policy import Policy
+from semel.core import failures
+from semel.core.commands import Answer
+from semel.core.engine import Deliver, Outcome
 from semel.core.record import Response
-from semel.core.steps import OutcomeUnknown, StepFenced
 from semel.failpoints import failpoint
 from semel.operation import current
 from semel.runtime.drivers import ThreadDriver
@@ -22,21 +20,20 @@ from semel.web.wsgi.messages import Environ, Headers, StartResponse, WSGIApp, se
 log = logging.getLogger("semel")
 
 
-class Exchange:
-    """One operation: what the application answers, and what becomes of it."""
+class WSGIExchange:
+    """One operation: the application's response, and what becomes of it."""
 
     def __init__(
         self,
         app: WSGIApp,
         problem_base: str,
-        policy: Policy,
         driver: ThreadDriver,
         body: Body,
         start_response: StartResponse,
     ) -> None:
         self._app = app
         self._problem_base = problem_base
-        self._policy = policy
+        self._policy = driver.policy
         self._driver = driver
         self._body = body
         self._start_response = start_response
@@ -128,22 +125,21 @@ class Exchange:
         return Response(status, answer_headers.kept(fields, self._policy), body)
 
     def _finish(self, response: Response) -> Outcome:
+        return self._record_outcome(Answer(response, self._driver.taken, self._passing))
+
+    def _record_outcome(self, answer: Answer) -> Outcome:
         driver = self._driver
         if driver.outcome is not None:  # the handler has called op.commit()
             return driver.outcome
-        return driver.finish(Answer(response, driver.taken, self._passing))
+        return driver.finish(answer)
 
     def _raised(self, error: BaseException) -> Iterable[bytes]:
-        failed = problems.HANDLER_FAILED
-        outcome = self._finish(failed.response(self._problem_base))
+        failed = failures.failed(self._problem_base, atomic=self._driver.taken)
+        outcome = failures.told(self._record_outcome(failed), error)
         self.close()
-        if outcome == Deliver(kept=False):
-            if not isinstance(error, (StoreError, OutcomeUnknown, StepFenced)):
-                raise error
-            failed = problems.OUTCOME_UNRECORDED  # `op.connection()` could not be had
+        if type(outcome) is Deliver:
+            raise error
         log.error("operation %s failed", self._driver.key[:6].hex(), exc_info=error)
-        if isinstance(outcome, Deliver):
-            outcome = Refuse(failed)
         return send_outcome(outcome, self._problem_base, self._start_response)
 
     def stream(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -202,7 +198,7 @@ class Exchange:
 class _Stream:
     """An answer on its way, chunk by chunk."""
 
-    def __init__(self, exchange: Exchange, chunks: Iterator[bytes]) -> None:
+    def __init__(self, exchange: WSGIExchange, chunks: Iterator[bytes]) -> None:
         self._exchange = exchange
         self._chunks = exchange.stream(chunks)
         self._begun = False
@@ -227,7 +223,7 @@ class _Stream:
 class _Rest:
     """A recorded answer, and what an answer over the limit still makes."""
 
-    def __init__(self, exchange: Exchange, held: list[bytes], rest: Iterator[bytes]) -> None:
+    def __init__(self, exchange: WSGIExchange, held: list[bytes], rest: Iterator[bytes]) -> None:
         self._exchange = exchange
         self._held = iter(held)
         self._rest = rest

@@ -1,4 +1,4 @@
-"""What WSGI says: the request's body, who asks, and answers that are whole."""
+"""WSGI helpers: the caller, the request's body, and complete responses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from semel.core.engine import Outcome, Refuse, Replay
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.web.http import headers as answer_headers
-from semel.web.http.body import CHUNK, Body, Input, Intake
+from semel.web.http.body import CHUNK, Body, Input, Intake, RequestLine
 
 Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
@@ -34,14 +34,23 @@ _REASONS = {
 }
 
 
-class View:
-    """What a `scope` function sees of a WSGI request."""
+class WSGIView:
+    """A WSGI request, as a `scope` or `key` function and the way in see it."""
+
+    session_cookie: str | None = None
 
     def __init__(self, environ: Environ) -> None:
-        self.method: str = environ["REQUEST_METHOD"]
-        path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-        self.path = path.encode("latin-1").decode("utf-8", "replace")  # PEP 3333 has it as bytes
+        path = full_path(environ).encode("latin-1")
         self.native = environ
+        self.method: str = environ["REQUEST_METHOD"]
+        self.path = path.decode("utf-8", "replace")
+        self.line: RequestLine = (
+            self.method,
+            path,
+            environ.get("QUERY_STRING", "").encode("latin-1"),
+            environ.get("CONTENT_TYPE", "").encode("latin-1"),
+            environ.get("HTTP_CONTENT_ENCODING", "").encode("latin-1"),
+        )
 
     def header(self, name: str) -> str | None:
         wanted = name.upper().replace("-", "_")
@@ -49,6 +58,26 @@ class View:
             wanted = f"HTTP_{wanted}"
         value: str | None = self.native.get(wanted)
         return value
+
+    def authorization(self) -> bytes:
+        value: str = self.native.get("HTTP_AUTHORIZATION", "")
+        return value.encode("latin-1")
+
+    def cookie(self, name: str) -> bytes:
+        for part in self.native.get("HTTP_COOKIE", "").split(";"):
+            found, _, value = part.strip().partition("=")
+            if found == name:
+                return bytes(value.encode("latin-1"))
+        return b""
+
+    def user(self) -> str | None:
+        return self.native.get("REMOTE_USER") or None
+
+
+def full_path(environ: Environ) -> str:
+    """Return the path as the client sent it, its bytes as latin-1 characters (PEP 3333)."""
+    path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return path
 
 
 def read_body(policy: Policy, environ: Environ, write: Callable[[bytes], object]) -> Problem | None:

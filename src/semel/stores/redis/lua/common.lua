@@ -59,13 +59,14 @@ local function next_token()
     return whole(math.max(math.floor(now * 1000000), tonumber(get('token') or get('last') or '0') + 1))
 end
 
+-- The columns of a record (filled in from Python), and the time.
+local columns, answer_at = {{columns}}, {answer_at}
 local function found()
     if not state then return false end
-    local fields = redis.call('HMGET', record, 'state', 'token', 'owner', 'attempt', 'fingerprint',
-        'lease', 'due', 'purge', 'reason')
-    fields[10] = redis.call('GET', answer)
-    fields[11] = text(now)
-    return fields
+    local row = redis.call('HMGET', record, unpack(columns))
+    row[answer_at] = redis.call('GET', answer)
+    row[#columns + 1] = text(now)
+    return row
 end
 
 local function grant(attempt, owner, fingerprint, lease, remembered)

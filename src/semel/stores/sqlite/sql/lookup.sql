@@ -1,2 +1,1 @@
-select key, state, token, owner, attempt, fingerprint, lease_until, due_at, purge_at, answer, reason
-from semel_record where key = ?
+select {columns} from semel_record where key = ?
