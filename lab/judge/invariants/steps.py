@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 from lab.judge.contract import UNFENCED
 from lab.judge.findings import Findings
-from lab.judge.history import ClaimGranted, Foreign, StepBegun, StepSkipped, Wrote
+from lab.judge.history import (
+    ClaimGranted,
+    Foreign,
+    StepBegun,
+    StepsForgotten,
+    StepSkipped,
+    Wrote,
+)
 from lab.judge.key_history import Evidence, KeyHistory
 
 
@@ -46,8 +55,9 @@ class _Steps:
         self.key_history = key_history
         self.evidence = evidence
         self.findings = findings
-        self.recorded: dict[tuple[int, str], tuple[int, Wrote]] = {}
-        """By life and step: where its result was written."""
+        self.forgotten = [at for at, e in key_history.story if type(e) is StepsForgotten]
+        self.recorded: dict[tuple[int, int, str], tuple[int, Wrote]] = {}
+        """By name (see `_name`): where its result was written."""
         self.results: dict[str, list[tuple[int, Wrote]]] = {}
         """By step, in any life."""
         self.claimed: dict[str, list[int]] = {}
@@ -56,8 +66,8 @@ class _Steps:
         """By attempt and step: where it was come to last."""
         self.last: dict[str, StepBegun | Foreign] = {}
         """By attempt: the step it is at."""
-        self.done: dict[tuple[int, str], int] = {}
-        """By life and step: where the far side did it first."""
+        self.done: dict[tuple[int, int, str], int] = {}
+        """By name: where the far side did it first."""
 
     def judge(self) -> None:
         """Judge all of them."""
@@ -69,7 +79,7 @@ class _Steps:
                 self._record(place, event)
         for place, effect in key_history.effects:
             if effect.step is not None:
-                self.done.setdefault((key_history.life(place), effect.step), place)
+                self.done.setdefault(self._name(place, effect.step), place)
         for place, act in key_history.steps:
             checked["S10"] += 1
             if type(act) is StepBegun:
@@ -82,10 +92,14 @@ class _Steps:
             elif type(act) is StepSkipped:
                 self._skip(place, act)
 
+    def _name(self, place: int, step: str) -> tuple[int, int, str]:
+        """Tell a step from its like in another life, or before steps were forgotten."""
+        return self.key_history.life(place), bisect_right(self.forgotten, place), step
+
     def _record(self, place: int, wrote: Wrote) -> None:
         step = wrote.step or ""
         self.results.setdefault(step, []).append((place, wrote))
-        name = (self.key_history.life(place), step)
+        name = self._name(place, step)
         earlier = self.recorded.setdefault(name, (place, wrote))
         if earlier[0] != place:
             message = f"step {step!r} was recorded twice"
@@ -114,7 +128,7 @@ class _Steps:
 
     def _call(self, place: int, call: Foreign) -> None:
         promise = self.evidence.promise
-        name = (self.key_history.life(place), call.step)
+        name = self._name(place, call.step)
         recorded = self.recorded.get(name)
         sent = self.evidence.attempts.get(call.attempt)
         run = sent.sent_at if sent is not None else place
