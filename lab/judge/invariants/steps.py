@@ -40,8 +40,9 @@ def steps(key_history: KeyHistory, evidence: Evidence, findings: Findings) -> No
     foreign key is a pure function of (scope,key,step-name), not of the attempt".
 
     A recorded step is not called again by whoever came to it after it was recorded, and goes on
-    with just the result that was recorded. Where `on_unknown="park"` and the far side ignores
-    derived keys, a step that it has done is never called again. Two steps never share a derived
+    with just the result that was recorded. Where the far side ignores derived keys, a step that it
+    has done is never called again (`on_unknown="park"`), or not by whoever came to it after that
+    and could have probed. Two steps never share a derived
     key. That nothing is recorded under a stale token is judged with S5 (`steps_are_fenced`).
     """
     if key_history.steps or key_history.steps_written:
@@ -137,8 +138,11 @@ class _Steps:
         if recorded is not None and recorded[0] < came:
             message = f"step {call.step!r} was called again though it was recorded"
             self.findings.violated("S10", self.key_history, message, recorded[1], call)
-        done = self.done.get(name, place)
-        if done < place and (promise.far_side, promise.on_unknown) == ("ignores-keys", "park"):
+        if promise.far_side == "honours-keys" or promise.on_unknown == "rerun":
+            return
+        # A probe tells what was done before it; whoever stood still may act after it.
+        known = place if promise.on_unknown == "park" else came
+        if self.done.get(name, known) < known:
             message = f"step {call.step!r} was called again though the far side had done it"
             if promise.unfenced_steps:
                 self.findings.admit("S10", self.key_history, f"{message}: {UNFENCED}", call)
