@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy.engine import Connection
 
 from lab.chaos.databases import DATABASE
 from lab.chaos.databases_sqlalchemy import database_on
 from lab.chaos.kills import storm, zombies
 from lab.judge.findings import summary
 from semel.core.commands import Complete
-from semel.stores.sqlalchemy.commands import SQLAlchemyCommands
+from semel.stores.portable.commands import PortableCommands
+from semel.stores.portable.connection import SQLConnection
 from semel.testing.servers import MariaDB, PostgreSQL, running
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
@@ -55,18 +55,18 @@ def test_zombies_are_fenced(server: MariaDB | PostgreSQL) -> None:
     report.require("S1", "S2", "S3")
 
 
-def unfenced(self: SQLAlchemyCommands, connection: Connection, command: Complete) -> bool:
+def unfenced(self: PortableCommands, connection: SQLConnection, command: Complete) -> bool:
     """Planted bug: whoever completes is believed, whatever token it holds."""
     honest(self, connection, command)
     return True
 
 
-honest = SQLAlchemyCommands.complete
+honest = PortableCommands.complete
 
 
 def test_without_the_fence_zombies_are_caught_doubling(
     server: MariaDB | PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SQLAlchemyCommands, "complete", unfenced)
+    monkeypatch.setattr(PortableCommands, "complete", unfenced)
     report = zombies("atomic", 8, database=database_on(server))
     assert any(violation.invariant == "S1" for violation in report.violations)

@@ -321,12 +321,12 @@ def test_a_database_that_is_gone_refuses_and_runs_nothing(serve: Any, database: 
     client = serve()
     assert client.send("/charge", key="first", body=JSON).status == 201
     with database.cursor() as cursor:
-        cursor.execute("alter table semel_django_record rename to elsewhere")
+        cursor.execute("alter table semel_record rename to elsewhere")
     try:
         assert client.send("/charge", body=JSON).problem == "store-unavailable"
     finally:
         with database.cursor() as cursor:
-            cursor.execute("alter table elsewhere rename to semel_django_record")
+            cursor.execute("alter table elsewhere rename to semel_record")
     assert orders() == ["o1"]
 
 

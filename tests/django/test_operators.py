@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.usefixtures("database"),
 ]
 KEY = hash_key("user:42", "k-1")
-PAGE = "/admin/semel/record/"
+PAGE = "/admin/semel/storedrecord/"
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def act(page: Browser, action: str, token: int, **more: str) -> str:
 
 
 def test_a_record_is_found_by_reference_hash_and_raw_key(store: DjangoStore, token: int) -> None:
-    page = browser("view_record")
+    page = browser("view_storedrecord")
     for wanted in (reference(KEY), KEY.hex(), "user:42 k-1"):
         assert reference(KEY) in page.get(PAGE, {"q": wanted}).content.decode()
     for other in ("user:43 k-1", "0" * 12, "k-1"):
@@ -72,7 +72,7 @@ def test_a_record_is_found_by_reference_hash_and_raw_key(store: DjangoStore, tok
 
 
 def test_acting_asks_first_and_is_logged(store: DjangoStore, token: int) -> None:
-    page = browser("view_record", "settle_record")
+    page = browser("view_storedrecord", "settle_record")
     assert "Are you sure" in act(page, "park", token)
     assert state(store) is State.IN_FLIGHT
     act(page, "park", token, confirmed="yes")
@@ -92,7 +92,7 @@ def test_acting_asks_first_and_is_logged(store: DjangoStore, token: int) -> None
 
 
 def test_a_parked_key_is_freed(store: DjangoStore, token: int) -> None:
-    page = browser("view_record", "settle_record")
+    page = browser("view_storedrecord", "settle_record")
     act(page, "settle_as_not_done", token, confirmed="yes")
     assert state(store) is State.IN_FLIGHT  # it is not parked
     store.execute(Park(KEY, token, "lost", lapsed=False))
@@ -101,7 +101,7 @@ def test_a_parked_key_is_freed(store: DjangoStore, token: int) -> None:
 
 
 def test_whoever_may_only_look_cannot_act(store: DjangoStore, token: int) -> None:
-    page = browser("view_record")
+    page = browser("view_storedrecord")
     assert "Park: stop" not in page.get(PAGE).content.decode()
     act(page, "park", token, confirmed="yes")
     assert state(store) is State.IN_FLIGHT
@@ -112,7 +112,7 @@ def test_whoever_may_only_look_cannot_act(store: DjangoStore, token: int) -> Non
 
 
 def test_a_body_is_shown_only_where_it_is_asked_for(store: DjangoStore, token: int) -> None:
-    page = browser("view_record", "settle_record")
+    page = browser("view_storedrecord", "settle_record")
     store.execute(Park(KEY, token, "lost", lapsed=False))
     act(page, "settle_as_done", token, confirmed="yes", body='{"secret": "<tea>"}')
     shown = page.get(f"{PAGE}{token}/change/").content.decode()

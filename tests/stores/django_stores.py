@@ -24,7 +24,7 @@ def _made(vendor: str, folder: Path, clock: Callable[[], float]) -> Store:
     alias = _alias(vendor)
     connection = project.connections[alias]
     with connection.cursor() as cursor:
-        for table in ("semel_django_record", "semel_django_step"):
+        for table in ("semel_record", "semel_step"):
             cursor.execute(f"delete from {table}")
     project.forget_steps(alias)
     return DjangoStore(alias, clock=clock)

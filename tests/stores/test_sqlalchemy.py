@@ -391,7 +391,7 @@ async def test_a_sync_engine_does_not_block_the_event_loop(place: Place) -> None
         blocked.set()
         assert ticking.wait(20)  # in the driver's place: it is slow
 
-    event.listen(store._command_engine(), "commit", wait)
+    event.listen(store._engines.of_threads(), "commit", wait)
     asked = asyncio.create_task(store.aexecute(claim(KEY)))
     await asyncio.to_thread(blocked.wait)
     ticking.set()  # reached only where the loop runs on meanwhile
@@ -572,7 +572,7 @@ def test_a_stale_snapshot_is_not_what_a_completion_is_judged_by(mariadb: Place) 
 def test_commands_are_in_read_committed_whatever_the_server_says(mariadb: Place) -> None:
     store = SQLAlchemyStore(mariadb.engine)
     store.start()
-    with store._command_engine().connect() as connection:
+    with store._engines.of_threads().connect() as connection:
         assert connection.get_isolation_level() == "READ COMMITTED"
     with mariadb.engine.connect() as connection:  # the handlers' own is left alone
         assert connection.get_isolation_level() == "REPEATABLE READ"

@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import random
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 try:
     from asgiref.sync import sync_to_async
@@ -27,21 +26,30 @@ except ImportError as error:  # pragma: no cover
 
 from semel.after_fork import call_after_fork
 from semel.core.commands import (
-    Abandoned,
-    ForgetStep,
+    Complete,
     Lookup,
     Open,
-    Recorded,
-    RecordStep,
     Reply,
     Steps,
     StoreCommand,
     StoreUnavailable,
 )
 from semel.stores.base import StoreSetupError
-from semel.stores.django.commands import DjangoCommands
-from semel.stores.django.connections import Lanes, testing, translate, undone, works_on_snapshot
+from semel.stores.django.connection import (
+    PARAMSTYLE,
+    DjangoConnection,
+    dialect_of,
+    testing,
+    works_on_snapshot,
+)
+from semel.stores.django.errors import translate, undone
+from semel.stores.django.pool import ConnectionPool
 from semel.stores.django.transaction import DjangoTransaction
+from semel.stores.portable.commands import READS, PortableCommands
+from semel.stores.portable.dialects import DIALECTS
+from semel.stores.portable.schema import PortableSchema
+from semel.stores.portable.steps_file import execute_with_steps
+from semel.stores.retry import CommandRetry
 from semel.stores.sqlite.steps import SQLiteSteps
 
 log = logging.getLogger("semel")
@@ -51,13 +59,18 @@ SNAPSHOT: Final = (
     " third of its lease never commits: its claim has been renewed since, and is no longer what the"
     " snapshot shows. Use READ COMMITTED, or raise the lease"
 )
-RETRIES: Final = 3
-"""How often a command that the database has undone (deadlock, serialization) is given again."""
-HARMLESS: Final = (Lookup, Steps, Abandoned)
-VENDORS: Final = ("postgresql", "mysql", "sqlite")
 
 
-class DjangoStore(DjangoCommands):
+class _Opened(NamedTuple):
+    """The store's own resources in one process."""
+
+    pool: ConnectionPool
+    threads: ThreadPoolExecutor
+    steps: SQLiteSteps | None
+    """SQLite has one writer: there the steps live in a file beside the database."""
+
+
+class DjangoStore:
     """`DjangoStore("default")`: the tables of the app `semel.web.django` in `connections[alias]`.
 
     `command_connections`: connections of this process beside Django's own, for claims, renewals and
@@ -83,8 +96,9 @@ class DjangoStore(DjangoCommands):
     ) -> None:
         if command_connections < 1:
             raise StoreSetupError("command_connections: give 1 or more")
-        super().__init__(clock)
         self.alias = alias
+        self._clock = clock
+        self._commands: dict[tuple[str, str], PortableCommands] = {}
         self._size = command_connections
         self._timeout = timeout
         self._forget()
@@ -92,12 +106,10 @@ class DjangoStore(DjangoCommands):
 
     def _forget(self) -> None:
         """In a child process: its parent's connections are not its own, and not its to close."""
-        self._inherited = getattr(self, "_lanes", None), getattr(self, "_steps", None)
+        self._inherited = getattr(self, "_open", None)
         self._lock = threading.Lock()
         self._stopped = False
-        self._lanes: Lanes | None = None
-        self._threads: ThreadPoolExecutor | None = None
-        self._steps: SQLiteSteps | None = None
+        self._open: _Opened | None = None
 
     def now(self) -> float:
         """Return this machine's time; the database's goes with what is read from it."""
@@ -113,43 +125,60 @@ class DjangoStore(DjangoCommands):
             )
         self._stopped = False
         vendor = connections[self.alias].vendor
-        if vendor not in VENDORS:
-            raise StoreSetupError(f"DjangoStore works on {', '.join(VENDORS)}, not on {vendor}")
+        if vendor not in DIALECTS:
+            raise StoreSetupError(f"DjangoStore works on {', '.join(DIALECTS)}, not on {vendor}")
         try:
-            self.execute(Lookup(bytes(16)))
-            self.execute(Steps(bytes(16)))
-            if testing(self.alias) is None:
-                with self._opened()[0].take() as connection:
-                    if works_on_snapshot(connection):
-                        log.warning(SNAPSHOT, self.alias)
+            lacking = self._checked()
+            if not lacking:
+                self.execute(Lookup(bytes(16)))
+                self.execute(Steps(bytes(16)))
         except (StoreUnavailable, Error) as error:
+            raise StoreSetupError(f"DjangoStore({self.alias!r}): {error}") from error
+        if lacking:
             raise StoreSetupError(
-                f"DjangoStore({self.alias!r}): {error}. Its tables are made by `manage.py migrate`,"
-                " with 'semel.web.django' in INSTALLED_APPS"
-            ) from error
+                f"DjangoStore({self.alias!r}): the database lacks {', '.join(lacking)}: run"
+                " `manage.py migrate`, with 'semel.web.django' in INSTALLED_APPS"
+            )
+
+    def _checked(self) -> list[str]:
+        """Look at the tables and the way of transactions; return what the tables lack."""
+        held = testing(self.alias)
+        if held is not None:
+            return _schema(held).check(DjangoConnection(held))
+        with self._opened().pool.take() as connection:
+            if works_on_snapshot(connection):
+                log.warning(SNAPSHOT, self.alias)
+            return _schema(connection).check(DjangoConnection(connection))
 
     def stop(self) -> None:
         """Close the store's own connections; Django's stay."""
         with self._lock:
             self._stopped = True
-            lanes, self._lanes = self._lanes, None
-            threads, self._threads = self._threads, None
-            steps, self._steps = self._steps, None
-        if threads is not None:
-            threads.shutdown(wait=False)
-        if lanes is not None:
-            lanes.close()
-        if steps is not None:
-            steps.close()
+            open_, self._open = self._open, None
+        if open_ is not None:
+            open_.threads.shutdown(wait=False)
+            open_.pool.close()
+            if open_.steps is not None:
+                open_.steps.close()
 
-    def _opened(self) -> tuple[Lanes, ThreadPoolExecutor]:
+    def _opened(self) -> _Opened:
         with self._lock:
             if self._stopped:
                 raise StoreUnavailable("the store has been stopped")
-            if self._lanes is None or self._threads is None:
-                self._lanes = Lanes(self.alias, self._size, self._timeout)
-                self._threads = ThreadPoolExecutor(self._size, "semel-django")
-            return self._lanes, self._threads
+            if self._open is None:
+                self._open = _Opened(
+                    ConnectionPool(self.alias, self._size, self._timeout),
+                    ThreadPoolExecutor(self._size, "semel-django"),
+                    self._steps_beside(),
+                )
+            return self._open
+
+    def _steps_beside(self) -> SQLiteSteps | None:
+        connection = connections[self.alias]
+        if connection.vendor != "sqlite":
+            return None
+        path = Path(connection.settings_dict["NAME"]).absolute()
+        return SQLiteSteps(path, "full", self._timeout, self.now)
 
     # --- commands --------------------------------------------------------------------------
 
@@ -161,85 +190,60 @@ class DjangoStore(DjangoCommands):
                 return self.apply(held, command)
             except Error as error:
                 raise translate(error, sent=True) from error
-        lanes, _ = self._opened()
-        for attempt in range(RETRIES + 1):
-            try:
-                with lanes.take() as connection:
-                    return self.apply(connection, command)
-            except Error as error:
-                harmless = isinstance(command, HARMLESS)
-                if attempt == RETRIES or not (undone(error) or harmless):
-                    raise translate(error, sent=not harmless) from error
-                time.sleep(random.uniform(0.002, 0.02) * (1 << attempt))  # apart, not secret
-        raise AssertionError
+        steps = self._opened().steps
+        if steps is not None:
+            return execute_with_steps(steps, command, self._carry_out)
+        return self._carry_out(command)
+
+    def apply(self, connection: Any, command: StoreCommand) -> Reply:
+        """Carry out one command on one of Django's connections. Raises Django's errors."""
+        return self._commands_on(connection).apply(DjangoConnection(connection), command)
+
+    def _carry_out(self, command: StoreCommand) -> Reply:
+        pool = self._opened().pool
+        harmless = isinstance(command, READS)
+
+        def again(error: Exception) -> bool:
+            return isinstance(error, Error) and (harmless or undone(error))
+
+        def attempt() -> Reply:
+            with pool.take() as connection:
+                return self.apply(connection, command)
+
+        try:
+            return CommandRetry(again).run(attempt)
+        except Error as error:
+            raise translate(error, sent=not harmless) from error
+
+    def _commands_on(self, connection: Any) -> PortableCommands:
+        dialect = dialect_of(connection)
+        known = dialect.name, dialect.skip_locked
+        commands = self._commands.get(known)
+        if commands is None:
+            commands = PortableCommands(dialect, PARAMSTYLE, self._clock)
+            self._commands[known] = commands
+        return commands
 
     async def aexecute(self, command: StoreCommand) -> Reply:
         """Carry out one command on a thread of the store's own; Django's connections are sync."""
         if await _tests_on_this_loop(self.alias):
             return await sync_to_async(self.execute, thread_sensitive=True)(command)
-        _, threads = self._opened()
+        threads = self._opened().threads
         run = functools.partial(self.execute, command)
         return await asyncio.get_running_loop().run_in_executor(threads, run)
-
-    # --- steps on SQLite -------------------------------------------------------------------
-    # It has one writer: a step inside the view's open transaction would wait for that very view, so
-    # steps have a file beside the database.
-
-    def _file(self, connection: Any) -> SQLiteSteps | None:
-        if connection.vendor != "sqlite" or connection.in_atomic_block:
-            return None
-        with self._lock:
-            if self._steps is None:
-                path = Path(connection.settings_dict["NAME"]).absolute()
-                self._steps = SQLiteSteps(path, "full", self._timeout, self.now)
-            return self._steps
-
-    def _read_steps(self, connection: Any, key: bytes) -> dict[str, bytes | None]:
-        file = self._file(connection)
-        return file.read(Steps(key)) if file else super()._read_steps(connection, key)
-
-    def _record_step(self, connection: Any, command: RecordStep) -> Recorded | None:
-        file = self._file(connection)
-        if file is None:
-            return super()._record_step(connection, command)
-        held = self._holds(connection, command.key, command.token)
-        return file.record(command) if held else None
-
-    def _forget_step(self, connection: Any, command: ForgetStep) -> bool:
-        file = self._file(connection)
-        if file is None:
-            return super()._forget_step(connection, command)
-        return self._holds(connection, command.key, command.token) and file.forget(command)
-
-    def _forget_steps(self, connection: Any, key: bytes) -> None:
-        file = self._file(connection)
-        if file is None:
-            super()._forget_steps(connection, key)
-        else:
-            file.forget_over(key)
-
-    def _forget_unsure(self, connection: Any, key: bytes) -> None:
-        file = self._file(connection)
-        if file is None:
-            super()._forget_unsure(connection, key)
-        else:
-            file.forget_unsure(key)
-
-    def _sweep_steps(self, connection: Any, limit: int) -> int:
-        file = self._file(connection)
-        if file is None:
-            return super()._sweep_steps(connection, limit)
-        return file.sweep(limit, lambda key: self._found(connection, key))
 
     # --- atomic ----------------------------------------------------------------------------
 
     def begin(self) -> DjangoTransaction:
         """Begin `atomic()` on this thread's connection. Raises `StoreUnavailable`."""
-        return DjangoTransaction(self.alias, self)
+        return DjangoTransaction(self.alias, self._complete)
 
     async def abegin(self) -> DjangoTransaction:
         """As `begin`, on the thread that the ORM of this async code runs on."""
         return await sync_to_async(self.begin, thread_sensitive=True)()
+
+    def _complete(self, connection: Any, command: Complete) -> bool:
+        return self._commands_on(connection).complete(DjangoConnection(connection), command)
 
     def open(self, command: Open) -> NoReturn:
         """Refuse: an operation and its claim have a connection each."""
@@ -255,3 +259,7 @@ async def _tests_on_this_loop(alias: str) -> bool:
     if "django.test.testcases" not in sys.modules:
         return False
     return await sync_to_async(testing, thread_sensitive=True)(alias) is not None
+
+
+def _schema(connection: Any) -> PortableSchema:
+    return PortableSchema(dialect_of(connection), PARAMSTYLE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -12,8 +13,8 @@ from django.db import Error, connections, transaction
 
 from semel.core.commands import Complete, StoreError, StoreUnavailable, StoreUnknown
 from semel.failpoints import failpoint
-from semel.stores.django.commands import DjangoCommands
-from semel.stores.django.connections import testing, translate
+from semel.stores.django.connection import testing
+from semel.stores.django.errors import translate
 
 log = logging.getLogger("semel")
 
@@ -26,9 +27,9 @@ class DjangoTransaction:
 
     token: int | None = None  # the claim is a record of its own
 
-    def __init__(self, alias: str, commands: DjangoCommands) -> None:
+    def __init__(self, alias: str, write: Callable[[Any, Complete], bool]) -> None:
         self._alias = alias
-        self._commands = commands
+        self._write = write
         self._thread = threading.get_ident()
         self._connection: Any = connections[alias]
         self._testing = testing(alias) is not None
@@ -119,7 +120,7 @@ class DjangoTransaction:
                 f"the view's transaction had ended before it, so no record was committed: {error}"
             ) from error
         try:
-            held = self._commands.complete(connection, command)
+            held = self._write(connection, command)
         except Error as error:
             self._drop()
             raise translate(error, sent=False) from error

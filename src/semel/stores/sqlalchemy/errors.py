@@ -1,4 +1,4 @@
-"""What an error from below SQLAlchemy means: done, not done, or not known; to be tried again."""
+"""The meaning of errors from below SQLAlchemy: done, not done, or not known; to be tried again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
 from semel.stores.mysql_errors import cut_off
 
 FAILURES: Final = (exc.SQLAlchemyError, OSError)
-"""What the drivers raise, a timeout (`TimeoutError`) included; asyncpg refuses with `OSError`."""
+"""The drivers' errors, a timeout (`TimeoutError`) included; asyncpg refuses with `OSError`."""
 
 _AGAIN: Final = frozenset(
     {
@@ -66,7 +66,10 @@ def again(error: BaseException, *, committing: bool) -> bool:
 
 
 def translate(error: BaseException, *, committing: bool) -> StoreError:
-    """Say what an error means for what was asked. `committing`: the commit had been sent."""
+    """Map an error to `StoreUnavailable` (certainly not done) or `StoreUnknown` (may be done).
+
+    `committing`: the commit had been sent.
+    """
     if isinstance(error, StoreError):
         return error
     cause = getattr(error, "orig", None) or error

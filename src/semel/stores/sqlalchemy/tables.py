@@ -1,60 +1,45 @@
-"""The tables in a database that SQLAlchemy speaks to, as a `MetaData` that Alembic can be given."""
+"""The portable tables as SQLAlchemy's `MetaData`, for Alembic."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 from sqlalchemy import (
-    BINARY,
     VARBINARY,
     BigInteger,
     Column,
     Double,
+    Identity,
     Index,
     Integer,
     LargeBinary,
     MetaData,
     SmallInteger,
+    String,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.mysql import LONGBLOB, LONGTEXT
-from sqlalchemy.engine import Connection, Dialect
-from sqlalchemy.inspection import inspect
 
-from semel.core.record import State
-from semel.failpoints import failpoint
+from semel.stores.portable.dialects import LONGEST_NAME, ColumnType
+from semel.stores.portable.schema import TABLES, PortableColumn, PortableTable
 
-LONGEST_NAME: Final = 512
-"""Bytes of a step's name, for MySQL's indexes are bounded."""
 MYSQL: Final = ("mysql", "mariadb")
 
-
-class _Name(TypeDecorator[str]):
-    """A step's name. Bytes on MySQL, whose collations take "A" for "a" and "a " for "a"."""
-
-    impl = Text
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> Any:
-        return VARBINARY(LONGEST_NAME) if dialect.name in MYSQL else Text()
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
-        return value.encode() if value is not None and dialect.name in MYSQL else value
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        return bytes(value).decode() if isinstance(value, (bytes, bytearray)) else value
-
-
-def _bytes(length: int | None = None) -> Any:
-    """A `bytea` or `blob`; on MySQL of a length that can be indexed, or of any."""
-    bounded = LONGBLOB() if length is None else VARBINARY(length)
-    return LargeBinary().with_variant(bounded, *MYSQL)
-
-
-_KEY: Final = LargeBinary().with_variant(BINARY(16), *MYSQL)
+_TYPES: Final[dict[ColumnType, Any]] = {
+    ColumnType.SERIAL: BigInteger().with_variant(Integer, "sqlite"),
+    ColumnType.SMALLINT: SmallInteger(),
+    ColumnType.INTEGER: Integer(),
+    ColumnType.DOUBLE: Double(),
+    ColumnType.KEY: LargeBinary().with_variant(VARBINARY(16), *MYSQL),
+    ColumnType.SHORT_BYTES: LargeBinary().with_variant(VARBINARY(64), *MYSQL),
+    ColumnType.BYTES: LargeBinary().with_variant(LONGBLOB(), *MYSQL),
+    ColumnType.TEXT: Text().with_variant(LONGTEXT(), *MYSQL),
+    ColumnType.NAME: Text().with_variant(VARBINARY(LONGEST_NAME), *MYSQL),
+    ColumnType.LABEL: String(20),
+}
 _INNODB: Final[dict[str, Any]] = {
     f"{name}_{option}": value
     for name in MYSQL
@@ -64,65 +49,32 @@ _INNODB: Final[dict[str, Any]] = {
 metadata: Final = MetaData()
 """Hand it to Alembic beside your own: `target_metadata = [Base.metadata, metadata]`."""
 
-# The token is the number of the row, which the database never gives out twice, not even after a
-# delete: a fencing token grows with each claim of a key. Needs MySQL 8 or MariaDB 10.2.4: those
-# before forgot at a restart which numbers had been given.
-record: Final = Table(
-    "semel_record",
-    metadata,
-    Column("token", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
-    Column("key", _KEY, nullable=False),
-    Column("state", SmallInteger, nullable=False),
-    Column("attempt", Integer, nullable=False),
-    Column("owner", _bytes(64), nullable=False),
-    Column("fingerprint", _bytes(64), nullable=False),
-    Column("lease_until", Double, nullable=False),  # seconds since the epoch, as all times here
-    Column("due_at", Double),  # completed: when the answer expires; expired: the tombstone
-    Column("purge_at", Double),
-    Column("answer", _bytes()),
-    Column("reason", Text().with_variant(LONGTEXT(), *MYSQL)),
-    Column("request", _bytes()),
-    UniqueConstraint("key", name="semel_record_key"),
-    sqlite_autoincrement=True,
-    **_INNODB,
-)
-_remembered = (record.c.state == State.IN_FLIGHT.value) & record.c.request.is_not(None)
-Index("semel_record_due", record.c.due_at)
-Index(
-    "semel_record_abandoned",
-    record.c.state,
-    record.c.lease_until,
-    postgresql_where=_remembered,
-    sqlite_where=_remembered,
-)
 
-step: Final = Table(
-    "semel_step",
-    metadata,
-    Column("key", _KEY, primary_key=True),
-    Column("name", _Name, primary_key=True),
-    Column("result", _bytes()),  # null: begun, and not known to have ended
-    Column("purge_at", Double, nullable=False),
-    **_INNODB,
-)
-Index("semel_step_due", step.c.purge_at)
+def _column(table: PortableTable, column: PortableColumn) -> Column[Any]:
+    serial = (Identity(always=False),) if column.type is ColumnType.SERIAL else ()
+    return Column(
+        column.name,
+        _TYPES[column.type],
+        *serial,
+        primary_key=column.name == table.primary_key,
+        nullable=column.null,
+    )
 
 
-def missing(connection: Connection) -> list[Table | Index]:
-    """Return what the database lacks."""
-    inspector = inspect(connection)
-    lacks: list[Table | Index] = []
-    for table in metadata.sorted_tables:
-        if not inspector.has_table(table.name):
-            lacks.append(table)
-        else:  # a crash between the two leaves a table without its index, where DDL commits
-            there = {index["name"] for index in inspector.get_indexes(table.name)}
-            lacks += [index for index in table.indexes if index.name not in there]
-    return lacks
+def _add(table: PortableTable) -> None:
+    made = Table(
+        table.name,
+        metadata,
+        *(_column(table, column) for column in table.columns),
+        *(UniqueConstraint(*unique.columns, name=unique.name) for unique in table.uniques),
+        sqlite_autoincrement=any(c.type is ColumnType.SERIAL for c in table.columns),
+        **_INNODB,
+    )
+    for index in table.indexes:
+        where = text(index.where) if index.where is not None else None
+        columns = (made.c[name] for name in index.columns)
+        Index(index.name, *columns, postgresql_where=where, sqlite_where=where)
 
 
-def create(connection: Connection) -> None:
-    """Create what is missing. Raises as the database does where another process was faster."""
-    for lacking in missing(connection):
-        lacking.create(connection)
-        failpoint("in_migration")
+for _table in TABLES:
+    _add(_table)

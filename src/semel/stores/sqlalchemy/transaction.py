@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from semel.core.commands import Complete
 from semel.failpoints import failpoint
 from semel.stores.base import StoreSetupError
+from semel.stores.sqlalchemy.connection import begin_immediate
 from semel.stores.sqlalchemy.errors import translate
 
 log = logging.getLogger("semel")
@@ -47,18 +48,8 @@ def _aborts(connection: Connection) -> bool:
     return connection.dialect.name == "postgresql"
 
 
-def begin_immediate(connection: Connection) -> None:
-    """Take SQLite's one write lock now, and have the driver know of a transaction.
-
-    Python's driver begins one only before a write, so savepoints would come to stand outside. Where
-    an engine's own "begin" listener has begun already, that stands.
-    """
-    if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
-        connection.exec_driver_sql("begin immediate")
-
-
 class _Work:
-    """What is done on the connection, whichever engine it is of."""
+    """The transaction on the connection, whichever engine it is of."""
 
     def __init__(self, connection: Connection, write: Write) -> None:
         self._sync_connection = connection

@@ -16,7 +16,7 @@ from semel.core.commands import StoreError
 from semel.core.record import Response, UnreadableRecord, decode_response
 from semel.web.django import operators
 from semel.web.django.conf import configured
-from semel.web.django.models import Record
+from semel.web.django.models import StoredRecord
 
 BODY = "body"
 """The parameter that asks for an answer's body: it is the caller's, so it is not shown unasked."""
@@ -24,13 +24,16 @@ SHOWN = 64 * 1024
 """Bytes of a body that are shown."""
 
 
-@admin.register(Record)
+@admin.register(StoredRecord)
 class RecordAdmin(admin.ModelAdmin):
-    """Records, read only. `semel.view_record` sees them, `semel.settle_record` acts on them."""
+    """Records, read only.
+
+    The permission `semel.view_storedrecord` sees them, `semel.settle_record` acts on them.
+    """
 
     list_display = ("reference", "state", "attempt", "lease_ends", "expires", "reason")
     list_filter = ("state",)
-    search_fields = ("key_hash",)
+    search_fields = ("key",)
     search_help_text = (
         "A reference (as problem answers and logs show it), or scope and key: user:42 8e03978e-40d5"
     )
@@ -80,26 +83,26 @@ class RecordAdmin(admin.ModelAdmin):
         return "answer_body" if request.GET.get(BODY) else "answer_size"
 
     @admin.display(ordering="lease_until")
-    def lease_ends(self, record: Record) -> datetime | None:
+    def lease_ends(self, record: StoredRecord) -> datetime | None:
         """When the claim ends unless it is renewed."""
         return _time(record.lease_until)
 
     @admin.display(ordering="due_at")
-    def expires(self, record: Record) -> datetime | None:
+    def expires(self, record: StoredRecord) -> datetime | None:
         """When the answer goes."""
         return _time(record.due_at)
 
     @admin.display(ordering="purge_at")
-    def purged(self, record: Record) -> datetime | None:
+    def purged(self, record: StoredRecord) -> datetime | None:
         """Until when the key is refused."""
         return _time(record.purge_at)
 
-    def answer_status(self, record: Record) -> int | str | None:
+    def answer_status(self, record: StoredRecord) -> int | str | None:
         """The status of the answer."""
         answer = _answer(record)
         return answer.status if isinstance(answer, Response) else answer
 
-    def answer_headers(self, record: Record) -> str | None:
+    def answer_headers(self, record: StoredRecord) -> str | None:
         """The headers that a replay carries."""
         answer = _answer(record)
         if not isinstance(answer, Response):
@@ -107,7 +110,7 @@ class RecordAdmin(admin.ModelAdmin):
         return "\n".join(f"{n.decode('latin-1')}: {v.decode('latin-1')}" for n, v in answer.headers)
 
     @admin.display(description="answer body")
-    def answer_size(self, record: Record) -> str | None:
+    def answer_size(self, record: StoredRecord) -> str | None:
         """How large the body is, and the way to it."""
         answer = _answer(record)
         if not isinstance(answer, Response) or answer.body is None:
@@ -115,7 +118,7 @@ class RecordAdmin(admin.ModelAdmin):
         link: str = format_html('{} bytes, <a href="?{}=1">show</a>', len(answer.body), BODY)
         return link
 
-    def answer_body(self, record: Record) -> str | None:
+    def answer_body(self, record: StoredRecord) -> str | None:
         """The body, asked for."""
         answer = _answer(record)
         if not isinstance(answer, Response) or answer.body is None:
@@ -180,7 +183,7 @@ class RecordAdmin(admin.ModelAdmin):
         action: str,
         told: str,
         warning: str,
-        do: Callable[[Record], bool],
+        do: Callable[[StoredRecord], bool],
         *,
         asks_answer: bool = False,
     ) -> Any:
@@ -219,7 +222,7 @@ def _time(seconds: float | None) -> datetime | None:
     return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
 
-def _answer(record: Record) -> Response | str | None:
+def _answer(record: StoredRecord) -> Response | str | None:
     if record.answer is None:
         return None
     try:

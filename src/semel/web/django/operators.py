@@ -1,4 +1,4 @@
-"""What people who run the service do with records: find one, park it, say what became of it."""
+"""Operators' work on records: find one, park it, say what became of it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from semel.core.commands import Park
 from semel.core.keys import hash_key
 from semel.core.record import Response, State
 from semel.idempotency import Idempotency
-from semel.web.django.models import Record
+from semel.web.django.models import StoredRecord
 
 _HEXADECIMAL = re.compile(r"[0-9a-f]{6,32}")
 
 
 def records(idempotency: Idempotency) -> Any:
     """Return the records that `DjangoStore` keeps, as a query."""
-    return Record.objects.using(getattr(idempotency.store, "alias", "default"))
+    return StoredRecord.objects.using(getattr(idempotency.store, "alias", "default"))
 
 
 def named(text: str, scope: str | None = None) -> Q:
@@ -29,30 +29,31 @@ def named(text: str, scope: str | None = None) -> Q:
     """
     text = text.strip()
     if scope is not None:
-        return Q(key_hash=hash_key(scope, text).hex())
+        return Q(key=hash_key(scope, text))
     before, _, key = text.rpartition(" ")
     if before:
-        return Q(key_hash=hash_key(before.strip(), key).hex())
+        return Q(key=hash_key(before.strip(), key))
     if _HEXADECIMAL.fullmatch(text.lower()):
-        return Q(key_hash__startswith=text.lower())
-    return Q(key_hash=hash_key("anonymous", text).hex())
+        first, last = (bytes.fromhex(text.lower().ljust(32, digit)) for digit in "0f")
+        return Q(key__gte=first, key__lte=last)
+    return Q(key=hash_key("anonymous", text))
 
 
-def park(idempotency: Idempotency, record: Record, reason: str) -> bool:
+def park(idempotency: Idempotency, record: StoredRecord, reason: str) -> bool:
     """Park an operation that is in flight; return whether it was. Raises `StoreError`.
 
     Where its handler still runs, that is fenced: what it does in its transaction is rolled back.
     """
-    command = Park(bytes.fromhex(record.key_hash), record.token, reason, lapsed=False)
+    command = Park(record.key, record.token, reason, lapsed=False)
     return idempotency.store.execute(command) is True
 
 
-def settle(idempotency: Idempotency, record: Record, response: Response | None) -> bool:
+def settle(idempotency: Idempotency, record: StoredRecord, response: Response | None) -> bool:
     """Say what became of a parked operation; return whether it was parked. Raises `StoreError`.
 
     With a response repeats get that. Without one nothing had happened: a retry runs anew.
     """
-    return idempotency.settle(bytes.fromhex(record.key_hash), response)
+    return idempotency.settle(record.key, response)
 
 
 def answer(status: int, body: bytes) -> Response:
@@ -62,6 +63,6 @@ def answer(status: int, body: bytes) -> Response:
     return Response(status, ((b"content-type", b"application/json"),), body)
 
 
-def state(record: Record) -> str:
+def state(record: StoredRecord) -> str:
     """Return the state's name."""
     return State(record.state).name.lower().replace("_", " ")

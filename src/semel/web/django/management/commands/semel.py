@@ -14,7 +14,7 @@ from semel.core.record import UnreadableRecord, decode_response
 from semel.stores import StoreSetupError
 from semel.web.django import operators
 from semel.web.django.conf import configured
-from semel.web.django.models import Record
+from semel.web.django.models import StoredRecord
 
 
 class Command(BaseCommand):
@@ -80,7 +80,7 @@ class Command(BaseCommand):
                 raise CommandError(str(error)) from error
             said["status"] = answer.status
             said["body_bytes"] = len(answer.body) if answer.body is not None else None
-        steps = configured().idempotency.store.execute(Steps(bytes.fromhex(record.key_hash)))
+        steps = configured().idempotency.store.execute(Steps(record.key))
         assert isinstance(steps, dict)
         said["steps"] = {n: "begun" if r is None else "done" for n, r in steps.items()}
         self.stdout.write(json.dumps(said, indent=2))
@@ -98,16 +98,16 @@ class Command(BaseCommand):
         answer = operators.answer(options["status"], options["body"].encode())
         self._settled(self._record(options), answer)
 
-    def _settled(self, record: Record, answer: Any) -> None:
+    def _settled(self, record: StoredRecord, answer: Any) -> None:
         if not operators.settle(configured().idempotency, record, answer):
             raise CommandError(f"{record} is {operators.state(record)}, and not parked")
         self.stdout.write(f"{'released' if answer is None else 'settled'} {record}")
 
-    def _record(self, options: Any) -> Record:
+    def _record(self, options: Any) -> StoredRecord:
         wanted = operators.named(options["key"], options["scope"])
         found = list(operators.records(configured().idempotency).filter(wanted)[:2])
         if len(found) != 1:
             many = "there is no record of" if not found else "there are several records of"
             raise CommandError(f"{many} {options['key']}; give more of its hash, or --scope")
-        record: Record = found[0]
+        record: StoredRecord = found[0]
         return record

@@ -1,1 +1,0 @@
-select result from semel_django_step where digest = %s

@@ -1,1 +1,0 @@
-delete from semel_django_step where key_hash = %s

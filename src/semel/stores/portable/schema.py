@@ -1,0 +1,252 @@
+"""The portable tables: their definition, how they are made and brought up to date, and checked.
+
+`TABLES` is the only list of columns: the DDL, SQLAlchemy's `metadata` and Django's models are made
+from it. What a release adds has the number of its migration (`since`), and `MIGRATION` is the
+newest. Added columns may be null, so that servers of two releases can share the tables.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from semel.core.record import State
+from semel.failpoints import failpoint
+from semel.stores.base import StoreSetupError
+from semel.stores.portable.connection import SQLConnection
+from semel.stores.portable.dialects import ColumnType, Dialect
+from semel.stores.portable.statements import PortableStatement
+
+log = logging.getLogger("semel")
+
+KIND: Final = "portable"
+"""What these tables are called in `semel_schema`."""
+MIGRATION: Final = 1
+"""The number of the newest migration."""
+
+
+class PortableColumn(NamedTuple):
+    """A column of a portable table."""
+
+    name: str
+    type: ColumnType
+    null: bool = False
+    since: int = 1
+
+
+class PortableUnique(NamedTuple):
+    """A unique constraint."""
+
+    name: str
+    columns: tuple[str, ...]
+
+
+class PortableIndex(NamedTuple):
+    """An index; `where` makes it a partial one, where the database has those."""
+
+    name: str
+    columns: tuple[str, ...]
+    where: str | None = None
+    since: int = 1
+
+
+class PortableTable(NamedTuple):
+    """A table with all that belongs to it."""
+
+    name: str
+    columns: tuple[PortableColumn, ...]
+    primary_key: str
+    uniques: tuple[PortableUnique, ...] = ()
+    indexes: tuple[PortableIndex, ...] = ()
+    since: int = 1
+
+
+RECORD: Final = PortableTable(
+    "semel_record",
+    (
+        # The fencing token is the number of the row, which grows with each claim of a key.
+        PortableColumn("token", ColumnType.SERIAL),
+        PortableColumn("key", ColumnType.KEY),
+        PortableColumn("state", ColumnType.SMALLINT),
+        PortableColumn("attempt", ColumnType.INTEGER),
+        PortableColumn("owner", ColumnType.SHORT_BYTES),
+        PortableColumn("fingerprint", ColumnType.SHORT_BYTES),
+        PortableColumn("lease_until", ColumnType.DOUBLE),
+        # Completed: when the response expires; expired: when the tombstone goes.
+        PortableColumn("due_at", ColumnType.DOUBLE, null=True),
+        PortableColumn("purge_at", ColumnType.DOUBLE, null=True),
+        PortableColumn("answer", ColumnType.BYTES, null=True),
+        PortableColumn("reason", ColumnType.TEXT, null=True),
+        PortableColumn("request", ColumnType.BYTES, null=True),
+    ),
+    primary_key="token",
+    uniques=(PortableUnique("semel_record_key", ("key",)),),
+    indexes=(
+        PortableIndex("semel_record_due", ("due_at",)),
+        PortableIndex(
+            "semel_record_abandoned",
+            ("state", "lease_until"),
+            where=f"state = {State.IN_FLIGHT.value} and request is not null",
+        ),
+    ),
+)
+STEP: Final = PortableTable(
+    "semel_step",
+    (
+        PortableColumn("id", ColumnType.SERIAL),
+        PortableColumn("key", ColumnType.KEY),
+        PortableColumn("name", ColumnType.NAME),
+        # Null: begun, and not known to have ended.
+        PortableColumn("result", ColumnType.BYTES, null=True),
+        PortableColumn("purge_at", ColumnType.DOUBLE),
+    ),
+    primary_key="id",
+    uniques=(PortableUnique("semel_step_key", ("key", "name")),),
+    indexes=(PortableIndex("semel_step_due", ("purge_at",)),),
+)
+STAMP: Final = PortableTable(
+    "semel_schema",
+    (
+        PortableColumn("kind", ColumnType.LABEL),
+        PortableColumn("version", ColumnType.INTEGER),
+    ),
+    primary_key="kind",
+)
+"""Says whose the tables are, and which migration was the last. What other tools have made has no
+row in it, or not even the table; its columns decide."""
+TABLES: Final = (RECORD, STEP, STAMP)
+
+
+class Lacking(NamedTuple):
+    """Something that a database lacks, and the statement that makes it."""
+
+    name: str
+    ddl: str | None
+    """None: it cannot be made, for it came with its table."""
+    since: int
+
+
+class PortableSchema:
+    """The tables in one database."""
+
+    def __init__(self, dialect: Dialect, paramstyle: str) -> None:
+        def statement(text: str) -> PortableStatement:
+            return PortableStatement(text, dialect, paramstyle)
+
+        self._dialect = dialect
+        self._columns = statement(dialect.column_names)
+        self._indexes = statement(dialect.index_names)
+        self._version = statement("select version from semel_schema where kind = :kind")
+        self._stamp = statement("insert into semel_schema (kind, version) values (:kind, :version)")
+        self._restamp = statement("update semel_schema set version = :version where kind = :kind")
+
+    def check(self, connection: SQLConnection) -> list[str]:
+        """Return the names of what the tables lack.
+
+        Raises `StoreSetupError` where they are another store's.
+        """
+        self._refuse_others(connection)
+        self._stamped(connection)
+        needed = [table for table in TABLES if table is not STAMP]
+        return [one.name for table in needed for one in self._lacking(connection, table)]
+
+    def migrate(self, connection: SQLConnection) -> None:
+        """Make what is missing, in the order of the migrations' numbers.
+
+        To be called again where the database raises because another process was faster, or after a
+        crash in the middle, where DDL commits by itself. Raises `StoreSetupError` where the tables
+        are another's.
+        """
+        self._refuse_others(connection)
+        lacking = [one for table in TABLES for one in self._lacking(connection, table)]
+        foreign = [one.name for one in lacking if one.ddl is None]
+        if foreign:
+            raise StoreSetupError(
+                f"{', '.join(foreign)}: there is a table of that name without this column, so it is"
+                " not Semel's or has been altered; drop it, if nothing needs it, or use another"
+                " database"
+            )
+        for one in sorted(lacking, key=lambda one: one.since):
+            assert one.ddl is not None
+            connection.run(one.ddl, ())
+            failpoint("in_migration")
+        stamped = self._stamped(connection)
+        if stamped is None or stamped < MIGRATION:
+            write = self._stamp if stamped is None else self._restamp
+            connection.run(*write.bind({"kind": KIND, "version": MIGRATION}))
+
+    def drop(self, connection: SQLConnection) -> None:
+        """Drop the tables."""
+        for table in reversed(TABLES):
+            if self._there(connection, self._columns, table.name):
+                connection.run(f"drop table {table.name}", ())
+
+    def _refuse_others(self, connection: SQLConnection) -> None:
+        if self._there(connection, self._columns, "semel_migration"):
+            raise StoreSetupError(
+                "PostgreSQLStore or SQLiteStore has its tables in this database (semel_migration is"
+                " one), and a key claimed through one kind of store is not seen by another. Use"
+                " that store here (open_store(url)), or give this one a database of its own, or on"
+                " PostgreSQL a schema and a search_path of that alone"
+            )
+
+    def _stamped(self, connection: SQLConnection) -> int | None:
+        """Return the number of the last migration, if that was written down."""
+        if not self._there(connection, self._columns, STAMP.name):
+            return None
+        for (version,) in connection.rows(*self._version.bind({"kind": KIND})):
+            if version > MIGRATION:
+                log.warning(
+                    "the database has migration %d, this version of Semel knows %d: a newer one"
+                    " was here",
+                    version,
+                    MIGRATION,
+                )
+            return int(version)
+        return None
+
+    def _lacking(self, connection: SQLConnection, table: PortableTable) -> Iterator[Lacking]:
+        columns = self._there(connection, self._columns, table.name)
+        if not columns:
+            yield Lacking(table.name, self._create(table), table.since)
+        for column in table.columns if columns else ():
+            if column.name not in columns:
+                added = f"alter table {table.name} add column {self._written(column)}"
+                came_with_table = column.since == table.since
+                name = f"{table.name}.{column.name}"
+                yield Lacking(name, None if came_with_table else added, column.since)
+        # A crash can leave a table without its index, where DDL commits by itself.
+        indexes = self._there(connection, self._indexes, table.name) if columns else set()
+        for index in table.indexes:
+            if index.name not in indexes:
+                yield Lacking(index.name, self._index(table, index), index.since)
+
+    def _there(self, connection: SQLConnection, asks: PortableStatement, table: str) -> set[Any]:
+        return {name for (name,) in connection.rows(*asks.bind({"table": table}))}
+
+    # --- DDL -------------------------------------------------------------------------------
+
+    def _create(self, table: PortableTable) -> str:
+        lines = [self._written(column) for column in table.columns]
+        if all(column.type is not ColumnType.SERIAL for column in table.columns):
+            lines.append(f"primary key ({table.primary_key})")
+        lines += [
+            f"constraint {unique.name} unique ({self._listed(unique.columns)})"
+            for unique in table.uniques
+        ]
+        return f"create table {table.name} ({', '.join(lines)}){self._dialect.table_options}"
+
+    def _written(self, column: PortableColumn) -> str:
+        free = column.null or column.type is ColumnType.SERIAL
+        type_ = self._dialect.types[column.type]
+        return f"{self._listed((column.name,))} {type_}{'' if free else ' not null'}"
+
+    def _index(self, table: PortableTable, index: PortableIndex) -> str:
+        ddl = f"create index {index.name} on {table.name} ({self._listed(index.columns)})"
+        partial = index.where is not None and self._dialect.partial_indexes
+        return f"{ddl} where {index.where}" if partial else ddl
+
+    def _listed(self, columns: tuple[str, ...]) -> str:
+        quote = self._dialect.quote
+        return ", ".join(f"{quote}{column}{quote}" for column in columns)

@@ -1,0 +1,1 @@
+select token, "key" from semel_record where token in (:tokens) and state = 1

@@ -1,0 +1,1 @@
+select {record_columns}, {now} from semel_record where "key" = :key

@@ -1,0 +1,1 @@
+delete from semel_record where token in (:ids) and state in (2, 4)

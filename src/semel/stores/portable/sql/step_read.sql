@@ -1,0 +1,1 @@
+select result from semel_step where "key" = :key and name = :name

@@ -1,0 +1,1 @@
+select name, result from semel_step where "key" = :key

@@ -1,0 +1,1 @@
+delete from semel_step where id in (:ids) and purge_at <= {now}

@@ -1,0 +1,1 @@
+delete from semel_step where "key" = :key and result is null

@@ -1,0 +1,2 @@
+-- A parked operation of which nothing happened after all.
+delete from semel_record where "key" = :key and token = :token and state = 3

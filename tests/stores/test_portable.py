@@ -1,0 +1,300 @@
+"""The portable tables: shared by two stores, brought up to date, checked, refused to others."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, inspect, make_url, text
+
+from semel.core.commands import Claim, Claimed, Complete, Found, Lookup, RecordStep, Steps, Takeover
+from semel.core.record import COLUMNS, Response, State
+from semel.stores import StoreSetupError, open_store
+from semel.stores.django import DjangoStore
+from semel.stores.portable import schema
+from semel.stores.portable.dialects import DIALECTS, POSTGRESQL, ColumnType
+from semel.stores.portable.statements import PortableStatement
+from semel.stores.sqlalchemy import SQLAlchemyStore, metadata
+from tests.django import project
+
+PRINT = b"\x01" + b"f" * 32
+RESPONSE = Response(201, ((b"a", b"b"),), b"charged")
+KEY, OTHER = b"k" * 16, b"o" * 16
+DRIVERS = {
+    "sqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "mariadb": "mysql+pymysql",
+}
+_numbers = itertools.count()
+
+
+class Place:
+    """An empty database that both SQLAlchemy and Django can reach."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind = kind
+        self.alias = f"portable_{kind}_{next(_numbers)}"
+        self.settings = project.database(kind, self.alias, folder)
+        name, host = self.settings["NAME"], self.settings.get("HOST")
+        self.url = make_url(f"{DRIVERS[kind]}:///{name}").set(
+            host=host, port=self.settings.get("PORT"), username=self.settings.get("USER")
+        )
+        self.engine: Engine = create_engine(self.url)
+
+    def migrate(self) -> None:
+        """Have Django know the database, and make its tables."""
+        project.use(self.alias, self.settings)
+
+    def know(self) -> Any:
+        """Have Django know the database as it is; return the connection."""
+        whole = {**project.connections.settings["default"], **self.settings}
+        project.connections.settings[self.alias] = whole
+        project.connections.databases[self.alias] = whole
+        return project.connections[self.alias]
+
+    def run(self, *statements: str) -> None:
+        with self.engine.begin() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+
+    def version(self) -> int | None:
+        with self.engine.connect() as connection:
+            return connection.scalar(text("select version from semel_schema"))
+
+    def columns(self) -> set[str]:
+        return {column["name"] for column in inspect(self.engine).get_columns("semel_record")}
+
+    def alchemy(self, **options: Any) -> SQLAlchemyStore:
+        store = SQLAlchemyStore(self.engine, **options)
+        store.start()
+        return store
+
+    def django(self) -> DjangoStore:
+        store = DjangoStore(self.alias)
+        store.start()
+        return store
+
+
+@pytest.fixture(params=DRIVERS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    made = Place(request.param, tmp_path)
+    yield made
+    made.engine.dispose()
+    if made.alias in project.connections.settings:
+        project.connections[made.alias].close()
+
+
+def claim(key: bytes = KEY) -> Claim:
+    return Claim(key, PRINT, 30.0, b"me")
+
+
+def each_sees_the_other(one: Any, two: Any) -> None:
+    won = one.execute(claim())
+    assert isinstance(won, Claimed)
+    found = two.execute(claim())
+    assert isinstance(found, Found)
+    assert (found.record.token, found.record.owner) == (won.token, b"me")
+    two.execute(RecordStep(KEY, won.token, "call", b"done", 60.0))
+    assert one.execute(Steps(KEY)) == {"call": b"done"}
+    assert two.execute(Complete(KEY, won.token, RESPONSE, 60.0, 60.0)) is True
+    assert one.execute(Lookup(KEY)).record.response == RESPONSE
+    lapsed = two.execute(claim(OTHER)._replace(lease=0.0))
+    taken = one.execute(Takeover(OTHER, lapsed.token, PRINT, 30.0, b"you", expired=False))
+    assert taken.token > lapsed.token > won.token
+    assert two.execute(Complete(OTHER, lapsed.token, RESPONSE, 60.0, 60.0)) is False
+    for store in (one, two):
+        store.stop()
+
+
+def test_sqlalchemy_and_django_share_the_tables_that_django_made(place: Place) -> None:
+    place.migrate()
+    alchemy, django = place.alchemy(create_tables=False), place.django()
+    each_sees_the_other(alchemy, django)
+    from semel.web.django.models import RecordedStep, StoredRecord
+
+    record = StoredRecord.objects.using(place.alias).get(key=KEY)
+    assert (record.state, record.key_hash, record.fingerprint) == (2, KEY.hex(), PRINT)
+    if place.kind != "sqlite":  # there steps are in a file
+        step = RecordedStep.objects.using(place.alias).get()
+        assert str(step) == f"{KEY.hex()[:12]} call"
+
+
+def test_sqlalchemy_and_django_share_the_tables_that_sqlalchemy_made(place: Place) -> None:
+    alchemy = place.alchemy()
+    place.migrate()
+    each_sees_the_other(place.django(), alchemy)
+
+
+def test_a_transaction_of_the_one_completes_the_claim_of_the_other(place: Place) -> None:
+    place.migrate()
+    alchemy, django = place.alchemy(), place.django()
+    for one, two, key in ((alchemy, django, KEY), (django, alchemy, OTHER)):
+        token = one.execute(claim(key)).token
+        assert two.begin().complete(Complete(key, token, RESPONSE, 60.0, 60.0)) is True
+        assert one.execute(Lookup(key)).record.state is State.COMPLETED
+    alchemy.stop()
+    django.stop()
+
+
+def made_by_alembic(place: Place) -> None:
+    metadata.create_all(place.engine)
+    place.know()
+
+
+def made_by_the_models(place: Place) -> None:
+    """As a test runner does that is told to run no migrations."""
+    from semel.web.django.models import RecordedStep, StoredRecord
+
+    with place.know().schema_editor() as editor:
+        editor.create_model(StoredRecord)
+        editor.create_model(RecordedStep)
+
+
+@pytest.mark.parametrize("make", [made_by_alembic, made_by_the_models])
+def test_tables_that_others_made_need_no_stamp(place: Place, make: Callable[[Place], None]) -> None:
+    make(place)
+    each_sees_the_other(place.alchemy(create_tables=False), place.django())
+    place.alchemy().stop()  # stamps them
+    assert place.version() == schema.MIGRATION
+
+
+def test_every_way_makes_the_same_columns_and_indexes(place: Place) -> None:
+    def type_of(column: Any) -> str:
+        if place.kind == "sqlite":  # which looks at no more of it
+            return str(column["type"]._type_affinity.__name__)
+        return str(column["type"]).partition(" ")[0]
+
+    def described() -> Any:
+        looks = inspect(place.engine)
+        return {
+            name: (
+                {(c["name"], type_of(c), c["nullable"]) for c in looks.get_columns(name)},
+                {index["name"] for index in looks.get_indexes(name)},
+                {tuple(unique["column_names"]) for unique in looks.get_unique_constraints(name)},
+            )
+            for name in ("semel_record", "semel_step")
+        }
+
+    place.alchemy().stop()
+    ours = described()
+    for make in (made_by_alembic, made_by_the_models):
+        metadata.drop_all(place.engine)
+        make(place)
+        assert described() == ours, make
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_the_tables_of_a_native_store_are_refused(kind: str, tmp_path: Path) -> None:
+    place = Place(kind, tmp_path)
+    native = open_store(place.url.set(drivername=kind).render_as_string())
+    native.start()
+    native.stop()
+    for options in ({}, {"create_tables": False}):
+        with pytest.raises(StoreSetupError, match=r"SQLiteStore has its tables .* of its own"):
+            place.alchemy(**options)
+    with pytest.raises(StoreSetupError, match="SQLiteStore has its tables"):
+        place.migrate()
+    with pytest.raises(StoreSetupError, match="SQLiteStore has its tables"):
+        place.django()
+    project.connections[place.alias].close()
+    place.engine.dispose()
+
+
+def test_a_column_that_is_missing_is_named(place: Place) -> None:
+    place.migrate()
+    place.run("alter table semel_record drop column reason")
+    with pytest.raises(StoreSetupError, match=r"lacks semel_record\.reason: .*Alembic"):
+        place.alchemy(create_tables=False)
+    with pytest.raises(StoreSetupError, match=r"lacks semel_record\.reason: .*manage\.py migrate"):
+        place.django()
+    with pytest.raises(StoreSetupError, match=r"semel_record\.reason: .*without this column"):
+        place.alchemy()
+
+
+def test_a_table_of_somebody_else_is_refused(place: Place) -> None:
+    place.run("create table semel_record (id integer, reason integer)")
+    with pytest.raises(StoreSetupError, match=r"semel_record\.token.*semel_record\.request"):
+        place.alchemy()
+
+
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a release that has one column more."""
+    added = schema.PortableColumn("added", ColumnType.BYTES, null=True, since=2)
+    index = schema.PortableIndex("semel_record_purge", ("purge_at",), since=2)
+    record = schema.RECORD._replace(
+        columns=(*schema.RECORD.columns, added), indexes=(*schema.RECORD.indexes, index)
+    )
+    monkeypatch.setattr(schema, "TABLES", (record, schema.STEP, schema.STAMP))
+    monkeypatch.setattr(schema, "MIGRATION", 2)
+
+
+def test_what_a_later_release_adds_is_named_and_then_made(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.migrate()
+    token = place.alchemy().execute(claim()).token  # type: ignore[union-attr]
+    assert place.version() == 1
+    with monkeypatch.context() as newer:
+        later(newer)
+        with pytest.raises(StoreSetupError, match=r"semel_record\.added, semel_record_purge: .*Al"):
+            place.alchemy(create_tables=False)
+        with pytest.raises(StoreSetupError, match=r"semel_record\.added.*migrate"):
+            place.django()
+        place.alchemy().stop()
+        place.alchemy(create_tables=False).stop()
+        place.django().stop()
+        assert (place.version(), "added" in place.columns()) == (2, True)
+    with caplog.at_level("WARNING", "semel"):  # the older release goes on meanwhile
+        older = place.alchemy()
+    assert "has migration 2" in caplog.text
+    assert older.execute(Complete(KEY, token, RESPONSE, 60.0, 60.0)) is True
+    assert isinstance(older.execute(claim(OTHER)), Claimed)
+    assert place.version() == 2
+    older.stop()
+
+
+def test_migrate_makes_what_a_later_release_adds(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from semel.web.django.tables import drop_tables, migrate_tables
+
+    place.migrate()
+    connection = project.connections[place.alias]
+    later(monkeypatch)
+    with connection.schema_editor() as editor:
+        migrate_tables(None, editor)
+    place.django().stop()
+    assert (place.version(), "added" in place.columns()) == (2, True)
+    with connection.schema_editor() as editor:
+        drop_tables(None, editor)
+    assert not set(inspect(place.engine).get_table_names()) & {t.name for t in schema.TABLES}
+
+
+def test_the_record_has_every_column_that_is_read() -> None:
+    assert set(COLUMNS) <= {column.name for column in schema.RECORD.columns}
+    assert {dialect.name for dialect in DIALECTS.values()} == {"postgresql", "mysql", "sqlite"}
+    for dialect in DIALECTS.values():
+        assert set(dialect.types) == set(ColumnType)
+
+
+@pytest.mark.parametrize(
+    ("style", "written"),
+    [
+        ("qmark", "a in (?, ?) and b = ? or b = ?"),
+        ("pyformat", "a in (%s, %s) and b = %s or b = %s"),
+        ("numeric_dollar", "a in ($1, $2) and b = $3 or b = $4"),
+    ],
+)
+def test_parameters_are_written_as_the_driver_wants_them(style: str, written: str) -> None:
+    statement = PortableStatement("a in (:ids) and b = :b or b = :b", POSTGRESQL, style)
+    assert statement.bind({"ids": [1, 2], "b": 3, "c": 4}) == (written, (1, 2, 3, 3))
+    assert statement.bind({"ids": [1], "b": 3})[1] == (1, 3, 3)
+
+
+def test_a_style_of_parameters_that_is_not_known_is_refused() -> None:
+    with pytest.raises(StoreSetupError, match="'named'"):
+        PortableStatement("select :a", POSTGRESQL, "named")
+    assert PortableStatement("select :a", DIALECTS["sqlite"], "named").bind({"a": 1})[1] == (1,)
