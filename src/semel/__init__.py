@@ -1,7 +1,7 @@
 """Semel makes HTTP APIs safe to retry: retry anything; it happens once."""
 
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
-from semel.core.keys import derive, hash_key, parse_key
+from semel.core.keys import InvalidKey, derive, hash_key, parse_key
 from semel.core.policy import Policy, PolicyError
 from semel.core.record import Response
 from semel.core.steps import NotDone, OutcomeUnknown, StepFenced
@@ -26,6 +26,7 @@ __all__ = [
     "ASGIMiddleware",
     "AsyncOperation",
     "Idempotency",
+    "InvalidKey",
     "Issuer",
     "NoOperation",
     "NotDone",

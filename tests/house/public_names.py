@@ -20,8 +20,16 @@ FILE = Path(__file__).with_name("public.txt")
 MODULES = (
     "semel",
     "semel.checker",
+    "semel.checker.case",
+    "semel.checker.cases",
+    "semel.checker.exchange",
+    "semel.checker.scene",
+    "semel.checker.steps",
+    "semel.checker.verdict",
     "semel.client",
     "semel.codecs",
+    "semel.core.commands",
+    "semel.core.record",
     "semel.failpoints",
     "semel.functions",
     "semel.gateway",
@@ -44,7 +52,7 @@ MODULES = (
     "semel.web.flask",
     "semel.web.wsgi",
 )
-"""What people import from, as the documentation names it."""
+"""What people import from; of the core, what a store is made with."""
 
 
 def text() -> str:

@@ -14,6 +14,19 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+__all__ = [
+    "Action",
+    "Count",
+    "Crash",
+    "Manner",
+    "Pause",
+    "SendOne",
+    "Steps",
+    "Together",
+    "WireRequest",
+    "WireResponse",
+]
+
 
 class Manner(Enum):
     """The manner in which a request is written to the socket."""

@@ -18,6 +18,19 @@ from semel.checker.exchange import (
 from semel.checker.scene import Scene
 from semel.checker.verdict import NotRun
 
+__all__ = [
+    "COME_BACK",
+    "begin",
+    "count",
+    "crash",
+    "persist",
+    "ran",
+    "send",
+    "together",
+    "twice",
+    "watched",
+]
+
 COME_BACK = frozenset({0, 409, 423, 425, 429, 500, 502, 503, 504})
 """Statuses, and no response at all, after which a client sends the same request again."""
 

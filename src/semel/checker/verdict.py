@@ -5,6 +5,35 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
+__all__ = [
+    "AUTHENTICATE",
+    "CACHED_POST",
+    "CLIENT_ERROR",
+    "CONCURRENT",
+    "EXPIRY",
+    "FIRST",
+    "INCOMPLETE",
+    "MISSING",
+    "NOT_IDEMPOTENT",
+    "OUTSTANDING",
+    "PROBLEM",
+    "PROBLEM_TYPE",
+    "RETRY",
+    "RETRY_AFTER",
+    "REUSED",
+    "SECURITY",
+    "STRIPE",
+    "SYNTAX",
+    "UNIQUE",
+    "CaseVerdict",
+    "Clause",
+    "NotRun",
+    "Outcome",
+    "fault",
+    "passed",
+    "warning",
+]
+
 
 class Outcome(Enum):
     """Passed; fault: a promise is broken; warning: allowed, but clients will trip; not run."""

@@ -21,6 +21,19 @@ from semel.checker.cases import (
     requests,
 )
 
+__all__ = [
+    "CASES",
+    "callers",
+    "conflicts",
+    "crashes",
+    "keys",
+    "network",
+    "outcomes",
+    "problems",
+    "replays",
+    "requests",
+]
+
 MODULES = (replays, conflicts, requests, callers, keys, network, outcomes, problems, crashes)
 CASES: tuple[Case, ...] = tuple(
     value for module in MODULES for value in vars(module).values() if isinstance(value, Case)
