@@ -7,6 +7,17 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+__all__ = [
+    "ABSENT",
+    "COLUMNS",
+    "COLUMN_TYPES",
+    "TRANSITIONS",
+    "Record",
+    "Response",
+    "State",
+    "UnreadableRecord",
+]
+
 
 class State(enum.IntEnum):
     """The state of a record. The numbers are stored; they never change their meaning."""
