@@ -1,7 +1,9 @@
 """Semel makes HTTP APIs safe to retry: retry anything; it happens once."""
 
-from semel.core.keys import derive, hash_key, parse_key
+from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
+from semel.core.keys import InvalidKey, derive, hash_key, parse_key
 from semel.core.policy import Policy, PolicyError
+from semel.core.record import Response
 from semel.core.steps import NotDone, OutcomeUnknown, StepFenced
 from semel.functions import idempotent
 from semel.idempotency import Idempotency
@@ -24,6 +26,7 @@ __all__ = [
     "ASGIMiddleware",
     "AsyncOperation",
     "Idempotency",
+    "InvalidKey",
     "Issuer",
     "NoOperation",
     "NotDone",
@@ -32,8 +35,12 @@ __all__ = [
     "OutcomeUnknown",
     "Policy",
     "PolicyError",
+    "Response",
     "StepFenced",
+    "StoreError",
     "StoreSetupError",
+    "StoreUnavailable",
+    "StoreUnknown",
     "WSGIMiddleware",
     "current_async_operation",
     "current_operation",

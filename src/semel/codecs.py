@@ -10,6 +10,8 @@ import importlib.util
 import json
 from typing import Any, Protocol, get_type_hints
 
+__all__ = ["Codec", "JSONCodec", "TypedCodec", "typed"]
+
 
 class Codec(Protocol):
     """Turns a result into bytes and back."""

@@ -13,6 +13,8 @@ import signal
 import time
 from collections.abc import Callable
 
+__all__ = ["NAMES", "VARIABLE", "Failpoint", "arm", "failpoint", "observers"]
+
 VARIABLE = "SEMEL_FAILPOINT"
 
 NAMES = (

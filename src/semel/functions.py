@@ -43,6 +43,18 @@ from semel.idempotency import Driver, Idempotency, Known
 from semel.operation import current
 from semel.runtime.drivers import AsyncDriver, ThreadDriver
 
+__all__ = [
+    "CallFailed",
+    "CallParked",
+    "CallRefused",
+    "InFlight",
+    "KeyExpired",
+    "KeyReused",
+    "ResultNotKept",
+    "StoreDown",
+    "idempotent",
+]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Key = str | Sequence[str] | Callable[..., str]

@@ -10,6 +10,32 @@ from typing import NamedTuple
 
 from semel.core.record import Record, Response
 
+__all__ = [
+    "Abandoned",
+    "Claim",
+    "Claimed",
+    "Complete",
+    "ForgetStep",
+    "Found",
+    "Lookup",
+    "Open",
+    "Park",
+    "RecordStep",
+    "Recorded",
+    "Release",
+    "Remembered",
+    "Renew",
+    "Reply",
+    "Settle",
+    "Steps",
+    "StoreCommand",
+    "StoreError",
+    "StoreUnavailable",
+    "StoreUnknown",
+    "Sweep",
+    "Takeover",
+]
+
 
 class Lookup(NamedTuple):
     """Read the record. Reply: `Found` or None."""

@@ -4,4 +4,4 @@
 The command and its TOML file are the interface; nothing here is for import.
 """
 
-__all__: list[str] = []
+__all__: list[str] = []  # its interface is the command

@@ -39,6 +39,8 @@ from semel.core.commands import (
 from semel.core.record import Record, Response, State
 from semel.stores.base import StoreSetupError
 
+__all__ = ["MemoryStore", "MemoryTable"]
+
 
 class MemoryTable:
     """The records of a store as a dictionary, and the effect of each command at a given time."""

@@ -1,4 +1,4 @@
-"""What tests of a service that uses Semel, and of a store, can be made of.
+"""Tools for the tests of a service that uses Semel, and of a store.
 
 - Servers of the test's own, on free ports, that can be crashed, paused and started again:
   `with running(PostgreSQL) as server`. A program that is not here raises `ProgramMissing`, which

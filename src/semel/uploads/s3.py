@@ -20,7 +20,7 @@ except ImportError as error:  # pragma: no cover
 
 from semel.uploads.storage import StorageError, checked_digest
 
-__all__ = ["S3Storage"]
+__all__ = ["PART_SIZE", "S3Storage"]
 
 PART_SIZE = 16 * 1024 * 1024
 """Bytes of a part of a large object; 10,000 of them are S3's most, 156 GiB."""
