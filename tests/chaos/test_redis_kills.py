@@ -13,7 +13,7 @@ from lab.chaos.databases import DATABASE
 from lab.chaos.databases_redis import RedisUnderTest, always_written
 from lab.chaos.kills import storm, zombies
 from lab.judge.findings import summary
-from semel.core.commands import Claim, ClaimGranted, Complete, Found, Lookup, StoreUnavailable
+from semel.core.commands import Claim, Claimed, Complete, Found, Lookup, StoreUnavailable
 from semel.core.record import Response
 from semel.stores.redis import RedisStore
 from semel.testing.proxy import Proxy
@@ -84,7 +84,7 @@ def _copied(replica: Valkey) -> None:
 def _done(store: RedisStore) -> bytes:
     name = os.urandom(16)
     claimed = store.execute(Claim(name, b"\x01f", 30.0, b"me"))
-    assert isinstance(claimed, ClaimGranted)
+    assert isinstance(claimed, Claimed)
     assert store.execute(Complete(name, claimed.token, ANSWER, 600.0, 600.0)) is True
     return name
 
@@ -104,7 +104,7 @@ def test_a_replica_that_takes_over_has_not_what_was_not_copied() -> None:
             between.close()
             redis_py.Redis(port=replica.port).replicaof("NO", "ONE")
             assert isinstance(after.execute(Lookup(copied)), Found)
-            assert isinstance(after.execute(Claim(lost, b"\x01f", 30.0, b"me")), ClaimGranted)
+            assert isinstance(after.execute(Claim(lost, b"\x01f", 30.0, b"me")), Claimed)
 
 
 def test_min_replicas_to_write_bounds_what_a_failover_loses() -> None:
