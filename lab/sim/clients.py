@@ -119,4 +119,6 @@ class Clients:
             elif answer.kind == "ok" or answer.body in (b"outcome-unknown", b"key-expired"):
                 return
             yield self.profile.lease
-        raise AssertionError(f"{scope}/{key} never got a definite answer")
+        raise AssertionError(
+            f"L2, seed {self.simulation.seed}: {scope}/{key} never got a definite answer"
+        )

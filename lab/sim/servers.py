@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lab.sim.scheduler import Process, ServerProcess
     from lab.sim.simulation import Simulation
 
+_AFTER_A_ROLLBACK = frozenset({c.Open, c.Takeover, c.Park})
+"""Before these a driver rolls back the transaction that was the claim; a release is that alone."""
 Reply = Callable[[Any, bool], None]
 """Takes the outcome, and whether it is of a first run or a look-up alone."""
 
@@ -75,6 +77,8 @@ class Service:
                 command = send(value)
             except StopIteration as end:
                 running[0] = False
+                if opened:
+                    store.end_transaction(name, opened)
                 if isinstance(end.value, engine.Deliver) and end.value.kept:
                     reply(engine.Replay(answer.response), True)
                 else:
@@ -95,10 +99,12 @@ class Service:
                 value = (simulation.scheduler.now - began) / server.pace
             elif kind is c.Sleep:
                 yield command.seconds
-            elif kind is c.Release and command.token == opened:
+            elif kind is c.Release and opened:
                 store.end_transaction(name, opened)
                 value = True
             else:
+                if opened and kind in _AFTER_A_ROLLBACK:
+                    store.end_transaction(name, opened)
                 try:
                     value = yield from store.ask(server, attempt, command, transaction)
                     if kind is c.Open and type(value) is c.Claimed:

@@ -24,6 +24,7 @@ class Simulation:
     def __init__(
         self, seed: int, guarantee: Guarantee, profile: FaultProfile | None = None
     ) -> None:
+        self.seed = seed
         self.rng = random.Random(seed)
         self.profile = profile = profile or FaultProfile.draw(self.rng)
         self.guarantee: Guarantee = guarantee

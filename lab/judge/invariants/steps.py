@@ -56,7 +56,10 @@ class _Steps:
         self.key_history = key_history
         self.evidence = evidence
         self.findings = findings
-        self.forgotten = [at for at, e in key_history.story if type(e) is StepsForgotten]
+        self.forgotten: list[int] = []
+        """Where steps went for their age; an issued key's have to outlive it."""
+        if not key_history.issued:
+            self.forgotten = [at for at, e in key_history.story if type(e) is StepsForgotten]
         self.recorded: dict[tuple[int, int, str], tuple[int, Wrote]] = {}
         """By name (see `_name`): where its result was written."""
         self.results: dict[str, list[tuple[int, Wrote]]] = {}
