@@ -187,7 +187,10 @@ class StepSkipped(NamedTuple):
 
 
 class StepsForgotten(NamedTuple):
-    """Steps of a key without a record went for their age: whoever comes now begins anew."""
+    """Steps of a key without a record went for their age: whoever comes now begins anew.
+
+    A transaction that holds the key is no record, so it may have begun already.
+    """
 
     time: float
     scope: str

@@ -163,10 +163,19 @@ class KeyHistory:
         """Find where each life begins."""
         run = promise.after_expiry == "run"
         over_from: float | None = None
+        held = forgotten = False
         for place, event in self.story:
-            if (
+            if type(event) is StepsForgotten:
+                forgotten = not self.issued
+            elif type(event) is Stored:
+                held = event.state == "in_flight"
+                forgotten = forgotten and event.state == "absent"
+            if forgotten and not held:  # or, of a transaction that holds the key, when that ends
+                self.bounds.append(place + 1)
+                over_from = None
+                forgotten = False
+            elif (
                 type(event) is Purged
-                or (type(event) is StepsForgotten and not self.issued)
                 or (type(event) is Settled and event.state == "absent")
                 or (run and type(event) is Stored and event.state == "expired")
             ):

@@ -77,8 +77,6 @@ class StoreModel:
         """Seconds that the store's clock is ahead of real time."""
         self._locked: set[bytes] = set()
         """Records that a commit under way has changed already."""
-        self._forgotten: set[bytes] = set()
-        """Keys held by a transaction while steps of theirs were swept."""
         self._doomed: set[int] = set()
         """Tokens of transactions under whose key a record has come."""
 
@@ -138,9 +136,6 @@ class StoreModel:
         fingerprint = held.asked.fingerprint.decode("latin-1")
         self.note(Wrote(self.clock(), held.attempt, scope, name, held.token, "release", True))
         self.note(Stored(self.clock(), scope, name, "absent", held.token, fingerprint))
-        if key in self._forgotten:
-            self._forgotten.discard(key)
-            self.note(StepsForgotten(self.clock(), scope, name))
 
     # --- commands --------------------------------------------------------------------------
 
@@ -426,10 +421,7 @@ class StoreModel:
             for name, count in steps.items():
                 if len(table.steps.get(name, ())) < count and name not in table.records:
                     happened["steps forgotten"] += 1
-                    if name in table.held:  # which the sweeper cannot see
-                        self._forgotten.add(name)
-                    else:
-                        self.note(StepsForgotten(now, *self.names[name]))
+                    self.note(StepsForgotten(now, *self.names[name]))
 
 
 def step_digest(result: bytes) -> str:

@@ -69,7 +69,7 @@ def test_with_a_fault_the_status_is_1(serve: object) -> None:
 def test_without_yes_and_without_a_terminal_nothing_is_sent(words: list[str]) -> None:
     done = check(*words)
     assert done.returncode == 2
-    assert "say --yes" in done.stderr
+    assert "pass --yes" in done.stderr
 
 
 @pytest.mark.parametrize(

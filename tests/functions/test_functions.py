@@ -24,15 +24,18 @@ from semel import (
     idempotent,
 )
 from semel.core.commands import Lookup
+from semel.core.problems import CATALOGUE, Problem
 from semel.core.record import State
 from semel.functions import (
     CallFailed,
     CallParked,
+    CallRefused,
     InFlight,
     KeyExpired,
     KeyReused,
     ResultNotKept,
     StoreDown,
+    _refusal,
 )
 from tests.http.test_outcomes import named
 
@@ -318,3 +321,22 @@ def test_mistakes_are_told_where_they_are_made(idempotency: Idempotency) -> None
         charge(None)
     with pytest.raises(TypeError, match="would not come back from JSON"):
         charge("a", (1, 2))
+
+
+KINDS = {
+    "in-flight": InFlight,
+    "key-reused": KeyReused,
+    "key-expired": KeyExpired,
+    "response-not-kept": ResultNotKept,
+    "outcome-unknown": CallParked,
+    "handler-failed": CallFailed,
+    "store-unavailable": StoreDown,
+    "outcome-unrecorded": StoreDown,
+}
+
+
+@pytest.mark.parametrize("problem", CATALOGUE, ids=lambda problem: problem.slug)
+def test_each_problem_has_one_exception(problem: Problem) -> None:
+    kinds = [kind for kind in set(KINDS.values()) if problem in kind.problems]
+    assert kinds == ([KINDS[problem.slug]] if problem.slug in KINDS else [])
+    assert type(_refusal(problem)) is KINDS.get(problem.slug, CallRefused)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semel.core.commands import Claim, Complete, Found, Release, Renew, StoreCommand, Takeover
@@ -74,6 +74,7 @@ def never_started() -> Iterator[None]:
     assert ONE_BY_ONE._writer is None
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.lists(commands, max_size=40), max_size=6))
 def test_a_crowd_is_told_what_each_would_be_told_alone(crowds: list[list[StoreCommand]]) -> None:
     one, many = opened(), opened()

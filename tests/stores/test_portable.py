@@ -199,8 +199,33 @@ def test_the_tables_of_a_native_store_are_refused(kind: str, tmp_path: Path) -> 
         place.migrate()
     with pytest.raises(StoreSetupError, match="SQLiteStore has its tables"):
         place.django()
+    assert isinstance(_execute(native, claim()), Claimed)
     project.connections[place.alias].close()
     place.engine.dispose()
+
+
+@pytest.mark.parametrize("make", [made_by_alembic, Place.migrate])
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_native_store_refuses_the_portable_tables(
+    kind: str, make: Callable[[Place], None], tmp_path: Path
+) -> None:
+    place = Place(kind, tmp_path)
+    make(place)
+    alchemy = place.alchemy(create_tables=False)
+    with pytest.raises(StoreSetupError, match="another kind of store"):
+        open_store(place.url.set(drivername=kind).render_as_string()).start()
+    each_sees_the_other(alchemy, place.django())
+    place.alchemy().stop()
+    project.connections[place.alias].close()
+    place.engine.dispose()
+
+
+def _execute(store: Any, command: Any) -> Any:
+    store.start()
+    try:
+        return store.execute(command)
+    finally:
+        store.stop()
 
 
 def test_a_column_that_is_missing_is_named(place: Place) -> None:

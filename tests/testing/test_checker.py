@@ -33,6 +33,9 @@ from lab.judge.history import (
     Sent,
     Settled,
     State,
+    StepBegun,
+    StepsForgotten,
+    StepSkipped,
     Stored,
     Surveyed,
     Where,
@@ -111,6 +114,12 @@ class Tale:
 
     def called(self, attempt: str, step: str, derived: str = "derived") -> Tale:
         return self.tell(Foreign, attempt, *self.name, step, derived)
+
+    def came_to(self, attempt: str, step: str) -> Tale:
+        return self.tell(StepBegun, attempt, *self.name, step)
+
+    def skipped(self, attempt: str, step: str, digest: str | None = None) -> Tale:
+        return self.tell(StepSkipped, attempt, *self.name, step, digest)
 
     def purged(self) -> Tale:
         return self.tell(Purged, *self.name)
@@ -602,6 +611,19 @@ def test_s8_a_released_answer_means_a_rollback_in_atomic_mode() -> None:
     assert check(tale.history, AT_LEAST_ONCE).ok
 
 
+def test_s6_a_claim_of_ones_own_that_came_late_may_stand_in_ones_way() -> None:
+    tale = Tale().sent("a").claimed("a", 1).stored("in_flight", 1)
+    assert check(tale.copy().answered("a", "refused", 409).history, ATOMIC).ok
+    released = tale.wrote("a", 1, "release").stored("absent", 1).answered("a", "refused", 409)
+    assert only_violation(released, ATOMIC)[0] == "S6"
+
+
+def test_s2_a_claim_that_came_late_and_was_given_back_takes_no_answer_back() -> None:
+    tale = Tale().sent("a").ran("a", 1, expires=9.0).wait(99).stored("expired", 1).purged()
+    tale.claimed("a", 2).wrote("a", 2, "release")
+    assert check(tale.history, ATOMIC).ok
+
+
 def test_s8_if_every_attempt_was_refused_there_is_no_record() -> None:
     tale = Tale().sent("a").answered("a", "refused", 400).surveyed().final("completed")
     assert only_violation(tale, AT_LEAST_ONCE)[0] == "S8"
@@ -678,6 +700,16 @@ def test_s9_an_issued_key_is_refused_for_ever_after_its_not_after() -> None:
     check(late.answered("a", "refused", 410).history, ATOMIC).require("S9")
 
 
+def test_s9_a_clock_that_is_set_back_makes_the_expired_valid_again() -> None:
+    tale = Tale().sent("a").ran("a", 1, expires=50.0).wait(50).sent("b")
+    tale.now -= 30  # the store's clock, while the request is on its way
+    tale.replayed("b", "made by a")
+    assert only_violation(tale, ATOMIC)[0] == "S9"
+    report = check(tale.history, ATOMIC._replace(clock_jumps=30.0))
+    assert report.ok
+    assert not report.checked["S9"]
+
+
 # ---------------------------------------------------------------- S10
 
 
@@ -716,6 +748,93 @@ def test_s10_a_derived_key_does_not_depend_on_the_attempt() -> None:
 def test_s10_two_keys_never_share_a_derived_key() -> None:
     tale = Tale().sent("a").called("a", "one").of("bob").sent("b").called("b", "one")
     assert only_violation(tale, ATOMIC)[0] == "S10"
+
+
+def test_s10_a_step_begins_only_after_the_one_before_was_recorded_even_if_it_is_not_called() -> (
+    None
+):
+    tale = Tale().sent("a").claimed("a", 1).came_to("a", "one").called("a", "one")
+    early = tale.copy().came_to("a", "two").wrote("a", 1, "step", step="one")
+    assert only_violation(early, ATOMIC) == (
+        "S10",
+        "step 'two' began before step 'one' was recorded",
+    )
+    check(tale.wrote("a", 1, "step", step="one").came_to("a", "two").history, ATOMIC).require("S10")
+
+
+def test_s10_a_step_that_its_own_attempt_has_recorded_is_not_called_again() -> None:
+    tale = _stepped().came_to("a", "one")
+    check(tale.copy().skipped("a", "one").history, ATOMIC).require("S10")
+    assert only_violation(tale.called("a", "one"), ATOMIC) == (
+        "S10",
+        "step 'one' was called again though it was recorded",
+    )
+
+
+def test_s10_what_is_skipped_is_what_was_recorded() -> None:
+    tale = Tale().sent("a").claimed("a", 1).stored("in_flight", 1).came_to("a", "one")
+    assert only_violation(tale.copy().skipped("a", "one"), ATOMIC) == (
+        "S10",
+        "step 'one' was skipped, though nothing was recorded",
+    )
+    tale.called("a", "one").wrote("a", 1, "step", step="one", response_digest="d1")
+    check(tale.copy().skipped("a", "one", "d1").history, ATOMIC).require("S10")
+    assert only_violation(tale.skipped("a", "one", "d2"), ATOMIC) == (
+        "S10",
+        "step 'one' gave another result than was recorded",
+    )
+
+
+def test_s10_a_far_side_that_ignores_keys_is_not_called_twice_where_the_step_parks() -> None:
+    def tale(done: bool) -> Tale:
+        told = Tale().sent("a").claimed("a", 1).called("a", "one")
+        if done:
+            told.effect("a", 1, where="elsewhere", step="one")
+        return told.crashed().wait(40).sent("b").claimed("b", 2).called("b", "one")
+
+    parks = ATOMIC._replace(far_side="ignores-keys", on_unknown="park")
+    assert only_violation(tale(done=True), parks) == (
+        "S10",
+        "step 'one' was called again though the far side had done it",
+    )
+    check(tale(done=False).history, parks).require("S10")  # it was certainly not done
+    check(tale(done=True).history, parks._replace(on_unknown="rerun")).require("S10")
+    assert check(tale(done=True).history, parks._replace(unfenced_steps=True)).admitted
+
+
+@pytest.mark.parametrize("action", ["begin-step", "step", "forget-step"])
+def test_s10_nothing_of_a_step_is_written_under_a_stale_token(action: Action) -> None:
+    tale = _held().wait(40).claimed("b", 2).wrote("a", 1, action, step="one")
+    assert only_violation(tale, AT_LEAST_ONCE)[0] == "S10"
+    unfenced = check(tale.history, ATOMIC._replace(unfenced_steps=True))
+    assert unfenced.ok
+    assert [each.invariant for each in unfenced.admitted] == ["S10"]
+
+
+def test_s10_a_step_may_be_recorded_while_there_is_no_record() -> None:
+    tale = _held().called("a", "one").wrote("a", 1, "release").wrote("a", 1, "step", step="one")
+    check(tale.history, AT_LEAST_ONCE).require("S10")
+    parked = _held().called("a", "one").wrote("a", 1, "park").wrote("a", 1, "step", step="one")
+    assert only_violation(parked, AT_LEAST_ONCE)[0] == "S10"
+
+
+def test_s10_steps_that_were_forgotten_for_their_age_begin_anew() -> None:
+    tale = _stepped().wrote("a", 1, "release")
+    again = tale.copy().sent("b").claimed("b", 2).called("b", "one")
+    assert only_violation(again, ATOMIC)[0] == "S10"
+    anew = tale.tell(StepsForgotten, *tale.name).sent("b").claimed("b", 2).called("b", "one")
+    check(anew.history, ATOMIC).require("S10")
+
+
+def test_s1_a_probe_cannot_bind_who_stood_still() -> None:
+    tale = Tale().sent("a").claimed("a", 1).called("a", "one").crashed().wait(40)
+    tale.sent("b").claimed("b", 2).called("b", "one").effect("b", 2, "elsewhere", "one")
+    tale.effect("a", 1, "elsewhere", "one")
+    probes = ATOMIC._replace(far_side="ignores-keys", on_unknown="probe")
+    report = check(tale.history, probes)
+    assert report.ok
+    assert report.admitted
+    assert "S1" in broken(tale, probes._replace(on_unknown="park"))
 
 
 # ---------------------------------------------------------------- L1

@@ -71,7 +71,7 @@ CATALOGUE: Final[tuple[Invariant, ...]] = (
     Invariant(
         "S5",
         "fencing",
-        "The tokens of a key strictly increase; a completion, release, renewal, step or atomic"
+        "The tokens of a key strictly increase; a completion, release, renewal, parking or atomic"
         " effect is applied only under the current token and while the record is in flight.",
         ("lab/judge/invariants/records.py", _SIMULATION, _STORES, *_KILLS[:3]),
     ),
@@ -127,7 +127,9 @@ CATALOGUE: Final[tuple[Invariant, ...]] = (
         " the derived key depends on key and step name only, never on the attempt; what is"
         " recorded is not called again; nothing is recorded under a stale token; a far side that"
         ' ignores derived keys is never called twice where `on_unknown="park"`.',
-        ("lab/judge/invariants/records.py", "tests/operation/test_steps.py", _STORES),
+        ("lab/judge/invariants/steps.py", _SIMULATION, "tests/operation/test_steps.py", _STORES),
+        "Where a PostgreSQL transaction is the claim, an attempt that has lost its transaction"
+        " unnoticed still records steps: the simulation counts what comes of it as admitted.",
     ),
     Invariant(
         "S11",

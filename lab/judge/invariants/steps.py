@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 from lab.judge.contract import UNFENCED
 from lab.judge.findings import Findings
-from lab.judge.history import ClaimGranted, Foreign, StepBegun, StepSkipped, Wrote
+from lab.judge.history import (
+    ClaimGranted,
+    Foreign,
+    StepBegun,
+    StepsForgotten,
+    StepSkipped,
+    Wrote,
+)
 from lab.judge.key_history import Evidence, KeyHistory
 
 
@@ -31,8 +40,9 @@ def steps(key_history: KeyHistory, evidence: Evidence, findings: Findings) -> No
     foreign key is a pure function of (scope,key,step-name), not of the attempt".
 
     A recorded step is not called again by whoever came to it after it was recorded, and goes on
-    with just the result that was recorded. Where `on_unknown="park"` and the far side ignores
-    derived keys, a step that it has done is never called again. Two steps never share a derived
+    with just the result that was recorded. Where the far side ignores derived keys, a step that it
+    has done is never called again (`on_unknown="park"`), or not by whoever came to it after that
+    and could have probed. Two steps never share a derived
     key. That nothing is recorded under a stale token is judged with S5 (`steps_are_fenced`).
     """
     if key_history.steps or key_history.steps_written:
@@ -46,8 +56,9 @@ class _Steps:
         self.key_history = key_history
         self.evidence = evidence
         self.findings = findings
-        self.recorded: dict[tuple[int, str], tuple[int, Wrote]] = {}
-        """By life and step: where its result was written."""
+        self.forgotten = [at for at, e in key_history.story if type(e) is StepsForgotten]
+        self.recorded: dict[tuple[int, int, str], tuple[int, Wrote]] = {}
+        """By name (see `_name`): where its result was written."""
         self.results: dict[str, list[tuple[int, Wrote]]] = {}
         """By step, in any life."""
         self.claimed: dict[str, list[int]] = {}
@@ -56,8 +67,8 @@ class _Steps:
         """By attempt and step: where it was come to last."""
         self.last: dict[str, StepBegun | Foreign] = {}
         """By attempt: the step it is at."""
-        self.done: dict[tuple[int, str], int] = {}
-        """By life and step: where the far side did it first."""
+        self.done: dict[tuple[int, int, str], int] = {}
+        """By name: where the far side did it first."""
 
     def judge(self) -> None:
         """Judge all of them."""
@@ -69,7 +80,7 @@ class _Steps:
                 self._record(place, event)
         for place, effect in key_history.effects:
             if effect.step is not None:
-                self.done.setdefault((key_history.life(place), effect.step), place)
+                self.done.setdefault(self._name(place, effect.step), place)
         for place, act in key_history.steps:
             checked["S10"] += 1
             if type(act) is StepBegun:
@@ -82,10 +93,14 @@ class _Steps:
             elif type(act) is StepSkipped:
                 self._skip(place, act)
 
+    def _name(self, place: int, step: str) -> tuple[int, int, str]:
+        """Tell a step from its like in another life, or before steps were forgotten."""
+        return self.key_history.life(place), bisect_right(self.forgotten, place), step
+
     def _record(self, place: int, wrote: Wrote) -> None:
         step = wrote.step or ""
         self.results.setdefault(step, []).append((place, wrote))
-        name = (self.key_history.life(place), step)
+        name = self._name(place, step)
         earlier = self.recorded.setdefault(name, (place, wrote))
         if earlier[0] != place:
             message = f"step {step!r} was recorded twice"
@@ -114,7 +129,7 @@ class _Steps:
 
     def _call(self, place: int, call: Foreign) -> None:
         promise = self.evidence.promise
-        name = (self.key_history.life(place), call.step)
+        name = self._name(place, call.step)
         recorded = self.recorded.get(name)
         sent = self.evidence.attempts.get(call.attempt)
         run = sent.sent_at if sent is not None else place
@@ -123,8 +138,11 @@ class _Steps:
         if recorded is not None and recorded[0] < came:
             message = f"step {call.step!r} was called again though it was recorded"
             self.findings.violated("S10", self.key_history, message, recorded[1], call)
-        done = self.done.get(name, place)
-        if done < place and (promise.far_side, promise.on_unknown) == ("ignores-keys", "park"):
+        if promise.far_side == "honours-keys" or promise.on_unknown == "rerun":
+            return
+        # A probe tells what was done before it; whoever stood still may act after it.
+        known = place if promise.on_unknown == "park" else came
+        if self.done.get(name, known) < known:
             message = f"step {call.step!r} was called again though the far side had done it"
             if promise.unfenced_steps:
                 self.findings.admit("S10", self.key_history, f"{message}: {UNFENCED}", call)

@@ -11,12 +11,7 @@ from semel.checker.scene import Scene
 from semel.checker.target import Target
 from semel.checker.verdict import CaseVerdict, Clause
 
-__all__ = [
-    "Case",
-    "Need",
-    "Run",
-    "case",
-]
+__all__ = ["Case", "Need", "Run", "case"]
 
 Run: TypeAlias = Callable[[Scene], Steps[CaseVerdict]]
 Need: TypeAlias = Callable[[Target], str | None]

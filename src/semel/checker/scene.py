@@ -9,9 +9,7 @@ from semel.checker.exchange import Manner, WireRequest
 from semel.checker.target import Target
 from semel.core.keys import HEADER
 
-__all__ = [
-    "Scene",
-]
+__all__ = ["Scene"]
 
 
 @dataclass(frozen=True)

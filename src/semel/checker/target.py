@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+__all__ = ["BadTarget", "Effects", "Target"]
+
 MOST_AT_ONCE: Final = 50
 """More duplicates than this at once would be a load test."""
 SECRET_HEADERS: Final = re.compile(r"authorization|cookie|api-?key|token|secret|signature", re.I)

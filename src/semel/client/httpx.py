@@ -34,6 +34,8 @@ from semel.client.verdict import ReceivedResponse
 from semel.core.keys import HEADER
 from semel.failpoints import failpoint
 
+__all__ = ["AsyncRetryTransport", "RetryTransport"]
+
 _NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _HOPELESS: Final = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 

@@ -31,6 +31,8 @@ from semel.client.retry import Broke, Retry
 from semel.client.verdict import ReceivedResponse
 from semel.core.keys import HEADER
 
+__all__ = ["RetryAdapter"]
+
 _CHUNK: Final = 65536
 Timeout = float | tuple[float | None, float | None] | None
 

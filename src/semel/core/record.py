@@ -140,7 +140,11 @@ COLUMN_TYPES: Final[dict[str, type]] = {
     "answer": bytes,
     "reason": str,
 }
-"""The columns of a stored record and what they hold, in the order of `Record`'s fields."""
+"""The columns of a stored record and what they hold, in the order of `Record`'s fields.
+
+A new one needs, besides this module, a migration of each set of tables: SQLite's, the portable
+ones, and PostgreSQL's (the table, the type `semel_found`, and the functions that return it).
+"""
 COLUMNS: Final = tuple(COLUMN_TYPES)
 """Their names: what a store selects for `read_row`."""
 

@@ -5,6 +5,20 @@ from __future__ import annotations
 from semel.checker.case import Need
 from semel.checker.target import Target
 
+__all__ = [
+    "COMMAND",
+    "COUNTED",
+    "EXPIRES",
+    "FAILING",
+    "ISSUED",
+    "NO_AUTH",
+    "OTHER_CALLER",
+    "OTHER_METHOD",
+    "OTHER_PATH",
+    "a_body",
+    "option",
+]
+
 
 def option(field: str, flag: str) -> Need:
     """Return the need for an option that names what the API has."""
