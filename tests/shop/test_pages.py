@@ -57,7 +57,7 @@ def screenshot(page: Page, name: str) -> None:
 
 def make_it_bad(page: Page) -> None:
     page.get_by_role("button", name="Simulate a bad network").click()
-    expect(page.get_by_text("Bad network")).to_be_visible()
+    expect(page.get_by_text("Bad network: every second response is lost")).to_be_visible()
 
 
 def press(page: Page, name: str, *, exact: bool = True) -> None:

@@ -2,7 +2,7 @@
 
 Method, path, query, content type, content encoding and the body, each length-prefixed. The body
 counts as the raw bytes sent, except that a multipart body counts without its boundary, which
-browsers and clients draw anew for every attempt.
+browsers and clients generate anew for every attempt.
 
 The first byte of a fingerprint names the algorithm, so that a record written by an older version
 is compared by the algorithm it was written with.

@@ -44,8 +44,8 @@ _KeyHeader = Annotated[
     str | None,
     Header(
         alias=keys.HEADER,
-        description="Names this operation: draw a new one for a new operation, send the same with"
-        " every retry. 1 to 255 visible ASCII characters, bare or quoted.",
+        description="Names this operation: generate a new one for a new operation, send the"
+        " same with every retry. 1 to 255 visible ASCII characters, bare or quoted.",
         examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
     ),
 ]

@@ -68,8 +68,8 @@ def _describe_key(described: dict[str, Any], policy: Policy) -> None:
     parameter["schema"] = _KEY
     hours = policy.expires.total_seconds() / 3600
     parameter["description"] = (
-        "Names this operation: draw a new key for a new operation, send the same with every"
-        f" retry. The answer is kept for {hours:g} hours."
+        "Names this operation: generate a new key for a new operation, send the same with every"
+        f" retry. The response is kept for {hours:g} hours."
     )
     if policy.required == "issued":
         parameter["description"] += " Only keys that this service has issued are taken."
