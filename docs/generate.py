@@ -2,7 +2,8 @@
 
 Problem pages from `semel.core.problems` and `semel.uploads.problems`, the policy page from
 `Policy`'s own docstrings, the picture of the states from `semel.core.record.TRANSITIONS`, the
-README's table of probes, the comparison with other libraries from `bench/peers/results.json`.
+README's table of probes, the comparison with other libraries from `bench/peers/results.json`, the
+picture of the packages from their imports, the invariants from the judge's catalogue.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from docs import peers_page  # noqa: E402
+from docs import architecture_picture, peers_page  # noqa: E402
 from docs.probes_table import table  # noqa: E402
+from lab.judge.invariants.catalogue import CATALOGUE as INVARIANTS  # noqa: E402
 from semel.core import policy, problems, record  # noqa: E402
 from semel.uploads import problems as uploads  # noqa: E402
 
@@ -193,11 +195,22 @@ def arrow(start: tuple[int, int], end: tuple[int, int], text: str) -> str:
     )
 
 
-def readme() -> str:
-    text = (ROOT / "README.md").read_text("utf-8")
-    before, rest = text.split("<!-- probes:start -->")
-    after = rest.split("<!-- probes:end -->")[1]
-    return f"{before}<!-- probes:start -->\n\n{table()}\n\n<!-- probes:end -->{after}"
+def invariants() -> str:
+    """Return the catalogue as a table."""
+    rows = ["| | invariant | checked in |", "|---|---|---|"]
+    for known in INVARIANTS:
+        files = ", ".join(f"`{file}`" for file in known.checked_in)
+        missing = f" *Not covered:* {known.not_covered}" if known.not_covered else ""
+        title = known.title[:1].upper() + known.title[1:]
+        rows.append(f"| {known.name} | **{title}.** {known.statement} | {files}.{missing} |")
+    return "\n".join(rows)
+
+
+def filled(page: Path, name: str, table: str) -> str:
+    """Return a page with a table between the marks of its name."""
+    before, rest = page.read_text("utf-8").split(f"<!-- {name}:start -->")
+    after = rest.split(f"<!-- {name}:end -->")[1]
+    return f"{before}<!-- {name}:start -->\n\n{table}\n\n<!-- {name}:end -->{after}"
 
 
 def pages() -> dict[Path, str]:
@@ -208,7 +221,10 @@ def pages() -> dict[Path, str]:
     made[DOCS / "policies.md"] = policy_page()
     made[DOCS / "peers.md"] = peers_page.page()
     made[DOCS / "states.svg"] = states_picture()
-    made[ROOT / "README.md"] = readme()
+    made[DOCS / "architecture.svg"] = architecture_picture.picture()
+    architecture = DOCS / "architecture.md"
+    made[architecture] = filled(architecture, "invariants", invariants())
+    made[ROOT / "README.md"] = filled(ROOT / "README.md", "probes", table())
     return made
 
 

@@ -12,7 +12,7 @@ from hatchling.builders.wheel import WheelBuilder
 from semel.web.browser import semel_js
 
 ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "src" / "semel" / "web" / "semel.js"
+SOURCE = ROOT / "src" / "semel" / "web" / "browser" / "semel.js"
 
 
 def test_it_is_smaller_than_four_kilobytes_as_served() -> None:

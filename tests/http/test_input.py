@@ -23,7 +23,7 @@ def content(request: pytest.FixtureRequest) -> bytes:
 
 @pytest.fixture
 def body(content: bytes) -> Iterator[Body]:
-    made = Body(1, "POST", b"/", b"", b"", b"")
+    made = Body(1, ("POST", b"/", b"", b"", b""))
     for start in range(0, len(content), 50_000):
         made.write(content[start : start + 50_000])
     assert (made.file() is not None) is (len(content) > IN_MEMORY)
