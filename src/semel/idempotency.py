@@ -46,7 +46,7 @@ class Known(NamedTuple):
     key: bytes = b""
     """The key's hash, where the key is known."""
     until: float = 0.0
-    """Until when it stays the outcome of the very same request, by the store's clock."""
+    """Of a `Replay`: until when it stays the outcome of the same request, by the store's clock."""
 
 
 class Idempotency:
@@ -194,27 +194,31 @@ class Idempotency:
         fingerprint: Callable[[int], bytes],
         *,
         remembered: Callable[[], bytes | None] | None = None,
-        late: bool = False,
+        left: float | None = None,
     ) -> Driver | Known:
         """Return what the record of a key says by itself, or the driver of an operation under it.
 
         The one way in, of every protocol and of functions. `kind` is the driver that the caller can
         carry out, `fingerprint` gives that of the request by the number of its algorithm,
-        `remembered` the request itself where it is to be stored with its claim. `late`: the issued
-        key is past its not-after.
+        `remembered` the request itself where it is to be stored with its claim. `left`: for how
+        many seconds an issued key is good still; it may be good no more.
         """
+        late = left is not None and left <= 0
         try:
             found = None if late else self.look_up(key)
             if found is not None:
                 outcome = settled(fingerprint, policy, *found)
                 if outcome is not None:
-                    return Known(self.outcomes.passed(outcome, key), key, found.record.expires_at)
+                    until = found.record.expires_at
+                    if left is not None:  # once its time is over, the key itself is refused
+                        until = min(until, found.now + left)
+                    return Known(self.outcomes.passed(outcome, key), key, until)
         except UnreadableRecord:
             return Known(self.refuse(problems.STORE_UNAVAILABLE, key), key)
         request = Request(key, self.owner(), fingerprint, remembered and remembered(), late=late)
         life = run(request, policy, found, opens=self.opens(policy))
         driver = kind(self.runtime, life, key, policy)
-        driver.in_flight = found is not None
+        driver.looked_up = found is not None
         return driver
 
     def resume(self, kind: type[Driver], request: Request, policy: Policy, found: Found) -> Driver:

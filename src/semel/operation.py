@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from semel.codecs import Codec, JSONCodec
 from semel.core import keys, steps
 from semel.core.commands import Answer, Sleep
-from semel.core.engine import Deliver
+from semel.core.engine import Deliver, Outcome, Refuse
 from semel.core.record import Response
 from semel.core.steps import OnUnknown, OutcomeUnknown
 from semel.failpoints import failpoint
@@ -193,13 +193,13 @@ class AsyncOperation(_Operation):
         """Commit now, before the answer is known, and let the answer pass through as it is made.
 
         The operation is over then: a repeat gets 409 `response-not-kept`. For long streams.
-        Raises `OperationOver` where it cannot be committed; nothing was done then.
+        Raises `OperationOver` where it cannot be committed, with what is known of it.
         """
         self._open()
         answer = Answer(Response(200, (), None), atomic=self._driver.taken)
         outcome = await self._driver.finish(answer)
         if not isinstance(outcome, Deliver):
-            raise OperationOver("the operation could not be committed; nothing was done")
+            raise _not_committed(outcome)
 
 
 class Operation(_Operation):
@@ -265,7 +265,12 @@ class Operation(_Operation):
         answer = Answer(Response(200, (), None), atomic=self._driver.taken)
         outcome = self._driver.finish(answer)
         if not isinstance(outcome, Deliver):
-            raise OperationOver("the operation could not be committed; nothing was done")
+            raise _not_committed(outcome)
+
+
+def _not_committed(outcome: Outcome) -> OperationOver:
+    known = f": {outcome.problem.title}" if isinstance(outcome, Refuse) else ""
+    return OperationOver(f"the operation could not be committed{known}")
 
 
 def _session(transaction: Transaction, kind: str) -> Any:

@@ -385,3 +385,40 @@ def test_each_outcome_is_seen_once(serve: Any) -> None:
     assert outcome("/parks", "parked") == [("outcome-unknown", 1)]
     assert outcome("/needs_key", None) == [("key-missing", 0)]
     assert outcome("/charge", "two words") == [("key-invalid", 0)]
+
+
+def test_a_page_of_the_services_own_is_not_replaced(serve: Any) -> None:
+    from django.conf import settings
+
+    own = [*settings.MIDDLEWARE, "tests.django.views.AnswersStoreErrors"]
+    client = serve(MIDDLEWARE=own)
+    for _ in range(2):
+        answer = client.send("/fails?how=store")
+        assert (answer.status, answer.body, answer.replayed) == (503, b"our own page", False)
+    assert (orders(), views.runs) == ([], ["fails"] * 2)
+
+
+def test_a_large_body_is_whole_where_its_fingerprint_is_taken_anew(serve: Any) -> None:
+    from semel import Policy
+
+    natural = Policy(key=lambda request: request.header("x-order"), fingerprint="key")
+    client = serve({"routes": {"/raw": natural}}, DATA_UPLOAD_MAX_MEMORY_SIZE=None)
+    large = bytes(2 * 1024 * 1024)
+    assert [client.send("/raw", body=large).body for _ in range(2)] == [b"%d" % len(large)] * 2
+
+
+def test_a_key_that_is_none_is_refused_before_the_body_is(serve: Any) -> None:
+    client = serve({"policy": {"max_request_body": 4}})
+    assert client.send("/charge", key="two words", body=b"too long").problem == "key-invalid"
+
+
+def test_a_refusal_that_the_client_does_not_get_is_no_outcome(serve: Any) -> None:
+    from semel.web.django.conf import configured
+
+    client = serve({"authorize": "tests.django.test_callers.forbid"})
+    seen: list[Any] = []
+    configured().idempotency.outcomes.observers += (seen.append,)
+    assert client.send("/needs_key", key=None).status == 403
+    assert seen == []
+    assert client.send("/needs_key", key=None, headers=[("X-Allowed", "yes")]).status == 400
+    assert [named(passed) for passed in seen] == ["key-missing"]

@@ -25,6 +25,7 @@ from rest_framework.throttling import SimpleRateThrottle
 from rest_framework.views import APIView
 
 from django.views import View
+from semel.core.commands import StoreError, StoreUnavailable
 from semel.web.django import aoperation, idempotency_policy, operation
 from tests.django.shop.models import Charge
 
@@ -77,6 +78,7 @@ def fails(request: Any) -> HttpResponse:
         "answered": Answered(400),
         "redirected": Answered(302),
         "raise": RuntimeError("on purpose"),
+        "store": StoreUnavailable("on purpose"),
         "404": Http404(),
         "suspicious": SuspiciousOperation("on purpose"),
         "not-found": Http404(),
@@ -297,6 +299,13 @@ class AnswersErrors(MiddlewareMixin):
 
     def process_exception(self, request: Any, error: Exception) -> Any:
         return HttpResponse("answered", status=error.args[0]) if type(error) is Answered else None
+
+
+class AnswersStoreErrors(MiddlewareMixin):
+    """One with a page of its own for a store that cannot be had."""
+
+    def process_exception(self, request: Any, error: Exception) -> Any:
+        return HttpResponse("our own page", status=503) if isinstance(error, StoreError) else None
 
 
 @sync_only_middleware

@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 
 from semel import ASGIMiddleware, Idempotency, Policy, current_async_operation
-from semel.core.commands import Lookup
+from semel.core.commands import Answer, Complete, Lookup
+from semel.core.engine import Refuse
 from semel.core.keys import hash_key
-from semel.core.record import State
+from semel.core.problems import OUTCOME_UNRECORDED
+from semel.core.record import Response, State
+from semel.runtime.drivers import AsyncDriver, ThreadDriver
 
 
 class Cut:
@@ -212,3 +215,37 @@ def test_a_handler_can_see_that_it_has_lost_its_claim() -> None:
     idempotency.stop()
     assert seen == [False, True]
     assert sent[0]["status"] == 503  # outcome-unrecorded: it ran, and somebody else may have too
+
+
+async def test_what_was_cut_off_while_it_was_recorded_is_not_reported_recorded() -> None:
+    """A loop that shuts down cancels the recording; the adapter then says that the app raised."""
+    idempotency = Idempotency("memory://")
+    idempotency.start()
+    entered = asyncio.Event()
+
+    async def never(command: Any) -> Any:
+        if isinstance(command, Complete):
+            entered.set()
+            await asyncio.Event().wait()
+        return idempotency.store.execute(command)
+
+    idempotency.store.aexecute = never  # type: ignore[method-assign]
+    driver = idempotency.enter(AsyncDriver, bytes(16), Policy(), lambda algorithm: b"\x01")
+    assert isinstance(driver, AsyncDriver)
+    assert await driver.begin() is None
+    finishing = asyncio.create_task(driver.finish(Answer(Response(201, (), b""))))
+    await entered.wait()
+    finishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await finishing
+    outcome = await driver.finish(Answer(Response(500, (), b"")))
+    assert outcome == Refuse(OUTCOME_UNRECORDED)
+    idempotency.stop()
+
+
+def test_what_an_answer_says_stands_beside_what_the_handler_has_said() -> None:
+    driver = Idempotency("memory://").enter(ThreadDriver, bytes(16), Policy(), lambda a: b"\x01")
+    assert isinstance(driver, ThreadDriver)
+    driver.stepped = True
+    noted = driver._with_notes(Answer(Response(500, (), b""), parked="why", released=True))
+    assert (noted.parked, noted.released, noted.stepped) == ("why", True, True)

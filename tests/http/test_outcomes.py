@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from semel import Issuer, Policy, current_operation
+from semel import ASGIMiddleware, Idempotency, Issuer, Policy, current_operation
+from semel.core.commands import Lookup, StoreUnavailable
 from semel.core.engine import Bypass, Deliver, Refuse, Replay
-from semel.core.policy import RequestView
+from semel.core.policy import MEBIBYTE, RequestView
 from semel.runtime.outcomes import Passed
 from tests.http.conftest import Start
 from tests.http.harness import Recorder, Request, Server
+
+KEY = (b"idempotency-key", b"k")
 
 
 def named(passed: Passed) -> str:
@@ -96,6 +100,75 @@ def test_a_repeat_of_what_is_in_flight_is_an_outcome(start: Start) -> None:
     server.send()
     assert answers == ["in-flight"]
     assert [named(passed) for passed in seen] == ["in-flight", "kept"]
+
+
+async def test_a_store_that_fails_while_a_repeat_looks_lets_it_run_where_the_policy_says_so() -> (
+    None
+):
+    policy = Policy(on_store_error="run", wait=timedelta(seconds=5))
+    idempotency = Idempotency("memory://", policy=policy)
+    idempotency.start()
+    seen: list[Passed] = []
+    idempotency.outcomes.observers += (seen.append,)
+    began, gate, runs = asyncio.Event(), asyncio.Event(), 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            began.set()
+            await gate.wait()
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    middleware = ASGIMiddleware(app, idempotency)
+
+    async def post() -> int:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": [KEY]}
+        await middleware(scope, receive, send)
+        return int(sent[0]["status"])
+
+    first = asyncio.create_task(post())
+    await began.wait()
+    execute = idempotency.store.aexecute
+
+    async def down(command: Any) -> Any:
+        if isinstance(command, Lookup):
+            raise StoreUnavailable("on purpose")
+        return await execute(command)
+
+    idempotency.store.aexecute = down  # type: ignore[method-assign]
+    assert await post() == 201
+    idempotency.store.aexecute = execute  # type: ignore[method-assign]
+    gate.set()
+    assert await first == 201
+    idempotency.stop()
+    assert (runs, [named(passed) for passed in seen]) == (2, ["bypassed", "kept"])
+
+
+def test_a_large_body_is_whole_where_its_fingerprint_is_taken_anew(start: Start) -> None:
+    def behave(number: int, request: Request) -> Any:
+        return 201, [], [str(len(request.body)).encode()]
+
+    policy = Policy(key=lambda request: request.header("x-order"), fingerprint="key")
+    server = start(Recorder(behave), policy=policy)
+    large = bytes(2 * MEBIBYTE)
+    assert [server.send(body=large).body for _ in range(2)] == [b"%d" % len(large)] * 2
+    assert server.send(body=b"another").problem == "key-reused"
+
+
+def test_a_key_that_is_none_is_refused_before_the_body_is(start: Start, kind: str) -> None:
+    server = start(Recorder(answer), policy=Policy(max_request_body=4))
+    refusal = server.send(key="two words", body=b"too long").problem
+    assert refusal == ("key-invalid" if kind == "wsgi" else "request-too-large")
 
 
 def test_an_observer_that_fails_harms_nobody(start: Start) -> None:

@@ -190,9 +190,10 @@ _CLAIMS: Final = frozenset({Claim, Open, Takeover})
 def _next_command(
     request: Request, policy: Policy, found: Found | None, mine: bytes, opens: bool
 ) -> Any:
-    """Return the command that a record, or none, calls for; or the outcome, or the claim, it is.
+    """Return the command that the record calls for, or that there is none.
 
-    None: the key's operation is in flight, and to be waited for.
+    `Claimed`, where the record is this attempt's own claim; an outcome, where the record says it;
+    None, where the key's operation is in flight and to be waited for.
     """
     lease = policy.seconds.lease
     if found is None:

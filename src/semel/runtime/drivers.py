@@ -11,6 +11,7 @@ import logging
 import time
 from typing import Any
 
+from semel.core import problems
 from semel.core.commands import (
     Answer,
     Claim,
@@ -27,7 +28,7 @@ from semel.core.commands import (
     Takeover,
     Wait,
 )
-from semel.core.engine import Life, Outcome
+from semel.core.engine import Life, Outcome, Refuse
 from semel.core.policy import Policy
 from semel.core.record import UnreadableRecord
 from semel.failpoints import failpoint
@@ -71,9 +72,10 @@ class _Driver:
         "_life",
         "_pending",
         "claim",
-        "in_flight",
+        "finishing",
         "keep",
         "key",
+        "looked_up",
         "outcome",
         "parked",
         "policy",
@@ -91,8 +93,8 @@ class _Driver:
         """The rules of the operation."""
         self.claim: RunHandler | None = None
         """The claim under which the handler runs."""
-        self.in_flight = False
-        """Whether the key's operation was seen in flight before this one began."""
+        self.looked_up = False
+        """Whether the key's record has been read already, and does not say the outcome."""
         self.transaction: Transaction | None = None
         """The business transaction: that the handler has asked for, or that is the claim."""
         self.taken = False
@@ -105,6 +107,8 @@ class _Driver:
         """Whether the handler has taken a step."""
         self.keep = policy.seconds.keep_steps
         """Seconds that recorded steps outlive an operation that ended without a record."""
+        self.finishing = False
+        """Whether what came of the handler is being recorded, or was."""
         self.outcome: Outcome | None = None
         """What `finish` returned: the operation is over."""
         self._life = life
@@ -140,11 +144,23 @@ class _Driver:
         attempt = self.claim.attempt if self.claim is not None else 0
         self.outcome = self.runtime.outcomes.passed(outcome, self.key, attempt)
 
+    def _cut_off(self) -> Outcome:
+        """Return the outcome, where `finish` was called before and has perhaps been cancelled."""
+        if self.outcome is None:
+            self._know(Refuse(problems.OUTCOME_UNRECORDED))
+        assert self.outcome is not None
+        return self.outcome
+
     def _with_notes(self, answer: Answer) -> Answer:
-        """Add to what came of the handler what it has said by itself while it ran."""
+        """Begin to finish: add to what came of the handler what it has said while it ran."""
+        self.finishing = True
         if self.parked is None and not self.released and not self.stepped:
             return answer
-        return answer._replace(parked=self.parked, released=self.released, stepped=self.stepped)
+        return answer._replace(
+            parked=self.parked or answer.parked,
+            released=self.released or answer.released,
+            stepped=self.stepped or answer.stepped,
+        )
 
     def _started(self, claim: RunHandler) -> None:
         self.claim = claim
@@ -197,6 +213,8 @@ class AsyncDriver(_Driver):
 
     async def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""
+        if self.finishing:
+            return self._cut_off()
         answer = self._with_notes(answer)
         try:
             outcome = await self._drive(self._next(answer), frozenset())
@@ -256,6 +274,8 @@ class ThreadDriver(_Driver):
 
     def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""
+        if self.finishing:
+            return self._cut_off()
         answer = self._with_notes(answer)
         try:
             outcome = self._drive(self._next(answer), frozenset())

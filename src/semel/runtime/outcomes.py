@@ -14,7 +14,10 @@ AnyOutcome = TypeVar("AnyOutcome", bound=Outcome)
 
 
 class Passed(NamedTuple):
-    """One outcome of one request, call or abandoned operation."""
+    """How one request or call ended, or one abandoned operation that was run to its end.
+
+    Of a handler that raised it is what came of recording that: `Deliver`, kept or not.
+    """
 
     outcome: Outcome
     key: bytes | None

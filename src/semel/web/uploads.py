@@ -3,4 +3,9 @@
 import importlib
 import sys
 
-sys.modules[__name__] = importlib.import_module("semel.uploads")
+_NEW = "semel.uploads"
+
+sys.modules[__name__] = importlib.import_module(_NEW)
+for _name, _module in list(sys.modules.items()):
+    if _name.startswith(f"{_NEW}."):
+        sys.modules[__name__ + _name.removeprefix(_NEW)] = _module

@@ -86,9 +86,8 @@ class ASGIMiddleware:
         self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send
     ) -> None:
         idempotency = self._idempotency
-        if not idempotency.started and (refusal := admission.unready(idempotency)) is not None:
-            await self._drain(policy, receive)
-            await send_outcome(refusal, self.problem_base, send)
+        if not idempotency.started and (problem := admission.unready(idempotency)) is not None:
+            await self._refuse_unread(problem, policy, receive, send)
             return
         fields, found = wanted(scope)
         keyed = bool(fields) or key_source.may_be_in_content(policy)
@@ -142,7 +141,8 @@ class ASGIMiddleware:
             cached = self._replays.get(asked, idempotency.store.now())
             if cached is not None:
                 idempotency.outcomes.passed(cached.outcome, cached.key)
-                await send_whole(cached.outcome.response.status, cached.headers, cached.body, send)
+                stored = cached.outcome.response
+                await send_whole(stored.status, cached.headers, stored.body or b"", send)
                 return None
         owner = scope_name(caller)
         admitted = admission.admit(
@@ -153,7 +153,7 @@ class ASGIMiddleware:
             owner,
             request,
             body,
-            lambda: _remember(scope, owner),
+            (lambda: _remember(scope, owner)) if policy.remember_request else None,
         )
         if admitted is None:
             await self._without_key(policy, scope, Unread(body, receive), send)
@@ -165,7 +165,7 @@ class ASGIMiddleware:
             return None
         if admitted.policy.remember_request:
             self._completing.go_on(scope)
-        if admitted.in_flight:  # wait for it here, where a cancel does no harm
+        if admitted.looked_up:  # in flight: wait for it here, where a cancel does no harm
             outcome = await admitted.look()
             if outcome is not None and type(outcome) is not Bypass:
                 await send_outcome(outcome, self.problem_base, send)
@@ -210,10 +210,9 @@ class ASGIMiddleware:
     async def _without_key(
         self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send
     ) -> None:
-        refusal = admission.without_key(self._idempotency, policy)
-        if refusal is not None:
-            await self._drain(policy, receive)
-            await send_outcome(refusal, self.problem_base, send)
+        problem = admission.without_key(policy)
+        if problem is not None:
+            await self._refuse_unread(problem, policy, receive, send)
             return
         sent = read = False
 
@@ -237,6 +236,12 @@ class ASGIMiddleware:
                 await self._drain(policy, receive)
             refusal = self._idempotency.refuse(problems.KEY_MISSING)
             await send_outcome(refusal, self.problem_base, send)
+
+    async def _refuse_unread(
+        self, problem: Problem, policy: Policy, receive: Receive, send: Send
+    ) -> None:
+        await self._drain(policy, receive)
+        await send_outcome(self._idempotency.refuse(problem), self.problem_base, send)
 
     async def _drain(self, policy: Policy, receive: Receive) -> None:
         """Read what is left of the body, so that the client gets an answer and not a reset."""
@@ -274,7 +279,7 @@ def _cached(known: Known) -> CachedResponse:
     assert isinstance(outcome, Replay)
     status, headers, body = outcome.response
     fields = tuple(with_length(answer_headers.replayed(headers), status, body or b""))
-    return CachedResponse(outcome, known.key, fields, body or b"", known.until)
+    return CachedResponse(outcome, known.key, fields, known.until)
 
 
 def _remember(scope: ASGIScope, owner: str) -> RememberedRequest:

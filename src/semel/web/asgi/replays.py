@@ -23,7 +23,7 @@ class CachedResponse(NamedTuple):
     outcome: Replay
     key: bytes
     headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
+    """As they are sent."""
     expires_at: float
     """By the store's clock."""
 
@@ -46,7 +46,7 @@ class Replays:
 
     def keep(self, asked: Hashable, size: int, kept: CachedResponse) -> None:
         """Keep the response to a request of `size` bytes, if the two are small enough."""
-        if size + len(kept.body) > LARGEST:
+        if size + len(kept.outcome.response.body or b"") > LARGEST:
             return
         while len(self._kept) >= ENTRIES:
             self._kept.pop(next(iter(self._kept)), None)

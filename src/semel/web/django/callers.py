@@ -69,7 +69,7 @@ def _kind(user: Any) -> str:
 class DjangoView:
     """A Django request, as a `scope` or `key` function and the way in see it.
 
-    `native` is that request, `user` the one whom it was authenticated as.
+    `native` is that request; the user is the one whom it was authenticated as.
     """
 
     def __init__(self, request: HttpRequest, user: Any = None) -> None:

@@ -9,8 +9,9 @@ from django.http import HttpRequest
 
 from semel.core import failures, problems
 from semel.core.commands import Answer
-from semel.core.engine import Deliver, Outcome, Refuse
+from semel.core.engine import Deliver, Outcome
 from semel.core.policy import Policy
+from semel.core.problems import Problem
 from semel.failpoints import failpoint
 from semel.idempotency import Driver, Idempotency, Known
 from semel.operation import NoOperation
@@ -33,7 +34,7 @@ class DjangoExchange:
         self.idempotency = idempotency
         self.policy = policy
         self.request = request
-        self.refusal: Refuse | None = None
+        self.refusal: Problem | None = None
         """What the request is refused with, once it is known to be allowed here."""
         self.driver: Any = None
         """Set while the view runs under a claim."""
@@ -52,16 +53,14 @@ class DjangoExchange:
         field = request.META.get("HTTP_IDEMPOTENCY_KEY")
         self._fields = [] if field is None else [field.encode("latin-1", "replace")]
         keyed = bool(self._fields) or key_source.may_be_in_content(policy)
-        self.refusal = admission.unready(idempotency)
+        self.refusal = admission.unready(idempotency) or admission.malformed(self._fields)
         if self.refusal is None and not keyed:
-            self.refusal = admission.without_key(idempotency, policy)
+            self.refusal = admission.without_key(policy)
         if self.refusal is not None:
             receiving.read(policy, request, lambda chunk: None)
         elif keyed:
             self._body = body = receiving.body_of(policy, request)
-            too_much = receiving.read(policy, request, body.write)
-            if too_much is not None:
-                self.refusal = idempotency.refuse(too_much)
+            self.refusal = receiving.read(policy, request, body.write)
             receiving.give(request, body)
 
     @property
@@ -80,7 +79,8 @@ class DjangoExchange:
             self.idempotency, kind, self.policy, self._fields, scope, view, self._body
         )
         if admitted is None:
-            return admission.without_key(self.idempotency, self.policy)
+            problem = admission.without_key(self.policy)
+            return None if problem is None else self.idempotency.refuse(problem)
         if isinstance(admitted, Known):
             return admitted.outcome
         self.policy = admitted.policy
@@ -94,7 +94,8 @@ class DjangoExchange:
 
     def not_begun(self) -> Answer:
         """The answer of a view that could not be run: its transaction could not be begun."""
-        return Answer(problems.STORE_UNAVAILABLE.response(self.idempotency.problem_base))
+        unavailable = problems.STORE_UNAVAILABLE.response(self.idempotency.problem_base)
+        return Answer(unavailable, released=True)
 
     # --- after the view --------------------------------------------------------------------
 
@@ -148,7 +149,7 @@ class DjangoExchange:
     def sent(self, outcome: Outcome, response: Any, chunks: Iterable[bytes] | None) -> Any:
         """Return the response that may be sent: the view's own, or what stands in its place."""
         base = self.idempotency.problem_base
-        if self.error is not None and self._failed(response):
+        if self.error is not None and outcome == Deliver(kept=True) and self._failed(response):
             outcome = failures.told(outcome, self.error)
         if isinstance(outcome, Deliver):
             if chunks is not None:

@@ -219,7 +219,9 @@ class IdempotencyMiddleware:
         who = authorize(self._idempotency, self._authorize, exchange.request, view, args, kwargs)
         if who.refusal is not None:
             return who.refusal
-        admitted = exchange.refusal or exchange.admit(kind, who.caller)
+        if exchange.refusal is not None:
+            return self._told(self._idempotency.refuse(exchange.refusal))
+        admitted = exchange.admit(kind, who.caller)
         return admitted if admitted is None or isinstance(admitted, kind) else self._told(admitted)
 
     def _told(self, outcome: Any) -> Any:

@@ -10,25 +10,32 @@ import functools
 from collections.abc import Callable, Sequence
 
 from semel.core import problems
-from semel.core.engine import Refuse
-from semel.core.keys import InvalidKey, hash_key
+from semel.core.keys import InvalidKey, hash_key, parse_key
 from semel.core.policy import Policy, RequestView
+from semel.core.problems import Problem
 from semel.core.remembered import RememberedRequest
 from semel.idempotency import Driver, Idempotency, Known
 from semel.web.http import completer, key_source
 from semel.web.http.body import Body
 
 
-def unready(idempotency: Idempotency) -> Refuse | None:
-    """Refuse what comes while the store cannot be opened."""
-    if idempotency.started or idempotency.ready():
-        return None
-    return idempotency.refuse(problems.STORE_UNAVAILABLE)
+def unready(idempotency: Idempotency) -> Problem | None:
+    """Return the refusal of what comes while the store cannot be opened."""
+    return None if idempotency.ready() else problems.STORE_UNAVAILABLE
 
 
-def without_key(idempotency: Idempotency, policy: Policy) -> Refuse | None:
-    """Refuse a request without a key where one is required; None: it runs, unprotected."""
-    return idempotency.refuse(problems.KEY_MISSING) if policy.required else None
+def malformed(fields: Sequence[bytes]) -> Problem | None:
+    """Return the refusal of a key that is none, before the body is read for nothing."""
+    try:
+        parse_key(fields)
+    except InvalidKey as error:
+        return problems.key_invalid(str(error))
+    return None
+
+
+def without_key(policy: Policy) -> Problem | None:
+    """Return the refusal of a request without a key; None: it runs, unprotected."""
+    return problems.KEY_MISSING if policy.required else None
 
 
 def admit(
@@ -44,7 +51,7 @@ def admit(
     """Return the driver of a request whose body has been read; None where it has no key.
 
     `fields` are the values of its `Idempotency-Key` lines, `scope` says whose request it is,
-    `remember` gives the request as it is stored where the policy remembers requests.
+    `remember` gives the request as it is to be stored with its claim.
     """
     try:
         named = key_source.resolve_key(idempotency, policy, fields, scope, request, body)
@@ -54,17 +61,9 @@ def admit(
         return None
     rules = named.policy
     remembered = None
-    if rules.remember_request and remember is not None:
+    if remember is not None:
         remembered = functools.partial(completer.remembered, rules, body, remember)
-    entered = idempotency.enter(
-        kind,
-        hash_key(scope, named.key),
-        rules,
-        body.fingerprint,
-        remembered=remembered,
-        late=named.late,
+    key = hash_key(scope, named.key)
+    return idempotency.enter(
+        kind, key, rules, body.fingerprint, remembered=remembered, left=named.left
     )
-    if isinstance(entered, Known) and named.left is not None:
-        # once its time is over, the key itself is refused
-        return entered._replace(until=min(entered.until, idempotency.store.now() + named.left))
-    return entered

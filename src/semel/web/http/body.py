@@ -80,8 +80,15 @@ class Body:
         return self._from_file(self._file)
 
     def _from_file(self, file: BinaryIO) -> Iterator[bytes]:
-        file.seek(0)
-        while chunk := file.read(CHUNK):
+        position = 0
+        while True:
+            other = file.tell()  # the handler may be reading it meanwhile
+            file.seek(position)
+            chunk = file.read(CHUNK)
+            file.seek(other)
+            if not chunk:
+                return
+            position += len(chunk)
             yield chunk
 
     def small(self) -> bytes | None:

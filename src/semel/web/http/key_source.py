@@ -33,11 +33,6 @@ class ResolvedKey(NamedTuple):
     left: float | None = None
     """Of an issued key: for how many seconds it is good still."""
 
-    @property
-    def late(self) -> bool:
-        """Whether it is good no more."""
-        return self.left is not None and self.left <= 0
-
 
 class RequestContent:
     """A request and its body, as a `key` function sees them."""

@@ -13,6 +13,7 @@ from typing import Any
 from semel.core import problems
 from semel.core.engine import Bypass
 from semel.core.policy import Policy
+from semel.core.problems import Problem
 from semel.core.remembered import RememberedRequest
 from semel.idempotency import Idempotency, Known
 from semel.operation import NoOperation
@@ -64,21 +65,24 @@ class WSGIMiddleware:
         self, policy: Policy, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
         idempotency = self._idempotency
-        refusal = admission.unready(idempotency)
-        if refusal is not None:
-            self._drain(policy, environ)
-            return send_outcome(refusal, self.problem_base, start_response)
         field = environ.get("HTTP_IDEMPOTENCY_KEY")
         fields = [] if field is None else [field.encode("latin-1", "replace")]
+        problem = admission.unready(idempotency)
+        if problem is not None:
+            return self._refuse_unread(problem, policy, environ, start_response)
         keyed = bool(fields) or key_source.may_be_in_content(policy)
         if not keyed and not policy.next_key:
             return self._without_key(policy, environ, start_response)
         request = WSGIView(environ)
-        caller = caller_of(request, idempotency.scope, idempotency.session_cookie)
+        caller = None
         if policy.next_key:
+            caller = caller_of(request, idempotency.scope, idempotency.session_cookie)
             start_response = self._handing_out(caller, start_response)
         if not keyed:
             return self._without_key(policy, environ, start_response)
+        problem = admission.malformed(fields)
+        if problem is not None:
+            return self._refuse_unread(problem, policy, environ, start_response)
         body = Body(policy.algorithm, request.line)
         try:
             return self._keyed(policy, fields, request, caller, body, start_response)
@@ -91,7 +95,7 @@ class WSGIMiddleware:
         policy: Policy,
         fields: list[bytes],
         request: WSGIView,
-        caller: Caller,
+        caller: Caller | None,
         body: Body,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
@@ -101,6 +105,8 @@ class WSGIMiddleware:
             body.close()
             idempotency.refuse(refusal)
             return send_problem(refusal, base, start_response)
+        if caller is None:
+            caller = caller_of(request, idempotency.scope, idempotency.session_cookie)
         owner = scope_name(caller)
         admitted = admission.admit(
             idempotency,
@@ -110,23 +116,24 @@ class WSGIMiddleware:
             owner,
             request,
             body,
-            lambda: _remember(environ, owner),
+            (lambda: _remember(environ, owner)) if policy.remember_request else None,
         )
         if isinstance(admitted, Known):
             body.close()
             return send_outcome(admitted.outcome, base, start_response)
-        environ = with_body(environ, body)
         if admitted is None:
-            return self._without_key(policy, environ, start_response)
+            return self._without_key(policy, with_body(environ, body), start_response)
         if admitted.policy.remember_request:
             self._completing.go_on()
         outcome = admitted.begin()
         if type(outcome) is Bypass:
-            return self.app(environ, start_response)
+            return self.app(with_body(environ, body), start_response)
         if outcome is not None:
             body.close()
             return send_outcome(outcome, base, start_response)
-        return WSGIExchange(self.app, base, admitted, body, start_response).run(environ)
+        return WSGIExchange(self.app, base, admitted, body, start_response).run(
+            with_body(environ, body)
+        )
 
     def complete_abandoned(self, idle: float = 1.0) -> int:
         """Finish operations that a crash has abandoned; return how many were run.
@@ -167,14 +174,19 @@ class WSGIMiddleware:
     def _without_key(
         self, policy: Policy, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
-        refusal = admission.without_key(self._idempotency, policy)
-        if refusal is None:
+        problem = admission.without_key(policy)
+        if problem is None:
             try:
                 return self.app(environ, start_response)
             except NoOperation:  # the handler asked for the operation: it cannot do without a key
-                refusal = self._idempotency.refuse(problems.KEY_MISSING)
+                problem = problems.KEY_MISSING
+        return self._refuse_unread(problem, policy, environ, start_response)
+
+    def _refuse_unread(
+        self, problem: Problem, policy: Policy, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
         self._drain(policy, environ)
-        return send_outcome(refusal, self.problem_base, start_response)
+        return send_outcome(self._idempotency.refuse(problem), self.problem_base, start_response)
 
     def _drain(self, policy: Policy, environ: Environ) -> None:
         """Read what is left of the body, so that the client gets a response and not a reset."""
