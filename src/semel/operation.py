@@ -157,8 +157,8 @@ class AsyncOperation(_Operation):
 
         Raises what `call` raised (`NotDone` says that the far side has certainly not done it),
         `StepFenced` where another attempt has taken over, `StoreError` where nothing can be
-        recorded. Source of the rule: Temporal's and DBOS's steps, at least once and recorded once;
-        derived keys make that once.
+        recorded, `ValueError` for a name of over 512 bytes. Source of the rule: Temporal's and
+        DBOS's steps, at least once and recorded once; derived keys make that once.
         """
         life = self._step(name, on_unknown)
         store = self._driver.runtime.store

@@ -324,3 +324,14 @@ def test_an_operation_that_takes_its_process_down_is_parked(
         assert isinstance(end.value, Refuse)
         assert end.value.problem.slug == "outcome-unknown"
     assert store.execute(Lookup(NAME)).record.reason == "3 processes have ended while they ran it"
+
+
+def test_a_name_that_cannot_be_recorded_is_refused_before_the_call() -> None:
+    calls: list[str] = []
+    runtime = Idempotency(MemoryStore()).runtime
+    driver = ThreadDriver(runtime, told_to_the_engine([]), hash_key("scope", "k"), Policy())
+    driver.begin()
+    with pytest.raises(ValueError, match="512 bytes"):
+        Operation(driver).step("é" * 257, calls.append)
+    assert Operation(driver).step("é" * 256, len) == len(derive(driver.key, "é" * 256))
+    assert calls == []

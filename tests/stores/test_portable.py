@@ -10,14 +10,31 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine, inspect, make_url, text
 
-from semel.core.commands import Claim, Claimed, Complete, Found, Lookup, RecordStep, Steps, Takeover
+from semel.core.commands import (
+    Claim,
+    Claimed,
+    Complete,
+    Found,
+    Lookup,
+    Park,
+    Recorded,
+    RecordStep,
+    Settle,
+    Steps,
+    StoreUnavailable,
+    Takeover,
+)
 from semel.core.record import COLUMNS, Response, State
 from semel.stores import StoreSetupError, open_store
 from semel.stores.django import DjangoStore
+from semel.stores.django.connection import PARAMSTYLE, DjangoConnection
 from semel.stores.portable import schema
+from semel.stores.portable.commands import PortableCommands
 from semel.stores.portable.dialects import DIALECTS, POSTGRESQL, ColumnType
 from semel.stores.portable.statements import PortableStatement
 from semel.stores.sqlalchemy import SQLAlchemyStore, metadata
+from semel.stores.sqlalchemy.connection import SQLAlchemyConnection, paramstyle_of
+from semel.stores.sqlite.steps import SQLiteSteps
 from tests.django import project
 
 PRINT = b"\x01" + b"f" * 32
@@ -322,4 +339,94 @@ def test_parameters_are_written_as_the_driver_wants_them(style: str, written: st
 def test_a_style_of_parameters_that_is_not_known_is_refused() -> None:
     with pytest.raises(StoreSetupError, match="'named'"):
         PortableStatement("select :a", POSTGRESQL, "named")
-    assert PortableStatement("select :a", DIALECTS["sqlite"], "named").bind({"a": 1})[1] == (1,)
+    style = paramstyle_of(create_engine("sqlite://", paramstyle="named").dialect)
+    assert PortableStatement("select :a", DIALECTS["sqlite"], style).bind({"a": 1})[1] == (1,)
+
+
+def test_a_step_is_recorded_on_a_snapshot_that_still_sees_an_earlier_life(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django's connections may be REPEATABLE READ: what a sweep deletes stays in sight."""
+    if place.kind == "sqlite":
+        return  # one writer: nobody sweeps meanwhile
+    store = place.alchemy(create_tables=True)
+    claimed = store.execute(Claim(KEY, PRINT, 30, b"one"))
+    assert isinstance(claimed, Claimed)
+    store.execute(RecordStep(KEY, claimed.token, "card", b"of an earlier life", 0.0))
+    looked = PortableCommands._may_record
+
+    def swept_meanwhile(*arguments: Any) -> bool:
+        held = looked(*arguments)
+        place.run("delete from semel_step")
+        return held
+
+    monkeypatch.setattr(PortableCommands, "_may_record", swept_meanwhile)
+    engine = place.engine.execution_options(isolation_level="REPEATABLE READ")
+    dialect = engine.dialect
+    commands = PortableCommands(DIALECTS[dialect.name], paramstyle_of(dialect))
+    with engine.begin() as connection:
+        command = RecordStep(KEY, claimed.token, "card", b"charged", 100.0)
+        recorded = commands.apply(SQLAlchemyConnection(connection), command)
+    assert recorded == Recorded(b"charged")
+    assert store.execute(Steps(KEY)) == {"card": b"charged"}
+    store.stop()
+
+
+@pytest.mark.parametrize("kind", ["sqlalchemy", "django"])
+def test_a_settlement_takes_its_steps_along_or_does_nothing(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On SQLite, whose steps are in a file of their own."""
+    place = Place("sqlite", tmp_path)
+    place.migrate()
+    store = place.alchemy() if kind == "sqlalchemy" else place.django()
+    claimed = store.execute(Claim(KEY, PRINT, 30, b"one"))
+    assert isinstance(claimed, Claimed)
+    store.execute(RecordStep(KEY, claimed.token, "card", None, 100.0))
+    store.execute(Park(KEY, claimed.token, "why", lapsed=False))
+    settle = Settle(KEY, claimed.token, None, 0.0, 0.0)
+
+    def locked(self: SQLiteSteps, key: bytes) -> None:
+        raise StoreUnavailable("the file is locked")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SQLiteSteps, "forget_unsure", locked)
+        with pytest.raises(StoreUnavailable):
+            store.execute(settle)
+    assert isinstance(store.execute(Lookup(KEY)), Found)
+    assert store.execute(settle) is True
+    assert (store.execute(Lookup(KEY)), store.execute(Steps(KEY))) == (None, {})
+    store.stop()
+
+
+def test_a_start_with_nothing_to_do_waits_for_no_writer(tmp_path: Path) -> None:
+    place = Place("sqlite", tmp_path)
+    place.alchemy(create_tables=True).stop()
+    impatient = create_engine(place.url, connect_args={"timeout": 0})
+    with place.engine.connect() as writer:
+        writer.exec_driver_sql("begin immediate")
+        store = SQLAlchemyStore(impatient, create_tables=True)
+        store.start()
+        store.stop()
+        writer.rollback()
+
+
+def test_django_may_log_the_queries(place: Place) -> None:
+    """Its cursors for debugging write the parameters into the statement."""
+    connection = place.know()
+    connection.force_debug_cursor = True
+    place.migrate()
+    held = DjangoConnection(connection)
+    dialect = DIALECTS[connection.vendor]
+    assert schema.PortableSchema(dialect, PARAMSTYLE).check(held) == []
+    commands = PortableCommands(dialect, PARAMSTYLE)
+    claimed = commands.apply(held, Claim(KEY, PRINT, 30, b"one"))
+    assert isinstance(claimed, Claimed)
+    assert commands.apply(held, RecordStep(KEY, claimed.token, "card", b"5", 9)) == Recorded(b"5")
+    assert commands.apply(held, Steps(KEY)) == {"card": b"5"}
+    assert commands.apply(held, Complete(KEY, claimed.token, RESPONSE, 10, 10)) is True
+    found = commands.apply(held, Lookup(KEY))
+    assert isinstance(found, Found)
+    assert found.record.response == RESPONSE
+    assert any("semel_record" in query["sql"] for query in connection.queries)
+    connection.close()

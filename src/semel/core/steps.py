@@ -37,6 +37,10 @@ class OutcomeUnknown(Exception):
     """Nobody can say whether the far side has done it; the operation is parked."""
 
 
+LONGEST_NAME: Final = 512
+"""Bytes of a step's name: databases that index it have a longest entry."""
+
+
 class Step(NamedTuple):
     """A step of an operation, and what to do where its outcome is unknown."""
 
@@ -63,8 +67,14 @@ class Probe(NamedTuple):
 def run(step: Step) -> Generator[Any, Any, bytes]:
     """Return the step's result: the recorded one, or that of the call.
 
-    Raises what the call raised, `OutcomeUnknown`, `StepFenced`, and `StoreError`.
+    Raises what the call raised, `OutcomeUnknown`, `StepFenced` and `StoreError`; `ValueError` for a
+    name that is too long.
     """
+    if len(step.name.encode()) > LONGEST_NAME:  # now, and not once the call has been made
+        raise ValueError(
+            f"step {step.name[:40]!r}…: a name may have {LONGEST_NAME} bytes; name a step after"
+            " what it does"
+        )
     derived = derive(step.key, step.name)
     recorded: dict[str, bytes | None] = yield Steps(step.key)
     result = recorded.get(step.name)

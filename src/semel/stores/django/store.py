@@ -195,20 +195,23 @@ class DjangoStore:
             return execute_with_steps(steps, command, self._carry_out)
         return self._carry_out(command)
 
-    def apply(self, connection: Any, command: StoreCommand) -> Reply:
+    def apply(
+        self, connection: Any, command: StoreCommand, steps: SQLiteSteps | None = None
+    ) -> Reply:
         """Carry out one command on one of Django's connections. Raises Django's errors."""
-        return self._commands_on(connection).apply(DjangoConnection(connection), command)
+        forget = steps.forget_unsure if steps is not None else None
+        return self._commands_on(connection).apply(DjangoConnection(connection), command, forget)
 
     def _carry_out(self, command: StoreCommand) -> Reply:
-        pool = self._opened().pool
+        opened = self._opened()
         harmless = isinstance(command, READS)
 
         def again(error: Exception) -> bool:
             return isinstance(error, Error) and (harmless or undone(error))
 
         def attempt() -> Reply:
-            with pool.take() as connection:
-                return self.apply(connection, command)
+            with opened.pool.take() as connection:
+                return self.apply(connection, command, opened.steps)
 
         try:
             return CommandRetry(again).run(attempt)

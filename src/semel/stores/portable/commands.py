@@ -32,9 +32,10 @@ from semel.core.commands import (
     Takeover,
 )
 from semel.core.record import State, encode_response, read_row
+from semel.core.steps import LONGEST_NAME
 from semel.failpoints import failpoint
 from semel.stores.portable.connection import SQLConnection
-from semel.stores.portable.dialects import LONGEST_NAME, Dialect
+from semel.stores.portable.dialects import Dialect
 from semel.stores.portable.statements import written_for
 
 READS: Final = (Lookup, Steps, Abandoned)
@@ -57,8 +58,17 @@ class PortableCommands:
         self._clock = clock
         self._statements = written_for(dialect, paramstyle, given_now=clock is not None)
 
-    def apply(self, connection: SQLConnection, command: StoreCommand) -> Reply:
-        """Carry out one command, all or nothing."""
+    def apply(
+        self,
+        connection: SQLConnection,
+        command: StoreCommand,
+        forget_unsure: Callable[[bytes], None] | None = None,
+    ) -> Reply:
+        """Carry out one command, all or nothing.
+
+        `forget_unsure` deletes the marks of steps that were begun and never ended, where steps are
+        kept elsewhere.
+        """
         match command:
             case Lookup(key):
                 return self._found(connection, key)
@@ -77,7 +87,7 @@ class PortableCommands:
             case Renew(claims, lease):
                 return self._renew(connection, claims, lease)
             case Settle():
-                return self._settle(connection, command)
+                return self._settle(connection, command, forget_unsure)
             case Sweep(limit):
                 return self._sweep(connection, limit)
             case Abandoned(limit, idle):
@@ -128,7 +138,7 @@ class PortableCommands:
         return self._found(connection, command.key)
 
     def _inserted(self, connection: SQLConnection, sql: str, values: tuple[Any, ...]) -> int | None:
-        if not self._dialect.returns_token:
+        if not self._dialect.returns:
             return connection.insert(sql, values)
         for (token,) in connection.rows(sql, values):
             return int(token)
@@ -186,7 +196,12 @@ class PortableCommands:
         if failed is not None:
             raise failed
 
-    def _settle(self, connection: SQLConnection, command: Settle) -> bool:
+    def _settle(
+        self,
+        connection: SQLConnection,
+        command: Settle,
+        forget_unsure: Callable[[bytes], None] | None,
+    ) -> bool:
         if command.response is not None:
             return self._changed(connection, "settle", **_answered(command))
         with connection.transaction():
@@ -194,6 +209,8 @@ class PortableCommands:
             if self._run(connection, "unpark", **seen) != 1:
                 return False
             self._run(connection, "steps_unsure", key=command.key)
+            if forget_unsure is not None:  # before the commit: else a crash could leave the marks
+                forget_unsure(command.key)
             return True
 
     def _sweep(self, connection: SQLConnection, limit: int) -> int:
@@ -221,10 +238,15 @@ class PortableCommands:
                 return None if isinstance(command, RecordStep) else False
             if isinstance(command, ForgetStep):
                 return self._run(connection, "step_forget", key=command.key, name=name) == 1
-            values = {"result": command.result, "keep": command.keep}
-            self._run(connection, "step_record", key=command.key, name=name, **values)
-            failpoint("in_step")
-            [(stands,)] = self._rows(connection, "step_read", key=command.key, name=name)
+            this = {"key": command.key, "name": name}
+            values = {**this, "result": command.result, "keep": command.keep}
+            if self._dialect.returns:
+                [(stands,)] = self._rows(connection, "step_record", **values)
+                failpoint("in_step")
+            else:
+                self._run(connection, "step_record", **values)
+                failpoint("in_step")
+                [(stands,)] = self._rows(connection, "step_read", **this)
             return Recorded(_bytes(stands))
 
     def _may_record(self, connection: SQLConnection, key: bytes, token: int) -> bool:

@@ -9,6 +9,8 @@ import enum
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from semel.core.steps import LONGEST_NAME
+
 
 class ColumnType(enum.Enum):
     """The types of column that the portable tables have."""
@@ -30,9 +32,6 @@ class ColumnType(enum.Enum):
     LABEL = enum.auto()
     """A few ASCII letters, as a primary key."""
 
-
-LONGEST_NAME: Final = 512
-"""Bytes of a step's name: an index has a longest entry."""
 
 _PLAIN: Final = {
     ColumnType.SMALLINT: "smallint",
@@ -58,8 +57,9 @@ class Dialect(NamedTuple):
     """After an insert: nothing is inserted where the key is taken."""
     or_update: str
     """After an insert: the row that is there is updated instead."""
-    returns_token: bool
-    """Whether `or_nothing` gives the token back as a row. If not, it is the last row's number."""
+    returns: bool
+    """Whether a statement that writes gives back what it has written. If not, a token is the last
+    row's number."""
     column_names: str
     """Asks for the names of a table's columns, of which one that does not exist has none."""
     index_names: str
@@ -88,7 +88,7 @@ POSTGRESQL: Final = Dialect(
     insert="insert into",
     or_nothing='on conflict ("key") do nothing returning token',
     or_update='on conflict ("key", name) do update set',
-    returns_token=True,
+    returns=True,
     column_names=(
         "select attname from pg_attribute"
         " where attrelid = to_regclass(:table) and attnum > 0 and not attisdropped"
@@ -118,7 +118,7 @@ MYSQL: Final = Dialect(
     insert="insert ignore into",
     or_nothing="",
     or_update="on duplicate key update",
-    returns_token=False,
+    returns=False,
     column_names=(
         "select column_name from information_schema.columns"
         " where table_schema = database() and table_name = :table"
@@ -146,7 +146,7 @@ SQLITE: Final = Dialect(
     insert="insert into",
     or_nothing='on conflict ("key") do nothing',
     or_update='on conflict ("key", name) do update set',
-    returns_token=False,
+    returns=False,
     column_names="select name from pragma_table_info(:table)",
     index_names="select name from pragma_index_list(:table)",
     lock="",

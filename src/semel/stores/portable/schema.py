@@ -151,6 +151,14 @@ class PortableSchema:
         needed = [table for table in TABLES if table is not STAMP]
         return [one.name for table in needed for one in self._lacking(connection, table)]
 
+    def is_current(self, connection: SQLConnection) -> bool:
+        """Whether there is nothing to migrate. Raises `StoreSetupError`, as `migrate` does."""
+        self._refuse_others(connection)
+        if any(one for table in TABLES for one in self._lacking(connection, table)):
+            return False
+        stamped = self._stamped(connection)
+        return stamped is not None and stamped >= MIGRATION
+
     def migrate(self, connection: SQLConnection) -> None:
         """Make what is missing, in the order of the migrations' numbers.
 

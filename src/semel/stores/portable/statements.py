@@ -39,7 +39,7 @@ class PortableStatement:
     __slots__ = ("_lists", "_names", "_pieces", "_place", "_sql")
 
     def __init__(self, text: str, dialect: Dialect, paramstyle: str) -> None:
-        place = _PLACES.get("qmark" if dialect.name == "sqlite" else paramstyle)
+        place = _PLACES.get(paramstyle)
         if place is None:
             raise StoreSetupError(
                 f"the driver's parameters are in the style {paramstyle!r}: {', '.join(_PLACES)} are"
@@ -83,6 +83,7 @@ def written_for(
         "insert": dialect.insert,
         "or_nothing": dialect.or_nothing,
         "or_update": dialect.or_update,
+        "returning_result": "returning result" if dialect.returns else "",
     }
     return {
         name: PortableStatement(text.format(**words).strip(), dialect, paramstyle)

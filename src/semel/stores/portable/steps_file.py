@@ -33,5 +33,4 @@ def execute_with_steps(
         return steps.carry_out(command, look_up)
     swept = steps.before(command, look_up)
     reply = execute(command)
-    steps.after(command, reply)
     return reply + swept if isinstance(command, Sweep) and isinstance(reply, int) else reply

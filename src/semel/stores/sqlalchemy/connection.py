@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Dialect
 
 _AS_IT_IS: Final = contextlib.nullcontext()
 
@@ -19,6 +19,11 @@ def begin_immediate(connection: Connection) -> None:
     """
     if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
         connection.exec_driver_sql("begin immediate")
+
+
+def paramstyle_of(dialect: Dialect) -> str:
+    """Return how a driver wants its parameters. SQLite's take `?` whatever SQLAlchemy is told."""
+    return "qmark" if dialect.name == "sqlite" else dialect.paramstyle
 
 
 class SQLAlchemyConnection:

@@ -13,7 +13,11 @@ from semel.stores.base import StoreSetupError
 from semel.stores.portable.dialects import DIALECTS
 from semel.stores.portable.schema import PortableSchema
 from semel.stores.retry import CommandRetry
-from semel.stores.sqlalchemy.connection import SQLAlchemyConnection, begin_immediate
+from semel.stores.sqlalchemy.connection import (
+    SQLAlchemyConnection,
+    begin_immediate,
+    paramstyle_of,
+)
 from semel.stores.sqlalchemy.errors import FAILURES
 from semel.stores.sqlalchemy.tables import MYSQL
 
@@ -86,7 +90,7 @@ def warn_of_snapshots(connection: Connection, engine: Engine) -> None:
 def set_up_tables(connection: Connection, url: object, *, create: bool) -> None:
     """Bring the tables up to date; without `create`, check them. Raises `StoreSetupError`."""
     dialect = connection.dialect
-    schema = PortableSchema(DIALECTS[dialect.name], dialect.paramstyle)
+    schema = PortableSchema(DIALECTS[dialect.name], paramstyle_of(dialect))
     tables = SQLAlchemyConnection(connection)
     if not create:
         lacking = schema.check(tables)
@@ -101,6 +105,10 @@ def set_up_tables(connection: Connection, url: object, *, create: bool) -> None:
 
     def migrate() -> None:
         try:
+            current = schema.is_current(tables)
+            connection.rollback()
+            if current:  # no lock is taken for nothing, nor waited for
+                return
             if dialect.name == "sqlite":
                 begin_immediate(connection)
             schema.migrate(tables)

@@ -40,7 +40,7 @@ from semel.stores.portable.commands import READS, PortableCommands
 from semel.stores.portable.dialects import DIALECTS
 from semel.stores.portable.steps_file import execute_with_steps
 from semel.stores.retry import CommandRetry
-from semel.stores.sqlalchemy.connection import SQLAlchemyConnection
+from semel.stores.sqlalchemy.connection import SQLAlchemyConnection, paramstyle_of
 from semel.stores.sqlalchemy.engines import CommandEngines
 from semel.stores.sqlalchemy.errors import FAILURES, again, translate
 from semel.stores.sqlalchemy.setup import (
@@ -104,7 +104,7 @@ class SQLAlchemyStore:
         self._timeout = timeout
         self._clock = clock
         dialect = self._sync_engine.dialect
-        self._commands = PortableCommands(DIALECTS[dialect.name], dialect.paramstyle, clock)
+        self._commands = PortableCommands(DIALECTS[dialect.name], paramstyle_of(dialect), clock)
         self._steps: SQLiteSteps | None = None
         """SQLite has one writer: there the steps live in a file beside the database."""
         self._started = False
@@ -224,7 +224,7 @@ class SQLAlchemyStore:
 
     def _run(self, command: StoreCommand) -> Reply:
         engine = self._running().of_threads()
-        work = _CommandTransaction(command, self._commands)
+        work = _CommandTransaction(command, self._commands, self._steps)
 
         def attempt() -> Reply:
             with engine.connect() as connection:
@@ -237,7 +237,7 @@ class SQLAlchemyStore:
 
     async def _arun(self, command: StoreCommand) -> Reply:
         engine = self._running().of_loop()
-        work = _CommandTransaction(command, self._commands)
+        work = _CommandTransaction(command, self._commands, self._steps)
 
         async def attempt() -> Reply:
             async with asyncio.timeout(self._timeout), engine.connect() as connection:
@@ -306,16 +306,20 @@ class SQLAlchemyStore:
 class _CommandTransaction:
     """One command as a transaction, at each attempt."""
 
-    def __init__(self, command: StoreCommand, commands: PortableCommands) -> None:
+    def __init__(
+        self, command: StoreCommand, commands: PortableCommands, steps: SQLiteSteps | None
+    ) -> None:
         self._command = command
         self._commands = commands
+        self._forget_unsure = steps.forget_unsure if steps is not None else None
         self._reads = isinstance(command, READS)
         self._committing = False
 
     def carry_out(self, connection: Connection) -> Reply:
         """Carry it out and commit."""
         with connection.begin() as transaction:
-            reply = self._commands.apply(SQLAlchemyConnection(connection), self._command)
+            tables = SQLAlchemyConnection(connection)
+            reply = self._commands.apply(tables, self._command, self._forget_unsure)
             self._committing = not self._reads
             transaction.commit()
         return reply

@@ -23,7 +23,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.mysql import LONGBLOB, LONGTEXT
 
-from semel.stores.portable.dialects import LONGEST_NAME, ColumnType
+from semel.core.steps import LONGEST_NAME
+from semel.stores.portable.dialects import ColumnType
 from semel.stores.portable.schema import TABLES, PortableColumn, PortableTable
 
 MYSQL: Final = ("mysql", "mariadb")

@@ -21,6 +21,8 @@ from semel.core.commands import (
     Settle,
     Steps,
     StoreCommand,
+    StoreUnavailable,
+    StoreUnknown,
     Sweep,
     Takeover,
 )
@@ -90,8 +92,14 @@ class SQLiteSteps:
 
     def after(self, command: StoreCommand, reply: Reply) -> None:
         """Delete steps that a settlement says did not happen."""
-        if isinstance(command, Settle) and reply and command.response is None:
+        if not isinstance(command, Settle) or not reply or command.response is not None:
+            return
+        try:
             self.forget_unsure(command.key)
+        except StoreUnavailable as error:  # the record has been settled: that much is done
+            raise StoreUnknown(
+                f"the operation is settled, but its steps still stand as begun: {error}"
+            ) from error
 
     def read(self, command: Steps) -> dict[str, bytes | None]:
         """Return the steps under a key."""

@@ -8,8 +8,9 @@ from typing import Any, Final
 from django.db import models
 
 from semel.core.record import State
+from semel.core.steps import LONGEST_NAME
 from semel.stores.django.connection import PARAMSTYLE, DjangoConnection, dialect_of
-from semel.stores.portable.dialects import LONGEST_NAME, ColumnType
+from semel.stores.portable.dialects import ColumnType
 from semel.stores.portable.schema import PortableSchema, PortableTable
 
 
