@@ -189,11 +189,11 @@ class Rig:
     def _life(self, idempotency: Idempotency, attempt: str, key: str) -> tuple[Any, ...]:
         policy = self.policy()
         name = hash_key(SCOPE, key)
-        request = Request(name, idempotency.owner(), self.fingerprint)
+        request = Request(name, idempotency.operations.owner(), self.fingerprint)
         # Where a transaction can be the claim, some claims are records all the same: as while a
         # policy is being changed, server by server.
-        opens = idempotency.opens(policy) and not _unlucky(attempt, 3)
-        life = run(request, policy, idempotency.look_up(name), opens=opens)
+        opens = idempotency.operations.opens(policy) and not _unlucky(attempt, 3)
+        life = run(request, policy, idempotency.operations.look_up(name), opens=opens)
         return idempotency.runtime, life, name, policy
 
     async def _on_loop(self, idempotency: Idempotency, asked: Sequence[tuple[str, str]]) -> None:

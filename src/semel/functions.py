@@ -39,9 +39,10 @@ from semel.core.problems import (
     Problem,
 )
 from semel.core.record import Response
-from semel.idempotency import Driver, Idempotency, Known
+from semel.idempotency import Idempotency
 from semel.operation import current
 from semel.runtime.drivers import AsyncDriver, ThreadDriver
+from semel.runtime.operations import Driver, Known
 
 __all__ = [
     "CallFailed",
@@ -260,9 +261,9 @@ class _Calls:
     def _enter(self, args: Any, kwargs: Any, kind: type[Driver]) -> Driver | Known:
         idempotency = self._idempotency
         if not idempotency.ready():
-            return Known(idempotency.refuse(STORE_UNAVAILABLE))
+            return Known(idempotency.operations.refuse(STORE_UNAVAILABLE))
         key, fingerprint = self._asked(args, kwargs)
-        return idempotency.enter(kind, key, self._policy, fingerprint)
+        return idempotency.operations.enter(kind, key, self._policy, fingerprint)
 
     def _answer(self, result: Any, driver: AsyncDriver | ThreadDriver) -> Answer:
         data: bytes | None = self._codec.encode(result)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from semel.after_fork import call_after_fork
 from semel.core import problems
 from semel.core.commands import Found, Lookup, Settle, StoreError, Sweep
-from semel.core.engine import Outcome, Refuse, Request, run, settled
 from semel.core.policy import Policy, RequestView, Routes
-from semel.core.problems import Problem
-from semel.core.record import Response, State, UnreadableRecord
+from semel.core.record import Response, State
 from semel.issuer import GRACE, Issuer
-from semel.runtime.drivers import AsyncDriver, Runtime, ThreadDriver
+from semel.runtime.drivers import Runtime
+from semel.runtime.operations import Operations
 from semel.runtime.outcomes import Outcomes
 from semel.stores import open_store
 from semel.stores.base import Store, StoreSetupError
@@ -35,18 +32,7 @@ POLICY_ATTRIBUTE = "__semel_policy__"
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
-Driver = TypeVar("Driver", AsyncDriver, ThreadDriver)
 Scope = Callable[[RequestView], str]
-
-
-class Known(NamedTuple):
-    """An outcome that needs no operation: the record says it, or the request cannot have one."""
-
-    outcome: Outcome
-    key: bytes = b""
-    """The key's hash, where the key is known."""
-    until: float = 0.0
-    """Of a `Replay`: until when it stays the outcome of the same request, by the store's clock."""
 
 
 class Idempotency:
@@ -91,14 +77,15 @@ class Idempotency:
         self.session_cookie = session_cookie
         self.problem_base = problem_base
         self.outcomes = Outcomes()
+        """Told of every outcome; `outcomes.observers` may be added to."""
         self.runtime = Runtime(self.store, self.outcomes)
+        self.operations = Operations(self.runtime)
         self.started = False
         self.complete_every = complete_every
         self._sweep_every = sweep_every
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._sweeper: threading.Thread | None = None
-        self._draw_owners()
         self._check()
         call_after_fork(self._forked)
 
@@ -159,14 +146,6 @@ class Idempotency:
                 self._sweeper.join(5)
             self.store.stop()
 
-    def _draw_owners(self) -> None:
-        self._process = os.urandom(8)
-        self._attempts = itertools.count(1)
-
-    def owner(self) -> bytes:
-        """Return a name for an attempt that no other attempt of any process has."""
-        return self._process + next(self._attempts).to_bytes(6, "big")
-
     def settle(
         self, key_hash: bytes, response: Response | None = None, *, policy: Policy | None = None
     ) -> bool:
@@ -186,78 +165,13 @@ class Idempotency:
         command = Settle(key_hash, found.record.token, response, expires, tombstone)
         return self.store.execute(command) is True
 
-    def enter(
-        self,
-        kind: type[Driver],
-        key: bytes,
-        policy: Policy,
-        fingerprint: Callable[[int], bytes],
-        *,
-        remembered: Callable[[], bytes | None] | None = None,
-        left: float | None = None,
-    ) -> Driver | Known:
-        """Return what the record of a key says by itself, or the driver of an operation under it.
-
-        The one way in, of every protocol and of functions. `kind` is the driver that the caller can
-        carry out, `fingerprint` gives that of the request by the number of its algorithm,
-        `remembered` the request itself where it is to be stored with its claim. `left`: for how
-        many seconds an issued key is good still; it may be good no more.
-        """
-        late = left is not None and left <= 0
-        try:
-            found = None if late else self.look_up(key)
-            if found is not None:
-                outcome = settled(fingerprint, policy, *found)
-                if outcome is not None:
-                    until = found.record.expires_at
-                    if left is not None:  # once its time is over, the key itself is refused
-                        until = min(until, found.now + left)
-                    return Known(self.outcomes.passed(outcome, key), key, until)
-        except UnreadableRecord:
-            return Known(self.refuse(problems.STORE_UNAVAILABLE, key), key)
-        request = Request(key, self.owner(), fingerprint, remembered and remembered(), late=late)
-        life = run(request, policy, found, opens=self.opens(policy))
-        driver = kind(self.runtime, life, key, policy)
-        driver.looked_up = found is not None
-        return driver
-
-    def resume(self, kind: type[Driver], request: Request, policy: Policy, found: Found) -> Driver:
-        """Return the driver of an operation that a crash has abandoned."""
-        life = run(request, policy, found)
-        return kind(self.runtime, life, request.key, policy)
-
-    def refuse(self, problem: Problem, key: bytes | None = None) -> Refuse:
-        """Return the refusal of a request that gets no operation."""
-        return self.outcomes.passed(Refuse(problem), key)
-
-    def look_up(self, key: bytes) -> Found | None:
-        """Read a record where the store can do so at next to no cost, before anything is claimed.
-
-        None where there is none, where reading is not cheap, or where the store fails: the claim
-        will say.
-        """
-        if not self.store.lookup_first:
-            return None
-        try:
-            return self.store.execute(Lookup(key))  # type: ignore[return-value]
-        except StoreError:
-            return None
-
-    def opens(self, policy: Policy) -> bool:
-        """Say whether an operation under this policy claims by its own transaction.
-
-        Where its request is remembered, or its handler may need several attempts to be counted,
-        the claim has to outlive a crash, and is a record.
-        """
-        return self.store.opens and policy.guarantee == "atomic" and not policy.remember_request
-
     def _forked(self) -> None:
         """In a child process the threads are gone: start anew when asked."""
         self.runtime = Runtime(self.store, self.outcomes)
+        self.operations = Operations(self.runtime)
         self.started = False
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._draw_owners()
 
     def promises(self) -> list[str]:
         """Return, a line each, what every route promises. Logged once at the start."""

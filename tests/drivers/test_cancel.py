@@ -230,7 +230,9 @@ async def test_what_was_cut_off_while_it_was_recorded_is_not_reported_recorded()
         return idempotency.store.execute(command)
 
     idempotency.store.aexecute = never  # type: ignore[method-assign]
-    driver = idempotency.enter(AsyncDriver, bytes(16), Policy(), lambda algorithm: b"\x01")
+    driver = idempotency.operations.enter(
+        AsyncDriver, bytes(16), Policy(), lambda algorithm: b"\x01"
+    )
     assert isinstance(driver, AsyncDriver)
     assert await driver.begin() is None
     finishing = asyncio.create_task(driver.finish(Answer(Response(201, (), b""))))
@@ -244,7 +246,9 @@ async def test_what_was_cut_off_while_it_was_recorded_is_not_reported_recorded()
 
 
 def test_what_an_answer_says_stands_beside_what_the_handler_has_said() -> None:
-    driver = Idempotency("memory://").enter(ThreadDriver, bytes(16), Policy(), lambda a: b"\x01")
+    driver = Idempotency("memory://").operations.enter(
+        ThreadDriver, bytes(16), Policy(), lambda a: b"\x01"
+    )
     assert isinstance(driver, ThreadDriver)
     driver.stepped = True
     noted = driver._with_notes(Answer(Response(500, (), b""), parked="why", released=True))

@@ -72,7 +72,7 @@ class Completing:
 
     async def _complete(self, todo: completer.Work) -> bool:
         idempotency = self._idempotency
-        driver = idempotency.resume(AsyncDriver, todo.request, todo.policy, todo.found)
+        driver = idempotency.operations.resume(AsyncDriver, todo.request, todo.policy, todo.found)
         asked = todo.remembered
         scope: ASGIScope = {
             "type": "http",

@@ -16,9 +16,10 @@ from semel.core.engine import Bypass, Replay
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.remembered import RememberedRequest
-from semel.idempotency import Idempotency, Known
+from semel.idempotency import Idempotency
 from semel.operation import NoOperation
 from semel.runtime.drivers import AsyncDriver
+from semel.runtime.operations import Known
 from semel.web.asgi.completing import Completing
 from semel.web.asgi.exchange import ASGIExchange, Detached, start_operation
 from semel.web.asgi.messages import (
@@ -132,7 +133,7 @@ class ASGIMiddleware:
         refusal = await read_body(policy, receive, body.write, length)
         if refusal is not None:
             if isinstance(refusal, Problem):
-                idempotency.refuse(refusal)
+                idempotency.operations.refuse(refusal)
                 await send_problem(refusal, self.problem_base, send, scope)
             return None
         asked: Hashable = None  # known again byte by byte, where nothing but these bytes names it
@@ -234,14 +235,14 @@ class ASGIMiddleware:
                 raise
             if not read:
                 await self._drain(policy, receive)
-            refusal = self._idempotency.refuse(problems.KEY_MISSING)
+            refusal = self._idempotency.operations.refuse(problems.KEY_MISSING)
             await send_outcome(refusal, self.problem_base, send)
 
     async def _refuse_unread(
         self, problem: Problem, policy: Policy, receive: Receive, send: Send
     ) -> None:
         await self._drain(policy, receive)
-        await send_outcome(self._idempotency.refuse(problem), self.problem_base, send)
+        await send_outcome(self._idempotency.operations.refuse(problem), self.problem_base, send)
 
     async def _drain(self, policy: Policy, receive: Receive) -> None:
         """Read what is left of the body, so that the client gets an answer and not a reset."""

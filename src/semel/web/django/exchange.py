@@ -13,8 +13,9 @@ from semel.core.engine import Deliver, Outcome
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.failpoints import failpoint
-from semel.idempotency import Driver, Idempotency, Known
+from semel.idempotency import Idempotency
 from semel.operation import NoOperation
+from semel.runtime.operations import Driver, Known
 from semel.stores.django.store import DjangoStore
 from semel.stores.django.transaction import DjangoTransaction
 from semel.web.django import answers
@@ -80,7 +81,7 @@ class DjangoExchange:
         )
         if admitted is None:
             problem = admission.without_key(self.policy)
-            return None if problem is None else self.idempotency.refuse(problem)
+            return None if problem is None else self.idempotency.operations.refuse(problem)
         if isinstance(admitted, Known):
             return admitted.outcome
         self.policy = admitted.policy
@@ -104,7 +105,7 @@ class DjangoExchange:
         base = self.idempotency.problem_base
         if self.driver is None:
             if isinstance(error, NoOperation):
-                return answers.told(self.idempotency.refuse(problems.KEY_MISSING), base)
+                return answers.told(self.idempotency.operations.refuse(problems.KEY_MISSING), base)
         elif isinstance(error, failures.OPERATION_ERRORS):
             return answers.told(failures.told(Deliver(kept=False), error), base)
         return None

@@ -26,9 +26,9 @@ from django.http import HttpRequest
 from semel.core import problems
 from semel.core.commands import StoreError
 from semel.core.engine import Bypass, Refuse
-from semel.idempotency import Driver
 from semel.operation import current
 from semel.runtime.drivers import AsyncDriver, ThreadDriver
+from semel.runtime.operations import Driver
 from semel.stores.django.transaction import DjangoTransaction
 from semel.web.django import answers, rules
 from semel.web.django.body import declared
@@ -220,7 +220,7 @@ class IdempotencyMiddleware:
         if who.refusal is not None:
             return who.refusal
         if exchange.refusal is not None:
-            return self._told(self._idempotency.refuse(exchange.refusal))
+            return self._told(self._idempotency.operations.refuse(exchange.refusal))
         admitted = exchange.admit(kind, who.caller)
         return admitted if admitted is None or isinstance(admitted, kind) else self._told(admitted)
 

@@ -14,7 +14,8 @@ from semel.core.keys import InvalidKey, hash_key, parse_key
 from semel.core.policy import Policy, RequestView
 from semel.core.problems import Problem
 from semel.core.remembered import RememberedRequest
-from semel.idempotency import Driver, Idempotency, Known
+from semel.idempotency import Idempotency
+from semel.runtime.operations import Driver, Known
 from semel.web.http import completer, key_source
 from semel.web.http.body import Body
 
@@ -56,7 +57,7 @@ def admit(
     try:
         named = key_source.resolve_key(idempotency, policy, fields, scope, request, body)
     except InvalidKey as error:
-        return Known(idempotency.refuse(problems.key_invalid(str(error))))
+        return Known(idempotency.operations.refuse(problems.key_invalid(str(error))))
     if named is None:
         return None
     rules = named.policy
@@ -64,6 +65,6 @@ def admit(
     if remember is not None:
         remembered = functools.partial(completer.remembered, rules, body, remember)
     key = hash_key(scope, named.key)
-    return idempotency.enter(
+    return idempotency.operations.enter(
         kind, key, rules, body.fingerprint, remembered=remembered, left=named.left
     )

@@ -91,7 +91,11 @@ def work(idempotency: Idempotency, abandoned: Remembered, found: object) -> Work
     body.write(request.body)
     policy = _rules(idempotency, policy, request, body)
     again = Request(
-        record.key, idempotency.owner(), body.fingerprint, abandoned.request, resumes=True
+        record.key,
+        idempotency.operations.owner(),
+        body.fingerprint,
+        abandoned.request,
+        resumes=True,
     )
     return Work(record.key, found, request, policy, body, again)
 

@@ -70,7 +70,7 @@ class ThreadCompleting:
 
     def _complete(self, todo: completer.Work) -> bool:
         idempotency = self._idempotency
-        driver = idempotency.resume(ThreadDriver, todo.request, todo.policy, todo.found)
+        driver = idempotency.operations.resume(ThreadDriver, todo.request, todo.policy, todo.found)
         outcome = driver.begin()
         if outcome is not None:
             todo.body.close()

@@ -15,9 +15,10 @@ from semel.core.engine import Bypass
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.remembered import RememberedRequest
-from semel.idempotency import Idempotency, Known
+from semel.idempotency import Idempotency
 from semel.operation import NoOperation
 from semel.runtime.drivers import ThreadDriver
+from semel.runtime.operations import Known
 from semel.web.http import admission, issue, key_source
 from semel.web.http.body import Body
 from semel.web.http.callers import Caller, caller_of, scope_name
@@ -103,7 +104,7 @@ class WSGIMiddleware:
         refusal = read_body(policy, environ, body.write)
         if refusal is not None:
             body.close()
-            idempotency.refuse(refusal)
+            idempotency.operations.refuse(refusal)
             return send_problem(refusal, base, start_response)
         if caller is None:
             caller = caller_of(request, idempotency.scope, idempotency.session_cookie)
@@ -186,7 +187,9 @@ class WSGIMiddleware:
         self, problem: Problem, policy: Policy, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
         self._drain(policy, environ)
-        return send_outcome(self._idempotency.refuse(problem), self.problem_base, start_response)
+        return send_outcome(
+            self._idempotency.operations.refuse(problem), self.problem_base, start_response
+        )
 
     def _drain(self, policy: Policy, environ: Environ) -> None:
         """Read what is left of the body, so that the client gets a response and not a reset."""
