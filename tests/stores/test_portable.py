@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, inspect, make_url, text
+from sqlalchemy import Double, Engine, create_engine, inspect, make_url, text
 
 from semel.core.commands import Claim, Claimed, Complete, Found, Lookup, RecordStep, Steps, Takeover
 from semel.core.record import COLUMNS, Response, State
@@ -184,6 +184,37 @@ def test_every_way_makes_the_same_columns_and_indexes(place: Place) -> None:
         metadata.drop_all(place.engine)
         make(place)
         assert described() == ours, make
+
+
+def test_alembic_sees_no_difference_whoever_made_the_tables(place: Place) -> None:
+    """Types, defaults and identities as a comparison reflects them are those of the metadata."""
+
+    def reflected() -> Any:
+        looks = inspect(place.engine)
+        return {
+            table.name: {
+                column.pop("name"): {**column, "type": repr(column["type"])}
+                for column in looks.get_columns(table.name)
+            }
+            for table in schema.TABLES
+        }
+
+    made_by_alembic(place)
+    ours = reflected()
+    for table in metadata.tables.values():
+        for column in table.columns:
+            assert column.server_default is None
+            there = ours[table.name][column.name]
+            assert (there["default"] is None) or "nextval" in there["default"]
+            assert "identity" not in there
+            if isinstance(column.type, Double):
+                assert there["type"].startswith("DOUBLE"), there
+    for make in (lambda place: place.alchemy().stop(), Place.migrate):
+        metadata.drop_all(place.engine)
+        if make is Place.migrate:
+            place.run("drop table if exists django_migrations")
+        make(place)
+        assert reflected() == ours, make
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
