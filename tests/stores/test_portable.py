@@ -315,12 +315,15 @@ def test_what_a_later_release_adds_is_named_and_then_made(
 def test_migrate_makes_what_a_later_release_adds(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from django.test import override_settings
+
     from semel.web.django.tables import drop_tables, migrate_tables
 
     place.migrate()
     connection = project.connections[place.alias]
     later(monkeypatch)
-    with connection.schema_editor() as editor:
+    semel = override_settings(SEMEL={"alias": place.alias})
+    with semel, connection.schema_editor() as editor:
         migrate_tables(None, editor)
     place.django().stop()
     assert (place.version(), "added" in place.columns()) == (2, True)

@@ -105,7 +105,11 @@ class Command(BaseCommand):
 
     def _record(self, options: Any) -> StoredRecord:
         wanted = operators.named(options["key"], options["scope"])
-        found = list(operators.records(configured().idempotency).filter(wanted)[:2])
+        idempotency = configured().idempotency
+        if not operators.are_models(idempotency):
+            kind = type(idempotency.store).__name__
+            raise CommandError(f"SEMEL's store is a {kind}: only DjangoStore's tables are known")
+        found = list(operators.records(idempotency).filter(wanted)[:2])
         if len(found) != 1:
             many = "there is no record of" if not found else "there are several records of"
             raise CommandError(f"{many} {options['key']}; give more of its hash, or --scope")
