@@ -14,7 +14,7 @@ from django.test import Client as Browser
 from django.test import override_settings
 
 from semel.core.commands import Claim, Claimed, Found
-from semel.stores import Store, open_store
+from semel.stores import Store, StoreSetupError, open_store
 from semel.stores.django import DjangoStore
 from semel.web.django.conf import configured
 from tests.django import project
@@ -110,3 +110,65 @@ def test_operators_of_a_native_store_are_shown_no_models(native: str) -> None:
         with pytest.raises(CommandError, match="Store: only DjangoStore"):
             manage("semel", "show", KEY.hex())
         configured().idempotency.stop()
+
+
+# --- manage.py semel migrate -------------------------------------------------------------------
+
+
+def run(*statements: str) -> None:
+    with project.connections[ALIAS].cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_project_switches_to_django_store_later(native: str, kept: bool) -> None:
+    """With the tables of the native store still there, it says what to do about them."""
+    with override_settings(SEMEL={"store": native if kept else "memory://"}):
+        manage("migrate")
+        assert claims(configured().idempotency.store) is Claimed
+        with pytest.raises(CommandError, match="looks after its own tables"):
+            manage("semel", "migrate")
+    with override_settings(SEMEL={}):
+        assert "No migrations to apply" in manage("migrate")
+        if kept:
+            for command in (("migrate",), ("migrate", "--sql")):
+                with pytest.raises(CommandError, match=r"Or drop semel_record, semel_step and"):
+                    manage("semel", *command)
+            for table in ("semel_record", "semel_step", "semel_migration"):
+                run(f"drop table if exists {table}")
+        else:
+            with pytest.raises(StoreSetupError, match=r"py semel migrate --database default"):
+                claims(DjangoStore(ALIAS))
+        made = manage("semel", "migrate")
+        assert "create table semel_record" in made
+        assert claims(configured().idempotency.store) is Claimed
+        assert manage("semel", "migrate") == "-- the tables lack nothing\n"
+
+
+def test_sql_is_printed_for_whoever_reviews_it(native: str) -> None:
+    with override_settings(SEMEL={"store": "memory://"}):
+        manage("migrate")
+    with override_settings(SEMEL={}):
+        printed = manage("semel", "migrate", "--sql")
+        assert tables() == set()
+        run(*printed.strip().removesuffix(";").split(";\n"))
+        assert manage("semel", "migrate", "--sql") == "-- the tables lack nothing\n"
+        assert claims(DjangoStore(ALIAS)) is Claimed
+
+
+def test_what_was_lost_is_made_again_or_refused(native: str) -> None:
+    manage("migrate")
+    run("drop index semel_record_due")
+    assert manage("semel", "migrate", "--sql").startswith("create index semel_record_due on")
+    assert manage("semel", "migrate").startswith("create index semel_record_due on")
+    run("drop table semel_step")
+    with pytest.raises(StoreSetupError, match=r"lacks semel_step.*py semel migrate"):
+        claims(DjangoStore(ALIAS))
+    manage("semel", "migrate", "--database", ALIAS)
+    assert claims(DjangoStore(ALIAS)) is Claimed
+    run("alter table semel_record drop column reason")
+    with pytest.raises(CommandError, match=r"semel_record\.reason: .*without this column"):
+        manage("semel", "migrate")
+    with pytest.raises(CommandError, match="nowhere: DATABASES has default"):
+        manage("semel", "migrate", "--database", "nowhere")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Double, Engine, create_engine, inspect, make_url, text
+from sqlalchemy import Double, Engine, MetaData, create_engine, inspect, make_url, text
 
 from semel.core.commands import Claim, Claimed, Complete, Found, Lookup, RecordStep, Steps, Takeover
 from semel.core.record import COLUMNS, Response, State
@@ -126,6 +127,18 @@ def test_sqlalchemy_and_django_share_the_tables_that_sqlalchemy_made(place: Plac
     alchemy = place.alchemy()
     place.migrate()
     each_sees_the_other(place.django(), alchemy)
+
+
+def test_manage_py_makes_the_tables_where_no_migration_did(place: Place) -> None:
+    place.know()
+    manage = ("semel", "migrate", "--database", place.alias)
+    said = io.StringIO()
+    project.call_command(*manage, "--sql", stdout=said)
+    assert inspect(place.engine).get_table_names() == []
+    project.call_command(*manage, stdout=(did := io.StringIO()))
+    assert did.getvalue() == said.getvalue()
+    each_sees_the_other(place.alchemy(create_tables=False), place.django())
+    assert place.version() == schema.MIGRATION
 
 
 def test_a_transaction_of_the_one_completes_the_claim_of_the_other(place: Place) -> None:
@@ -264,7 +277,7 @@ def test_a_column_that_is_missing_is_named(place: Place) -> None:
     place.run("alter table semel_record drop column reason")
     with pytest.raises(StoreSetupError, match=r"lacks semel_record\.reason: .*Alembic"):
         place.alchemy(create_tables=False)
-    with pytest.raises(StoreSetupError, match=r"lacks semel_record\.reason: .*manage\.py migrate"):
+    with pytest.raises(StoreSetupError, match=r"lacks semel_record\.reason: .*py semel migrate"):
         place.django()
     with pytest.raises(StoreSetupError, match=r"semel_record\.reason: .*without this column"):
         place.alchemy()
@@ -274,6 +287,48 @@ def test_a_table_of_somebody_else_is_refused(place: Place) -> None:
     place.run("create table semel_record (id integer, reason integer)")
     with pytest.raises(StoreSetupError, match=r"semel_record\.token.*semel_record\.request"):
         place.alchemy()
+
+
+def test_an_index_that_is_missing_is_warned_of_and_refuses_nobody(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.migrate()
+    on = " on semel_record" if place.kind == "mariadb" else ""
+    place.run(f"drop index semel_record_due{on}")
+    starts: list[Callable[[], Any]] = [lambda: place.alchemy(create_tables=False), place.django]
+    for start in starts:
+        caplog.clear()
+        with caplog.at_level("WARNING", "semel"):
+            store = start()
+        assert "lacks the index semel_record_due" in caplog.text
+        assert isinstance(store.execute(Lookup(KEY)), Found | None)
+        store.stop()
+    place.alchemy().stop()  # makes it
+    caplog.clear()
+    with caplog.at_level("WARNING", "semel"):
+        place.django().stop()
+    assert caplog.text == ""
+
+
+def test_a_unique_constraint_that_is_missing_is_refused_and_made(place: Place) -> None:
+    """Without it the same key could be claimed twice."""
+    place.migrate()
+    if place.kind == "sqlite":  # which cannot drop one
+        place.run("drop table semel_record")
+        with place.engine.begin() as connection:
+            made = metadata.tables["semel_record"].to_metadata(MetaData())
+            made.constraints = {c for c in made.constraints if c.name != "semel_record_key"}
+            made.create(connection)
+    elif place.kind == "postgresql":
+        place.run("alter table semel_record drop constraint semel_record_key")
+        place.run('create unique index some_of_them on semel_record ("key") where state = 1')
+    else:
+        place.run("alter table semel_record drop index semel_record_key")
+    starts: list[Callable[[], Any]] = [lambda: place.alchemy(create_tables=False), place.django]
+    for start in starts:
+        with pytest.raises(StoreSetupError, match="lacks semel_record_key: "):
+            start()
+    each_sees_the_other(place.alchemy(), place.django())
 
 
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,8 +350,12 @@ def test_what_a_later_release_adds_is_named_and_then_made(
     assert place.version() == 1
     with monkeypatch.context() as newer:
         later(newer)
-        with pytest.raises(StoreSetupError, match=r"semel_record\.added, semel_record_purge: .*Al"):
+        with (
+            caplog.at_level("WARNING", "semel"),
+            pytest.raises(StoreSetupError, match=r"lacks semel_record\.added: .*Al"),
+        ):
             place.alchemy(create_tables=False)
+        assert "lacks the index semel_record_purge" in caplog.text
         with pytest.raises(StoreSetupError, match=r"semel_record\.added.*migrate"):
             place.django()
         place.alchemy().stop()

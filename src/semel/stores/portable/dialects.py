@@ -64,6 +64,8 @@ class Dialect(NamedTuple):
     column_names: str
     """Asks for the names of a table's columns, of which one that does not exist has none."""
     index_names: str
+    unique_columns: str
+    """Asks for the columns that are unique together: of each constraint, separated by commas."""
     quote: str = '"'
     lock: str = "for update"
     """Empty where a writer has locked the whole database anyhow."""
@@ -98,6 +100,12 @@ POSTGRESQL: Final = Dialect(
         "select relname from pg_index join pg_class on oid = indexrelid"
         " where indrelid = to_regclass(:table)"
     ),
+    unique_columns=(
+        "select (select string_agg(attname, ',') from pg_attribute"
+        " where attrelid = indrelid and attnum = any(indkey))"
+        " from pg_index where indrelid = to_regclass(:table)"
+        " and indisunique and indisvalid and indpred is null and indexprs is null"
+    ),
 )
 
 # MySQL 8 or MariaDB 10.2.4: those before forgot at a restart which numbers had been given out.
@@ -128,6 +136,11 @@ MYSQL: Final = Dialect(
         "select distinct index_name from information_schema.statistics"
         " where table_schema = database() and table_name = :table"
     ),
+    unique_columns=(
+        "select group_concat(column_name) from information_schema.statistics"
+        " where table_schema = database() and table_name = :table and non_unique = 0"
+        " group by index_name"
+    ),
     quote="`",
     binary_names=True,
     partial_indexes=False,
@@ -151,6 +164,10 @@ SQLITE: Final = Dialect(
     returns_token=False,
     column_names="select name from pragma_table_info(:table)",
     index_names="select name from pragma_index_list(:table)",
+    unique_columns=(
+        "select (select group_concat(i.name) from pragma_index_info(l.name) i)"
+        ' from pragma_index_list(:table) l where l."unique" = 1 and l.partial = 0'
+    ),
     lock="",
     skip_locked="",
 )
