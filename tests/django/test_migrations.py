@@ -52,6 +52,12 @@ def manage(*arguments: str) -> str:
     return out.getvalue()
 
 
+def run(*statements: str) -> None:
+    with project.connections[ALIAS].cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
 def claims(store: Store) -> type:
     store.start()
     try:
@@ -112,13 +118,29 @@ def test_operators_of_a_native_store_are_shown_no_models(native: str) -> None:
         configured().idempotency.stop()
 
 
+# --- migrate semel zero ------------------------------------------------------------------------
+
+
+def test_tables_with_rows_are_not_dropped(native: str) -> None:
+    manage("migrate")
+    assert claims(DjangoStore(ALIAS)) is Claimed
+    with pytest.raises(StoreSetupError, match=r"shares it .*`delete from semel_record` first"):
+        manage("migrate", "semel", "zero")
+    assert claims(DjangoStore(ALIAS)) is Found
+    run("delete from semel_record")
+    manage("migrate", "semel", "zero")
+    assert tables() == set()
+
+
+def test_the_tables_of_a_native_store_are_not_dropped(native: str) -> None:
+    with override_settings(SEMEL={"store": native}):
+        manage("migrate")
+        assert claims(configured().idempotency.store) is Claimed
+        manage("migrate", "semel", "zero")
+        assert claims(configured().idempotency.store) is Found
+
+
 # --- manage.py semel migrate -------------------------------------------------------------------
-
-
-def run(*statements: str) -> None:
-    with project.connections[ALIAS].cursor() as cursor:
-        for statement in statements:
-            cursor.execute(statement)
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -203,13 +203,29 @@ class PortableSchema:
         return statements
 
     def drop(self, connection: SQLConnection) -> None:
-        """Drop the tables."""
-        for table in reversed(TABLES):
-            if self._there(connection, self._columns, table.name):
-                connection.run(f"drop table {table.name}", ())
+        """Drop the tables; a native store's of the same names are left alone.
+
+        Raises `StoreSetupError` where they have rows: other services may share them.
+        """
+        if self._are_others(connection):
+            return
+        there = [t for t in reversed(TABLES) if self._there(connection, self._columns, t.name)]
+        for table in there:
+            if table is not STAMP and connection.rows(f"select 1 from {table.name} limit 1", ()):
+                raise StoreSetupError(
+                    f"{table.name} has rows, and every service on this database shares it"
+                    " (DjangoStore and SQLAlchemyStore): their keys would be forgotten, and what"
+                    " they protect happen again. Where none of them is needed any more, say"
+                    f" `delete from {table.name}` first"
+                )
+        for table in there:
+            connection.run(f"drop table {table.name}", ())
+
+    def _are_others(self, connection: SQLConnection) -> bool:
+        return bool(self._there(connection, self._columns, "semel_migration"))
 
     def _refuse_others(self, connection: SQLConnection) -> None:
-        if self._there(connection, self._columns, "semel_migration"):
+        if self._are_others(connection):
             raise StoreSetupError(
                 "PostgreSQLStore or SQLiteStore has its tables in this database (semel_migration is"
                 " one), and a key claimed through one kind of store is not seen by another. Use"

@@ -110,6 +110,9 @@ def migrate_tables(apps: Any, schema_editor: Any) -> None:
 
 
 def drop_tables(apps: Any, schema_editor: Any) -> None:
-    """Drop the tables; the way back of the first migration."""
+    """Drop the tables; the way back of the first migration.
+
+    Raises `StoreSetupError` where they have rows: other services may share them.
+    """
     connection = schema_editor.connection
     schema_of(connection).drop(DjangoConnection(connection))
