@@ -77,6 +77,9 @@ class Dialect(NamedTuple):
     table_options: str = ""
 
 
+# Where its tables are made: those of a schema further down the search path are not its own.
+_PG_TABLE: Final = "to_regclass(quote_ident(current_schema()) || '.' || :table)"
+
 POSTGRESQL: Final = Dialect(
     name="postgresql",
     types={
@@ -94,16 +97,16 @@ POSTGRESQL: Final = Dialect(
     returns_token=True,
     column_names=(
         "select attname from pg_attribute"
-        " where attrelid = to_regclass(:table) and attnum > 0 and not attisdropped"
+        f" where attrelid = {_PG_TABLE} and attnum > 0 and not attisdropped"
     ),
     index_names=(
         "select relname from pg_index join pg_class on oid = indexrelid"
-        " where indrelid = to_regclass(:table)"
+        f" where indrelid = {_PG_TABLE}"
     ),
     unique_columns=(
         "select (select string_agg(attname, ',') from pg_attribute"
         " where attrelid = indrelid and attnum = any(indkey))"
-        " from pg_index where indrelid = to_regclass(:table)"
+        f" from pg_index where indrelid = {_PG_TABLE}"
         " and indisunique and indisvalid and indpred is null and indexprs is null"
     ),
 )
