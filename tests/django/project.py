@@ -18,6 +18,7 @@ django.setup()
 
 from django.core.management import call_command  # noqa: E402
 from django.db import connections  # noqa: E402
+from django.test import override_settings  # noqa: E402
 
 from tests import servers  # noqa: E402
 
@@ -63,7 +64,8 @@ def use(alias: str, settings: dict[str, Any]) -> None:
         del connections[alias]
     connections.settings[alias] = whole
     connections.databases[alias] = whole
-    call_command("migrate", database=alias, verbosity=0)
+    with override_settings(SEMEL={"alias": alias}):
+        call_command("migrate", database=alias, verbosity=0)
 
 
 def forget_steps(alias: str) -> None:

@@ -85,6 +85,36 @@ def test_postgresql_takes_a_schema_of_its_own_beside_the_others(url: str, sql: A
     assert count == 0
 
 
+@pytest.mark.parametrize("first", ["portable", "native"])
+def test_both_kinds_look_only_at_the_schema_that_tables_are_made_in(
+    url: str, sql: Any, first: str
+) -> None:
+    """With `"App",public` either kind takes `App` while the other has `public`."""
+    beside = f"{url}?options=-csearch_path%3D%22App%22,public"
+    sql.execute('create schema "App"')
+
+    def portable(where: str) -> None:
+        sqlalchemy_was_here(where.replace("postgresql://", "postgresql+psycopg://"))
+
+    def native(where: str) -> None:
+        store = PostgreSQLStore(where)
+        store.start()
+        claim = Claim(KEY, b"\x01" + bytes(32), 30.0, b"owner")
+        assert isinstance(store.execute(claim), Claimed | Found)
+        store.stop()
+
+    one, other = (portable, native) if first == "portable" else (native, portable)
+    for _ in range(2):
+        one(url)
+        other(beside)
+    with pytest.raises(StoreSetupError, match=r"one kind of store|another kind"):
+        one(beside)
+    with pytest.raises(StoreSetupError, match=r"one kind of store|another kind"):
+        other(url)
+    found = sql.execute("select count(*) from pg_tables where tablename = 'semel_record'")
+    assert found.fetchone() == (2,)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, inspect, make_url, text
+from sqlalchemy import Double, Engine, MetaData, create_engine, inspect, make_url, text
 
 from semel.core.commands import (
     Claim,
@@ -145,6 +146,18 @@ def test_sqlalchemy_and_django_share_the_tables_that_sqlalchemy_made(place: Plac
     each_sees_the_other(place.django(), alchemy)
 
 
+def test_manage_py_makes_the_tables_where_no_migration_did(place: Place) -> None:
+    place.know()
+    manage = ("semel", "migrate", "--database", place.alias)
+    said = io.StringIO()
+    project.call_command(*manage, "--sql", stdout=said)
+    assert inspect(place.engine).get_table_names() == []
+    project.call_command(*manage, stdout=(did := io.StringIO()))
+    assert did.getvalue() == said.getvalue()
+    each_sees_the_other(place.alchemy(create_tables=False), place.django())
+    assert place.version() == schema.MIGRATION
+
+
 def test_a_transaction_of_the_one_completes_the_claim_of_the_other(place: Place) -> None:
     place.migrate()
     alchemy, django = place.alchemy(), place.django()
@@ -203,6 +216,37 @@ def test_every_way_makes_the_same_columns_and_indexes(place: Place) -> None:
         assert described() == ours, make
 
 
+def test_alembic_sees_no_difference_whoever_made_the_tables(place: Place) -> None:
+    """Types, defaults and identities as a comparison reflects them are those of the metadata."""
+
+    def reflected() -> Any:
+        looks = inspect(place.engine)
+        return {
+            table.name: {
+                column.pop("name"): {**column, "type": repr(column["type"])}
+                for column in looks.get_columns(table.name)
+            }
+            for table in schema.TABLES
+        }
+
+    made_by_alembic(place)
+    ours = reflected()
+    for table in metadata.tables.values():
+        for column in table.columns:
+            assert column.server_default is None
+            there = ours[table.name][column.name]
+            assert (there["default"] is None) or "nextval" in there["default"]
+            assert "identity" not in there
+            if isinstance(column.type, Double):
+                assert there["type"].startswith("DOUBLE"), there
+    for make in (lambda place: place.alchemy().stop(), Place.migrate):
+        metadata.drop_all(place.engine)
+        if make is Place.migrate:
+            place.run("drop table if exists django_migrations")
+        make(place)
+        assert reflected() == ours, make
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_the_tables_of_a_native_store_are_refused(kind: str, tmp_path: Path) -> None:
     place = Place(kind, tmp_path)
@@ -250,7 +294,7 @@ def test_a_column_that_is_missing_is_named(place: Place) -> None:
     place.run("alter table semel_record drop column reason")
     with pytest.raises(StoreSetupError, match=r"lacks semel_record\.reason: .*Alembic"):
         place.alchemy(create_tables=False)
-    with pytest.raises(StoreSetupError, match=r"lacks semel_record\.reason: .*manage\.py migrate"):
+    with pytest.raises(StoreSetupError, match=r"lacks semel_record\.reason: .*py semel migrate"):
         place.django()
     with pytest.raises(StoreSetupError, match=r"semel_record\.reason: .*without this column"):
         place.alchemy()
@@ -260,6 +304,48 @@ def test_a_table_of_somebody_else_is_refused(place: Place) -> None:
     place.run("create table semel_record (id integer, reason integer)")
     with pytest.raises(StoreSetupError, match=r"semel_record\.token.*semel_record\.request"):
         place.alchemy()
+
+
+def test_an_index_that_is_missing_is_warned_of_and_refuses_nobody(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.migrate()
+    on = " on semel_record" if place.kind == "mariadb" else ""
+    place.run(f"drop index semel_record_due{on}")
+    starts: list[Callable[[], Any]] = [lambda: place.alchemy(create_tables=False), place.django]
+    for start in starts:
+        caplog.clear()
+        with caplog.at_level("WARNING", "semel"):
+            store = start()
+        assert "lacks the index semel_record_due" in caplog.text
+        assert isinstance(store.execute(Lookup(KEY)), Found | None)
+        store.stop()
+    place.alchemy().stop()  # makes it
+    caplog.clear()
+    with caplog.at_level("WARNING", "semel"):
+        place.django().stop()
+    assert caplog.text == ""
+
+
+def test_a_unique_constraint_that_is_missing_is_refused_and_made(place: Place) -> None:
+    """Without it the same key could be claimed twice."""
+    place.migrate()
+    if place.kind == "sqlite":  # which cannot drop one
+        place.run("drop table semel_record")
+        with place.engine.begin() as connection:
+            made = metadata.tables["semel_record"].to_metadata(MetaData())
+            made.constraints = {c for c in made.constraints if c.name != "semel_record_key"}
+            made.create(connection)
+    elif place.kind == "postgresql":
+        place.run("alter table semel_record drop constraint semel_record_key")
+        place.run('create unique index some_of_them on semel_record ("key") where state = 1')
+    else:
+        place.run("alter table semel_record drop index semel_record_key")
+    starts: list[Callable[[], Any]] = [lambda: place.alchemy(create_tables=False), place.django]
+    for start in starts:
+        with pytest.raises(StoreSetupError, match="lacks semel_record_key: "):
+            start()
+    each_sees_the_other(place.alchemy(), place.django())
 
 
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,8 +367,12 @@ def test_what_a_later_release_adds_is_named_and_then_made(
     assert place.version() == 1
     with monkeypatch.context() as newer:
         later(newer)
-        with pytest.raises(StoreSetupError, match=r"semel_record\.added, semel_record_purge: .*Al"):
+        with (
+            caplog.at_level("WARNING", "semel"),
+            pytest.raises(StoreSetupError, match=r"lacks semel_record\.added: .*Al"),
+        ):
             place.alchemy(create_tables=False)
+        assert "lacks the index semel_record_purge" in caplog.text
         with pytest.raises(StoreSetupError, match=r"semel_record\.added.*migrate"):
             place.django()
         place.alchemy().stop()
@@ -301,12 +391,15 @@ def test_what_a_later_release_adds_is_named_and_then_made(
 def test_migrate_makes_what_a_later_release_adds(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from django.test import override_settings
+
     from semel.web.django.tables import drop_tables, migrate_tables
 
     place.migrate()
     connection = project.connections[place.alias]
     later(monkeypatch)
-    with connection.schema_editor() as editor:
+    semel = override_settings(SEMEL={"alias": place.alias})
+    with semel, connection.schema_editor() as editor:
         migrate_tables(None, editor)
     place.django().stop()
     assert (place.version(), "added" in place.columns()) == (2, True)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -52,6 +53,7 @@ from semel.core.record import Response, State
 from semel.failpoints import Failpoint
 from semel.stores import StoreSetupError, open_store
 from semel.stores.sqlalchemy import SQLAlchemyStore, metadata
+from semel.stores.sqlalchemy.engines import CommandEngines
 from semel.testing.proxy import Proxy
 from semel.web.fastapi import Op
 from tests import servers
@@ -769,6 +771,62 @@ def test_what_cannot_be_used_is_refused_with_the_fix(make: Any, says: str) -> No
 def test_a_store_that_was_not_started_says_so(place: Place) -> None:
     with pytest.raises(StoreUnavailable, match="not started"):
         SQLAlchemyStore(place.engine).execute(Lookup(KEY))
+
+
+@pytest.mark.parametrize("make", ["make", "make_async"])
+async def test_a_command_that_races_with_stop_makes_no_engine_behind_it(
+    place: Place, make: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = getattr(place, make)()
+    store = SQLAlchemyStore(engine)
+    await asyncio.to_thread(store.start)
+    engines = store._running()
+    made = Mock(side_effect=AssertionError("an engine behind the stop"))
+    await asyncio.to_thread(store.stop)
+    with monkeypatch.context() as racing:
+        racing.setattr(store, "_running", lambda: engines)
+        racing.setattr(engines, "_made", made)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="has been stopped"):
+                await asyncio.to_thread(store.execute, Lookup(KEY))
+            with pytest.raises(StoreUnavailable, match="has been stopped"):
+                await store.aexecute(Lookup(KEY))
+    await asyncio.to_thread(store.start)
+    assert await store.aexecute(Lookup(KEY)) is None
+    assert await asyncio.to_thread(store.execute, Lookup(KEY)) is None
+    store.stop()
+    await store.astop()
+    if isinstance(engine, AsyncEngine):
+        await engine.dispose()
+    else:
+        engine.dispose()
+
+
+def test_an_engine_that_is_being_made_while_the_store_stops_is_closed(place: Place) -> None:
+    store = SQLAlchemyStore(place.engine)
+    engines = CommandEngines(place.engine)
+    making, go_on = threading.Event(), threading.Event()
+    make = engines._made
+
+    def slowly() -> Engine:
+        making.set()
+        assert go_on.wait(10)
+        return make()
+
+    engines._made = slowly  # type: ignore[method-assign]
+    got: list[Engine] = []
+    asks = threading.Thread(target=lambda: got.append(engines.of_threads()))
+    asks.start()
+    assert making.wait(10)
+    ends = threading.Thread(target=engines.close, args=(store._keep,))
+    ends.start()
+    go_on.set()
+    for thread in (asks, ends):
+        thread.join(10)
+    assert got
+    assert engines._threads is None
+    with pytest.raises(StoreUnavailable, match="has been stopped"):
+        engines.of_threads()
 
 
 async def test_completions_do_not_queue_behind_claims_that_wait_for_them(tmp_path: Path) -> None:

@@ -137,7 +137,9 @@ class DjangoStore:
         if lacking:
             raise StoreSetupError(
                 f"DjangoStore({self.alias!r}): the database lacks {', '.join(lacking)}: run"
-                " `manage.py migrate`, with 'semel.web.django' in INSTALLED_APPS"
+                f" `manage.py migrate --database {self.alias}`, with 'semel.web.django' in"
+                " INSTALLED_APPS, and where that has nothing to apply `manage.py semel migrate"
+                f" --database {self.alias}`"
             )
 
     def _checked(self) -> list[str]:

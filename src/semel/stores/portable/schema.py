@@ -125,6 +125,8 @@ class Lacking(NamedTuple):
     ddl: str | None
     """None: it cannot be made, for it came with its table."""
     since: int
+    needed: bool = True
+    """Without it something fails; an index that is not unique is only missed by whoever waits."""
 
 
 class PortableSchema:
@@ -137,34 +139,36 @@ class PortableSchema:
         self._dialect = dialect
         self._columns = statement(dialect.column_names)
         self._indexes = statement(dialect.index_names)
+        self._uniques = statement(dialect.unique_columns)
         self._version = statement("select version from semel_schema where kind = :kind")
-        self._stamp = statement("insert into semel_schema (kind, version) values (:kind, :version)")
-        self._restamp = statement("update semel_schema set version = :version where kind = :kind")
 
     def check(self, connection: SQLConnection) -> list[str]:
-        """Return the names of what the tables lack.
+        """Return the names of what the tables lack; log a warning of indexes that are only missed.
 
         Raises `StoreSetupError` where they are another store's.
         """
         self._refuse_others(connection)
         self._stamped(connection)
-        needed = [table for table in TABLES if table is not STAMP]
-        return [one.name for table in needed for one in self._lacking(connection, table)]
+        lacking = [
+            one
+            for table in TABLES
+            if table is not STAMP
+            for one in self._lacking(connection, table)
+        ]
+        missed = [one.name for one in lacking if not one.needed]
+        if missed:
+            log.warning(
+                "the database lacks the index %s, so what looks for records that are due reads the"
+                " whole table; make it with your migrations, by `manage.py semel migrate`, or by"
+                " one start of SQLAlchemyStore(engine, create_tables=True)",
+                ", ".join(missed),
+            )
+        return [one.name for one in lacking if one.needed]
 
-    def is_current(self, connection: SQLConnection) -> bool:
-        """Whether there is nothing to migrate. Raises `StoreSetupError`, as `migrate` does."""
-        self._refuse_others(connection)
-        if any(one for table in TABLES for one in self._lacking(connection, table)):
-            return False
-        stamped = self._stamped(connection)
-        return stamped is not None and stamped >= MIGRATION
+    def plan(self, connection: SQLConnection) -> list[str]:
+        """Return the statements that make what is missing, in the order of the migrations' numbers.
 
-    def migrate(self, connection: SQLConnection) -> None:
-        """Make what is missing, in the order of the migrations' numbers.
-
-        To be called again where the database raises because another process was faster, or after a
-        crash in the middle, where DDL commits by itself. Raises `StoreSetupError` where the tables
-        are another's.
+        Raises `StoreSetupError` where the tables are another's.
         """
         self._refuse_others(connection)
         lacking = [one for table in TABLES for one in self._lacking(connection, table)]
@@ -175,28 +179,59 @@ class PortableSchema:
                 " not Semel's or has been altered; drop it, if nothing needs it, or use another"
                 " database"
             )
-        for one in sorted(lacking, key=lambda one: one.since):
-            assert one.ddl is not None
-            connection.run(one.ddl, ())
-            failpoint("in_migration")
+        lacking.sort(key=lambda one: one.since)
+        statements = [one.ddl for one in lacking if one.ddl is not None]
         stamped = self._stamped(connection)
-        if stamped is None or stamped < MIGRATION:
-            write = self._stamp if stamped is None else self._restamp
-            connection.run(*write.bind({"kind": KIND, "version": MIGRATION}))
+        if stamped is None:
+            stamp = f"insert into {STAMP.name} (kind, version) values ('{KIND}', {MIGRATION})"
+            statements.append(stamp)
+        elif stamped < MIGRATION:
+            stamp = f"update {STAMP.name} set version = {MIGRATION} where kind = '{KIND}'"
+            statements.append(stamp)
+        return statements
+
+    def migrate(self, connection: SQLConnection) -> list[str]:
+        """Make what is missing; return the statements that did.
+
+        To be called again where the database raises because another process was faster, or after a
+        crash in the middle, where DDL commits by itself. Raises as `plan` does.
+        """
+        statements = self.plan(connection)
+        for statement in statements:
+            connection.run(statement, ())
+            failpoint("in_migration")
+        return statements
 
     def drop(self, connection: SQLConnection) -> None:
-        """Drop the tables."""
-        for table in reversed(TABLES):
-            if self._there(connection, self._columns, table.name):
-                connection.run(f"drop table {table.name}", ())
+        """Drop the tables; a native store's of the same names are left alone.
+
+        Raises `StoreSetupError` where they have rows: other services may share them.
+        """
+        if self._are_others(connection):
+            return
+        there = [t for t in reversed(TABLES) if self._there(connection, self._columns, t.name)]
+        for table in there:
+            if table is not STAMP and connection.rows(f"select 1 from {table.name} limit 1", ()):
+                raise StoreSetupError(
+                    f"{table.name} has rows, and every service on this database shares it"
+                    " (DjangoStore and SQLAlchemyStore): their keys would be forgotten, and what"
+                    " they protect happen again. Where none of them is needed any more, say"
+                    f" `delete from {table.name}` first"
+                )
+        for table in there:
+            connection.run(f"drop table {table.name}", ())
+
+    def _are_others(self, connection: SQLConnection) -> bool:
+        return bool(self._there(connection, self._columns, "semel_migration"))
 
     def _refuse_others(self, connection: SQLConnection) -> None:
-        if self._there(connection, self._columns, "semel_migration"):
+        if self._are_others(connection):
             raise StoreSetupError(
                 "PostgreSQLStore or SQLiteStore has its tables in this database (semel_migration is"
                 " one), and a key claimed through one kind of store is not seen by another. Use"
                 " that store here (open_store(url)), or give this one a database of its own, or on"
-                " PostgreSQL a schema and a search_path of that alone"
+                " PostgreSQL a schema that comes first in its search_path. Or drop semel_record,"
+                " semel_step and semel_migration first, if nothing needs their keys any more"
             )
 
     def _stamped(self, connection: SQLConnection) -> int | None:
@@ -224,11 +259,19 @@ class PortableSchema:
                 came_with_table = column.since == table.since
                 name = f"{table.name}.{column.name}"
                 yield Lacking(name, None if came_with_table else added, column.since)
+        uniques = self._there(connection, self._uniques, table.name) if columns else set()
+        kept = {frozenset(names.split(",")) for names in uniques if names}
+        for unique in table.uniques if columns else ():
+            if kept.isdisjoint({frozenset(unique.columns)}):
+                made = f"create unique index {unique.name} on {table.name}"
+                ddl = f"{made} ({self._listed(unique.columns)})"
+                yield Lacking(unique.name, ddl, table.since)
         # A crash can leave a table without its index, where DDL commits by itself.
         indexes = self._there(connection, self._indexes, table.name) if columns else set()
         for index in table.indexes:
             if index.name not in indexes:
-                yield Lacking(index.name, self._index(table, index), index.since)
+                ddl = self._index(table, index)
+                yield Lacking(index.name, ddl, index.since, needed=not columns)
 
     def _there(self, connection: SQLConnection, asks: PortableStatement, table: str) -> set[Any]:
         return {name for (name,) in connection.rows(*asks.bind({"table": table}))}

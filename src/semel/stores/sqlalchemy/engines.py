@@ -13,6 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from semel.core.commands import Reply, StoreCommand, StoreUnavailable
 from semel.stores.per_loop import PerLoop
 
 COMMANDS_AT_ONCE: Final = 16
@@ -30,21 +31,42 @@ class CommandEngines:
         self._like = engine
         self._lock = threading.Lock()
         self._threads: Engine | None = None
-        self._loops = PerLoop(lambda loop: AsyncEngine(self._made()))
-        self.executor = ThreadPoolExecutor(COMMANDS_AT_ONCE, thread_name_prefix="semel-commands")
-        """For async handlers on a sync engine. Of its own: what ends an operation must not queue
-        behind claims that wait for just that end."""
+        self._loops = PerLoop(lambda loop: self._made_for_loop())
+        self._executor = ThreadPoolExecutor(COMMANDS_AT_ONCE, thread_name_prefix="semel-commands")
+        self.closed = False
 
     def of_threads(self) -> Engine:
-        """Return the engine of this process's threads."""
-        if self._threads is None:
+        """Return the engine of this process's threads. Raises `StoreUnavailable` once closed."""
+        engine = self._threads
+        if engine is None:
             with self._lock:
-                self._threads = self._threads or self._made()
-        return self._threads
+                self._require_open()
+                engine = self._threads = self._threads or self._made()
+        return engine
 
     def of_loop(self) -> AsyncEngine:
-        """Return the engine of the running event loop: asyncio's connections belong to one."""
+        """Return the engine of the running event loop: asyncio's connections belong to one.
+
+        Raises `StoreUnavailable` once closed.
+        """
         return self._loops.get()
+
+    async def on_thread(
+        self, work: Callable[[StoreCommand], Reply], command: StoreCommand
+    ) -> Reply:
+        """Carry a command out on a thread, for async handlers on a sync engine.
+
+        The threads are of their own: what ends an operation must not queue behind claims that wait
+        for just that end. Raises `StoreUnavailable` once closed.
+        """
+        with self._lock:
+            self._require_open()
+            future = self._executor.submit(work, command)
+        return await asyncio.wrap_future(future)
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise StoreUnavailable("the store has been stopped")
 
     async def close_loop(self) -> None:
         """Close the running event loop's connections."""
@@ -53,10 +75,13 @@ class CommandEngines:
             await engine.dispose()
 
     def close(self, keep: Callable[[asyncio.Task[None]], None]) -> None:
-        """Close all. `keep` is given the task that closes those of a loop that is running here."""
-        self.executor.shutdown(wait=False)
-        if self._threads is not None:
-            self._threads.dispose()
+        """Close all, for good. `keep` is given the task that closes a loop that is running here."""
+        with self._lock:
+            self.closed = True
+            threads, self._threads = self._threads, None
+        self._executor.shutdown(wait=False)
+        if threads is not None:
+            threads.dispose()
         for loop, engine in self._loops.pop_all().items():
             if loop is asyncio._get_running_loop():
                 keep(loop.create_task(engine.dispose()))
@@ -65,6 +90,11 @@ class CommandEngines:
                     asyncio.run_coroutine_threadsafe(engine.dispose(), loop).result(5)
             else:  # its connections went with it
                 engine.sync_engine.dispose(close=False)
+
+    def _made_for_loop(self) -> AsyncEngine:
+        # PerLoop holds its lock: either the flag is seen here, or `pop_all` takes what is made.
+        self._require_open()
+        return AsyncEngine(self._made())
 
     def _made(self) -> Engine:
         """An engine like the application's, in READ COMMITTED."""

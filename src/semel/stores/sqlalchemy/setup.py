@@ -105,7 +105,7 @@ def set_up_tables(connection: Connection, url: object, *, create: bool) -> None:
 
     def migrate() -> None:
         try:
-            current = schema.is_current(tables)
+            current = not schema.plan(tables)
             connection.rollback()
             if current:  # no lock is taken for nothing, nor waited for
                 return

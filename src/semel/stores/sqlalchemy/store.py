@@ -129,6 +129,8 @@ class SQLAlchemyStore:
 
     def start(self) -> None:
         """Connect, and bring the tables up to date. Raises `StoreSetupError`."""
+        if self._engines.closed:
+            self._engines = CommandEngines(self._sync_engine)
         self._started = True
         try:
             if isinstance(self._engine, AsyncEngine):
@@ -170,10 +172,9 @@ class SQLAlchemyStore:
         On an event loop of an `AsyncEngine` prefer `await astop()`.
         """
         self._started = False
-        engines, self._engines = self._engines, CommandEngines(self._sync_engine)
         if self._steps is not None:
             self._steps.close()
-        engines.close(self._keep)
+        self._engines.close(self._keep)
 
     async def astop(self) -> None:
         """Close the commands' connections of this event loop, and wait until they are closed."""
@@ -207,8 +208,7 @@ class SQLAlchemyStore:
     async def aexecute(self, command: StoreCommand) -> Reply:
         """Carry out one command without blocking the event loop; with a sync engine on a thread."""
         if isinstance(self._engine, Engine) or (self._steps and self._steps.concerns(command)):
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._engines.executor, self.execute, command)
+            return await self._running().on_thread(self.execute, command)
         return await self._arun(command)
 
     def _execute(self, command: StoreCommand) -> Reply:

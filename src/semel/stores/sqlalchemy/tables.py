@@ -9,7 +9,6 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Double,
-    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -52,11 +51,9 @@ metadata: Final = MetaData()
 
 
 def _column(table: PortableTable, column: PortableColumn) -> Column[Any]:
-    serial = (Identity(always=False),) if column.type is ColumnType.SERIAL else ()
     return Column(
         column.name,
         _TYPES[column.type],
-        *serial,
         primary_key=column.name == table.primary_key,
         nullable=column.null,
     )

@@ -51,6 +51,16 @@ class RecordAdmin(admin.ModelAdmin):
 
     # --- permissions -----------------------------------------------------------------------
 
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        """Whether there is anything to see: records of native stores are not in the models."""
+        allowed: bool = super().has_module_permission(request)
+        return allowed and operators.are_models(configured().idempotency)
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Whether this person may see records, where there are any to see."""
+        allowed: bool = super().has_view_permission(request, obj)
+        return allowed and operators.are_models(configured().idempotency)
+
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Nobody makes records by hand."""
         return False

@@ -16,6 +16,11 @@ from semel.web.django.models import StoredRecord
 _HEXADECIMAL = re.compile(r"[0-9a-f]{6,32}")
 
 
+def are_models(idempotency: Idempotency) -> bool:
+    """Whether the records are rows of the models: those of native stores are not."""
+    return idempotency.store.name in ("django", "sqlalchemy")
+
+
 def records(idempotency: Idempotency) -> Any:
     """Return the records that `DjangoStore` keeps, as a query."""
     return StoredRecord.objects.using(getattr(idempotency.store, "alias", "default"))

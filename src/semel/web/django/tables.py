@@ -78,16 +78,42 @@ def constraints(table: PortableTable) -> list[models.UniqueConstraint]:
     ]
 
 
+def schema_of(connection: Any) -> PortableSchema:
+    """Return the portable tables of the database that a connection is to."""
+    return PortableSchema(dialect_of(connection), PARAMSTYLE)
+
+
+def has_records(alias: str) -> bool:
+    """Whether `SEMEL` keeps its records in this database through `DjangoStore`.
+
+    Settings that cannot be read are taken for those of `DjangoStore`: the checks name the fault.
+    """
+    from semel.stores.django.store import DjangoStore
+    from semel.web.django.conf import configured
+
+    try:
+        store = configured().idempotency.store
+    except Exception:  # noqa: BLE001  # whatever an import of theirs raises
+        return True
+    return isinstance(store, DjangoStore) and store.alias == alias
+
+
 def migrate_tables(apps: Any, schema_editor: Any) -> None:
     """Bring the tables up to date, whoever has made them; for `RunPython` in a migration.
 
-    Raises `StoreSetupError` where they are another store's.
+    Only where they are used: a project whose `SEMEL` names another store, which may have tables of
+    the same names here, is left alone. Raises `StoreSetupError` where the tables are another
+    store's.
     """
     connection = schema_editor.connection
-    PortableSchema(dialect_of(connection), PARAMSTYLE).migrate(DjangoConnection(connection))
+    if has_records(connection.alias):
+        schema_of(connection).migrate(DjangoConnection(connection))
 
 
 def drop_tables(apps: Any, schema_editor: Any) -> None:
-    """Drop the tables; the way back of the first migration."""
+    """Drop the tables; the way back of the first migration.
+
+    Raises `StoreSetupError` where they have rows: other services may share them.
+    """
     connection = schema_editor.connection
-    PortableSchema(dialect_of(connection), PARAMSTYLE).drop(DjangoConnection(connection))
+    schema_of(connection).drop(DjangoConnection(connection))

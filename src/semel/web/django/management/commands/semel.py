@@ -1,4 +1,4 @@
-"""`manage.py semel`: look at records, settle them, clear expired ones away, check the setup."""
+"""`manage.py semel`: records, their settlement and sweeping, checks, and the tables."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error, connections, transaction
 
 from semel.core.commands import Steps, StoreError
 from semel.core.record import UnreadableRecord, decode_response
 from semel.stores import StoreSetupError
+from semel.stores.django.connection import DjangoConnection
+from semel.stores.django.store import DjangoStore
 from semel.web.django import operators
 from semel.web.django.conf import configured
 from semel.web.django.models import StoredRecord
+from semel.web.django.tables import schema_of
 
 
 class Command(BaseCommand):
     """Looks after idempotency records."""
 
-    help = "Idempotency records: sweep, show, park, release, settle, check."
+    help = "Idempotency records: sweep, show, park, release, settle, check, migrate."
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -28,6 +32,9 @@ class Command(BaseCommand):
         commands = parser.add_subparsers(dest="command", required=True)
         commands.add_parser("sweep", help="clear expired answers and old tombstones away")
         commands.add_parser("check", help="check settings, middleware, database and tables")
+        migrate = commands.add_parser("migrate", help="make what the tables of DjangoStore lack")
+        migrate.add_argument("--database", help="alias of the database; SEMEL's unless given")
+        migrate.add_argument("--sql", action="store_true", help="print the SQL and change nothing")
         helped = {
             "show": "show a record and its steps",
             "park": "park an operation that is in flight",
@@ -48,7 +55,7 @@ class Command(BaseCommand):
         """Carry one out. Raises `CommandError`."""
         try:
             getattr(self, f"_{options['command']}")(options)
-        except (StoreError, StoreSetupError, ImproperlyConfigured, ValueError) as error:
+        except (StoreError, StoreSetupError, ImproperlyConfigured, Error, ValueError) as error:
             raise CommandError(str(error)) from error
 
     def _sweep(self, options: Any) -> None:
@@ -60,6 +67,29 @@ class Command(BaseCommand):
         idempotency.store.start()
         for line in idempotency.promises():
             self.stdout.write(line)
+
+    def _migrate(self, options: Any) -> None:
+        alias = options["database"] or self._alias()
+        if alias not in connections:
+            raise CommandError(f"--database {alias}: DATABASES has {', '.join(connections)}")
+        connection = connections[alias]
+        schema = schema_of(connection)
+        with transaction.atomic(using=alias):
+            make = schema.plan if options["sql"] else schema.migrate
+            statements = make(DjangoConnection(connection))
+        for statement in statements:
+            self.stdout.write(f"{statement};")
+        if not statements:
+            self.stdout.write("-- the tables lack nothing")
+
+    def _alias(self) -> str:
+        store = configured().idempotency.store
+        if not isinstance(store, DjangoStore):
+            raise CommandError(
+                f"SEMEL's store is a {type(store).__name__}, which looks after its own tables; to"
+                " make DjangoStore's all the same, say --database ALIAS"
+            )
+        return store.alias
 
     def _show(self, options: Any) -> None:
         record = self._record(options)
@@ -105,7 +135,11 @@ class Command(BaseCommand):
 
     def _record(self, options: Any) -> StoredRecord:
         wanted = operators.named(options["key"], options["scope"])
-        found = list(operators.records(configured().idempotency).filter(wanted)[:2])
+        idempotency = configured().idempotency
+        if not operators.are_models(idempotency):
+            kind = type(idempotency.store).__name__
+            raise CommandError(f"SEMEL's store is a {kind}: only DjangoStore's tables are known")
+        found = list(operators.records(idempotency).filter(wanted)[:2])
         if len(found) != 1:
             many = "there is no record of" if not found else "there are several records of"
             raise CommandError(f"{many} {options['key']}; give more of its hash, or --scope")
