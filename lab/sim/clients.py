@@ -9,7 +9,9 @@ from semel.core import engine
 
 if TYPE_CHECKING:
     from lab.sim.scheduler import Process
-    from lab.sim.simulation import Simulation
+    from lab.sim.servers import Service
+    from lab.sim.store_model import StoreModel
+    from lab.sim.surroundings import Surroundings
     from semel.issuer import Issuer
 
 WANTED, OTHER = "\x01want", "\x01other"
@@ -19,20 +21,22 @@ WANTED, OTHER = "\x01want", "\x01other"
 class Clients:
     """Everybody who sends requests."""
 
-    def __init__(self, simulation: Simulation) -> None:
+    def __init__(self, simulation: Surroundings, store: StoreModel, service: Service) -> None:
         self.simulation = simulation
         self.scheduler = simulation.scheduler
         self.rng = simulation.rng
         self.profile = simulation.profile
         self.happened = simulation.happened
         self.note = simulation.note
+        self.store = store
+        self.service = service
         self.requests = 0
         self._last = simulation.answers
 
     def call(self, scope: str, key: str, fingerprint: str, attempt: str) -> Process:
         """One attempt over the network: lost, late, or answered. Ends when the client knows."""
         rng, simulation = self.rng, self.simulation
-        clock = simulation.store.clock
+        clock = self.store.clock
         sent = Sent(clock(), attempt, scope, key, fingerprint, *simulation.issued.get(key, ()))
         self.note(sent)
         self.requests += 1
@@ -45,7 +49,7 @@ class Clients:
 
         if not gone:
             server = rng.choice(simulation.servers)
-            serving = simulation.service.serve(server, sent, reply)
+            serving = self.service.serve(server, sent, reply)
             self.scheduler.spawn(serving, server, rng.uniform(0, 0.05))
         patience = 12.0 if not lost else rng.uniform(0, 3)
         while patience > 0 and not (answers and not lost):

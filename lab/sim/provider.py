@@ -11,7 +11,8 @@ from semel.core.steps import NotDone
 
 if TYPE_CHECKING:
     from lab.sim.scheduler import ServerProcess
-    from lab.sim.simulation import Simulation
+    from lab.sim.store_model import StoreModel
+    from lab.sim.surroundings import Surroundings
 
 
 class NoResponse(Exception):
@@ -25,8 +26,9 @@ class Provider:
     clients, and a probe could tell nothing of what is still on its way.
     """
 
-    def __init__(self, simulation: Simulation) -> None:
+    def __init__(self, simulation: Surroundings, store: StoreModel) -> None:
         self._simulation = simulation
+        self._store = store
         self.calls: Counter[str] = Counter()
         self._done: dict[str, bytes] = {}
 
@@ -36,7 +38,7 @@ class Provider:
         """Call it from a server; return its result. Raises `NotDone` and `NoResponse`."""
         simulation = self._simulation
         profile, rng, happened = simulation.profile, simulation.rng, simulation.happened
-        store, healed = simulation.store, simulation.healed
+        store, healed = self._store, simulation.healed
         yield rng.uniform(0.001, 0.05)
         _, attempt, scope, key, *_ = sent
         simulation.note(Foreign(store.clock(), attempt, scope, key, step, derived))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from lab.judge.history import Effect, Sent, StepBegun, StepSkipped
-from lab.sim.provider import NoResponse
+from lab.sim.provider import NoResponse, Provider
 from lab.sim.store_model import step_digest
 from semel.core import commands as c
 from semel.core import engine, steps
@@ -17,7 +17,8 @@ from semel.core.record import Response
 
 if TYPE_CHECKING:
     from lab.sim.scheduler import Process, ServerProcess
-    from lab.sim.simulation import Simulation
+    from lab.sim.store_model import StoreModel
+    from lab.sim.surroundings import Surroundings
 
 _AFTER_A_ROLLBACK = frozenset({c.Open, c.Takeover, c.Park})
 """Before these a driver rolls back the transaction that was the claim; a release is that alone."""
@@ -31,12 +32,13 @@ class Service:
     life: Callable[..., engine.Life] = staticmethod(engine.run)
     step_life: Callable[[steps.Step], Generator[Any, Any, bytes]] = staticmethod(steps.run)
 
-    def __init__(self, simulation: Simulation) -> None:
+    def __init__(self, simulation: Surroundings, store: StoreModel, provider: Provider) -> None:
         self.simulation = simulation
         self.rng = simulation.rng
         self.profile = simulation.profile
         self.note = simulation.note
-        self.store = simulation.store
+        self.store = store
+        self.provider = provider
         self._steps: dict[str, int] = {}
         """By key: how many steps its handler takes."""
 
@@ -186,7 +188,7 @@ class Service:
                 hash_key(sent.scope, sent.key),
                 token,
                 f"step-{number}",
-                on_unknown if on_unknown != "probe" else self.simulation.provider.probe,
+                on_unknown if on_unknown != "probe" else self.provider.probe,
                 keep,
             )
             try:
@@ -200,7 +202,7 @@ class Service:
     def _take(
         self, server: ServerProcess, sent: Sent, step: steps.Step
     ) -> Generator[float, None, None]:
-        simulation, store, provider = self.simulation, self.store, self.simulation.provider
+        simulation, store, provider = self.simulation, self.store, self.provider
         _, attempt, scope, key, *_ = sent
         self.note(StepBegun(store.clock(), attempt, scope, key, step.name))
         life = self.step_life(step)

@@ -28,7 +28,7 @@ from semel.core.record import Record, State
 
 if TYPE_CHECKING:
     from lab.sim.scheduler import Process, ServerProcess
-    from lab.sim.simulation import Simulation
+    from lab.sim.surroundings import Surroundings
 
 STATES: Final[dict[State, Any]] = {
     State.IN_FLIGHT: "in_flight",
@@ -64,7 +64,7 @@ class StoreModel:
 
     table_type: type[OpeningTable] = OpeningTable
 
-    def __init__(self, simulation: Simulation) -> None:
+    def __init__(self, simulation: Surroundings) -> None:
         self.simulation = simulation
         self.scheduler = simulation.scheduler
         self.rng = simulation.rng
