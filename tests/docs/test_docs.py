@@ -27,6 +27,10 @@ def blocks(page: Path) -> list[tuple[int, str]]:
     return found
 
 
+OWN_MODULES = ("shop", "shop.models")
+"""Modules that a page makes of its own, and that are another's elsewhere: `examples/shop`."""
+
+
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if blocks(p)], ids=lambda page: str(page.relative_to(ROOT))
 )
@@ -37,8 +41,15 @@ def test_the_code_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: 
     module = type(sys)("page")
     module.__dict__.update(namespace)
     monkeypatch.setitem(sys.modules, "page", module)
-    for line, code in blocks(page):
-        exec(compile("\n" * line + code, str(page), "exec"), module.__dict__)
+    before = {name: sys.modules.get(name) for name in OWN_MODULES}
+    try:
+        for line, code in blocks(page):
+            exec(compile("\n" * line + code, str(page), "exec"), module.__dict__)
+    finally:
+        for name, known in before.items():
+            sys.modules.pop(name, None)
+            if known is not None:
+                sys.modules[name] = known
 
 
 def test_there_are_code_blocks() -> None:
