@@ -667,9 +667,11 @@ def test_another_button_is_another_operation_to_another_place(site: Site) -> Non
         " {textContent: 'Express', name: 'how', value: 'fast', formAction: '/orders/json'}))"
     )
     for _ in range(2):
+        page.locator("#answer").evaluate("shown => shown.textContent = ''")
         fill(page)
         page.locator("button", has_text="Express").click()
         expect(page.locator("#answer")).to_have_text('{"order":1}')
+        expect(page.locator("#order")).not_to_have_attribute("aria-busy", "true")
     press(page)
     thanks(page, 2)
     assert items(site) == ["tea", "tea"]
