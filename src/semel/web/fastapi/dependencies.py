@@ -1,0 +1,99 @@
+"""Dependencies: a handler's operation, and the preconditions of its request."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from anyio.lowlevel import RunVar
+from anyio.to_thread import current_default_thread_limiter
+from fastapi import Depends, Header, Request
+
+from semel.core import keys
+from semel.operation import (
+    AsyncOperation,
+    Operation,
+    current_async_operation,
+    current_operation,
+)
+from semel.web.conditional import Preconditions
+
+__all__ = ["AsyncOp", "Op", "async_operation", "operation", "preconditions"]
+
+_KeyHeader = Annotated[
+    str | None,
+    Header(
+        alias=keys.HEADER,
+        description="Names this operation: generate a new one for a new operation, send the"
+        " same with every retry. 1 to 255 visible ASCII characters, bare or quoted.",
+        examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
+    ),
+]
+
+_IfMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-Match",
+        description="Only if the resource has one of these ETags; `*`: only if it exists.",
+    ),
+]
+_IfNoneMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-None-Match",
+        description="Only if the resource has none of these ETags; `*`: only if it does not exist.",
+    ),
+]
+
+
+async def async_operation(idempotency_key: _KeyHeader = None) -> AsyncOperation:
+    """Give an async handler its operation; `AsyncOp` is the parameter's type ready made.
+
+    A handler that takes it needs a key: without one the client gets 400 `key-missing`.
+    """
+    return current_async_operation()
+
+
+async def operation(idempotency_key: _KeyHeader = None) -> Operation:
+    """Give a plain `def` handler its operation; `Op` is the parameter's type ready made.
+
+    At most half the threads of the pool run such handlers at a time, the others wait without one:
+    whoever holds `op.connection()` needs a thread once more before its answer is known (FastAPI
+    serialises there), and those that wait for the connection must not have taken them all.
+    """
+    op = current_operation()
+    room = _room()
+    await room.acquire()
+    op.when_ended(room.release)
+    return op
+
+
+Op = Annotated[Operation, Depends(operation)]
+"""The operation of a plain `def` handler: `def charge(order: Order, op: Op)`."""
+
+AsyncOp = Annotated[AsyncOperation, Depends(async_operation)]
+"""The operation of an async handler: `async def charge(order: Order, op: AsyncOp)`."""
+
+
+async def preconditions(
+    request: Request, if_match: _IfMatch = None, if_none_match: _IfNoneMatch = None
+) -> Preconditions:
+    """Give a handler what its request asks for: `when: Preconditions = Depends(preconditions)`.
+
+    `when.require(…)` then refuses with 304, 412 or 428; see `semel.web.conditional`. The parameters
+    are there for the OpenAPI document: the headers are read from the request.
+    """
+    return Preconditions.from_headers(request.method, request.headers.raw)
+
+
+_ROOM: RunVar[asyncio.Semaphore] = RunVar("semel_room")
+
+
+def _room() -> asyncio.Semaphore:
+    """The places for plain handlers of this event loop."""
+    room = _ROOM.get(None)
+    if room is None:
+        threads = current_default_thread_limiter().total_tokens
+        room = asyncio.Semaphore(max(1, int(min(threads, 1000) // 2)))
+        _ROOM.set(room)
+    return room
