@@ -12,7 +12,7 @@ from psycopg.waiting import Ready, Wait
 
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
 from semel.stores.base import StoreSetupError
-from semel.stores.postgres.lent import OVER, Lent
+from semel.stores.postgres.lent import Lent
 from semel.stores.postgres.messages import Message, R, Talk, converse
 from semel.stores.postgres.watch import Watch
 
@@ -125,9 +125,7 @@ class AsyncPostgreSQLConnection(Lent, psycopg.AsyncConnection[Any]):
         self.require_operation(gen)
         return await self._carry(gen, interval, timeout)
 
-    async def _carry(
-        self, gen: Talk[R], interval: float = POLL, timeout: float | None = None
-    ) -> R:
+    async def _carry(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
         """Carry a conversation out, within the limit."""
         try:
             wanted = next(gen)

@@ -30,7 +30,8 @@ class Effect(IntEnum):
 
 
 _NOISE: Final = re.compile(
-    rb"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\$((?:[A-Za-z_]\w*)?)\$.*?\$\1\$|\"(?:[^\"]|\"\")*\"", re.DOTALL
+    rb"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\$((?:[A-Za-z_]\w*)?)\$.*?\$\1\$|\"(?:[^\"]|\"\")*\"",
+    re.DOTALL,
 )
 _LOCAL_CONFIG: Final = re.compile(
     rb"\bset_config\s*\(\s*'\w+\.[\w.]+'\s*,[^()]*,\s*true\s*\)", re.IGNORECASE
@@ -54,9 +55,9 @@ _SESSION: Final = frozenset(
 )
 _TRANSACTION: Final = frozenset(b"commit end abort rollback begin start".split())
 _HARMLESS: Final = frozenset(
-    b"values into in any all some exists array row cast as on and or not using where select from by when"
-    b" then else case over filter within group conflict key with returning set limit offset between"
-    b" materialized partition lateral union except intersect is distinct interval"
+    b"values into in any all some exists array row cast as on and or not using where select from by"
+    b" when then else case over filter within group conflict key with returning set limit offset"
+    b" between materialized partition lateral union except intersect is distinct interval"
     b" count sum min max avg coalesce nullif greatest least lower upper length char_length trim"
     b" ltrim rtrim btrim substr substring replace concat concat_ws left right lpad rpad position"
     b" split_part to_char to_date to_number to_timestamp to_tsvector plainto_tsquery abs ceil floor"
@@ -116,9 +117,9 @@ def _of_one(part: bytes) -> Effect:
 
 
 REFUSED: Final = (
-    "the transaction belongs to the operation and commits with its response: leave BEGIN, COMMIT and"
-    " ROLLBACK out; connection.rollback() undoes what was written, `with connection.transaction():`"
-    " is a savepoint"
+    "the transaction belongs to the operation and commits with its response: leave BEGIN, COMMIT"
+    " and ROLLBACK out; connection.rollback() undoes what was written,"
+    " `with connection.transaction():` is a savepoint"
 )
 
 
@@ -159,4 +160,3 @@ class SessionStatements(PrepareManager):
         self.effect = Effect.NONE
         self.prepare_threshold = threshold
         self.prepared_max = PrepareManager.prepared_max
-
