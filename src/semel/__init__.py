@@ -10,6 +10,7 @@ from semel.idempotency import Idempotency
 from semel.issuer import Issuer
 from semel.operation import (
     AsyncOperation,
+    NestedOperation,
     NoOperation,
     Operation,
     OperationOver,
@@ -28,6 +29,7 @@ __all__ = [
     "Idempotency",
     "InvalidKey",
     "Issuer",
+    "NestedOperation",
     "NoOperation",
     "NotDone",
     "Operation",
