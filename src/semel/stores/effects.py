@@ -21,11 +21,13 @@ class Effect(IntEnum):
     NONE = 0
     PERHAPS = 1
     """It calls what is not known: that may change the session."""
-    SESSION = 2
+    PLACE = 2
+    """It changes, until the end of the transaction, who writes the record, or where."""
+    SESSION = 3
     """It changes settings, or leaves a lock, a temporary table, a channel or a cursor."""
-    BEYOND = 3
+    BEYOND = 4
     """It may leave what no reset finds: the session has to end."""
-    TRANSACTION = 4
+    TRANSACTION = 5
     """It begins or ends a transaction."""
 
 
@@ -49,7 +51,6 @@ _LEAVES: Final = re.compile(
 _LOCAL: Final = re.compile(r"set\s+(?:constraints|transaction|local)\b")
 """What of SET does not outlive its transaction."""
 _PLACE: Final = re.compile(r"set\s+local\s+(?:session|role|search_path|schema)\b")
-"""Who writes the record, and where, is seen to."""
 _ASKS: Final = re.compile(
     r"pragma\s+(?:\w+\.)?(?:\w+$|(?:table|index|foreign_key)_\w+\s*\(|integrity_check|quick_check)"
 )
@@ -133,7 +134,7 @@ def _of_one(part: str) -> Effect:
     if word == "pragma":
         return Effect.NONE if _ASKS.match(part) else Effect.SESSION
     if word == "set" and _LOCAL.match(part):
-        return Effect.PERHAPS if _PLACE.match(part) else Effect.NONE
+        return Effect.PLACE if _PLACE.match(part) else Effect.NONE
     if word in _SESSION or _LEAVES.search(part) or re.match(r"lock\s+tables?\s", part):
         return Effect.SESSION
     if word in _WORK:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
 from sqlalchemy import event, exc
@@ -11,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
 from semel.stores.effects import Effect, effect_of
+from semel.stores.sqlalchemy.connection import place_of
 
 OVER: Final = "the operation is over: its transaction has ended"
 BELONGS: Final = (
@@ -18,6 +20,7 @@ BELONGS: Final = (
     " op.session(), whose commit() and rollback() are savepoints, or"
     " connection.begin_nested(); raise an error to roll all of it back"
 )
+BUSY: Final = "a statement of the handler's was still under way, so nothing was committed"
 ENDED: Final = "the transaction has ended before its operation, which can only be tried again"
 
 
@@ -40,6 +43,10 @@ class OperationConnection(Connection):
         """Whether the operation has ended."""
         self.effect = Effect.NONE
         """The gravest of what the handler has said."""
+        self.running = 0
+        """How many statements are under way, on whichever task or thread."""
+        self.place: tuple[str, ...] = ()
+        """As whom and where the record is to be written, if the handler may have changed it."""
         for ending in ("commit", "rollback"):
             event.listen(self, ending, self._refuse_ending)
         event.listen(self, "before_cursor_execute", self._note)
@@ -58,7 +65,26 @@ class OperationConnection(Connection):
         effect = effect_of(statement)
         if effect is Effect.TRANSACTION and not statement.lower().strip().startswith("rollback"):
             raise exc.InvalidRequestError(BELONGS)
+        if effect >= Effect.PLACE and not self.place:
+            with self.as_semel():
+                self.place = place_of(self)
         self.effect = max(effect, self.effect)  # after a ROLLBACK nothing more, and no commit
+
+    @contextlib.contextmanager
+    def as_semel(self) -> Iterator[None]:
+        """What is said meanwhile is Semel's own."""
+        self.own = True
+        try:
+            yield
+        finally:
+            self.own = False
+
+    def _execute_context(self, *arguments: Any, **options: Any) -> Any:
+        self.running += 1
+        try:
+            return super()._execute_context(*arguments, **options)
+        finally:
+            self.running -= 1
 
     def _revalidate_connection(self) -> Any:
         if self.over:
@@ -84,10 +110,15 @@ class OperationConnection(Connection):
         """Give it back to the pool, or end it where something was set on it that would stay."""
         self.over = self.own = True
         try:
-            if self.effect >= Effect.SESSION and not self.closed and not self.invalidated:
-                self.invalidate()
+            if self.effect >= Effect.SESSION:
+                self.discard()
         finally:
             super().close()
+
+    def discard(self) -> None:
+        """End it: nobody knows what it is in the middle of, or what was set on it."""
+        if not self.closed and not self.invalidated:
+            self.invalidate()
 
 
 class OperationAsyncConnection(AsyncConnection):

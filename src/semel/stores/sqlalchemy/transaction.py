@@ -17,9 +17,10 @@ from semel.core.commands import Complete
 from semel.failpoints import failpoint
 from semel.stores.base import StoreSetupError
 from semel.stores.effects import Effect
-from semel.stores.sqlalchemy.connection import begin_immediate
+from semel.stores.sqlalchemy.connection import begin_immediate, put_back
 from semel.stores.sqlalchemy.errors import translate
 from semel.stores.sqlalchemy.handed import (
+    BUSY,
     ENDED,
     OVER,
     OperationAsyncConnection,
@@ -75,24 +76,17 @@ class _Work:
         session, root = self._session(), self._transaction
         if session is not None:
             session.rollback()
-        with self._own():
+        with self._connection.as_semel():
             if root is not None:
                 root.rollback()
             begin(self._connection)
         self._transaction = self._connection.get_transaction()
 
-    @contextlib.contextmanager
-    def _own(self) -> Iterator[None]:
-        """What is said meanwhile is Semel's own."""
-        self._connection.own = True
-        try:
-            yield
-        finally:
-            self._connection.own = False
-
     def finish(self, command: Complete) -> bool:
         """Flush, write the completion, commit. False: fenced, and rolled back."""
         connection, session, root = self._connection, self._session(), self._transaction
+        if connection.running:
+            raise exc.InvalidRequestError(BUSY)
         if session is not None:
             session.commit()  # releases its savepoint
         connection.over = True
@@ -101,6 +95,8 @@ class _Work:
         connection.own = True
         if not _aborts(connection):
             connection.exec_driver_sql("release savepoint semel")  # fails where it is another
+        if connection.place:
+            put_back(connection, connection.place)
         if not self._write(connection, command):
             root.rollback()
             return False
@@ -113,6 +109,8 @@ class _Work:
     def roll_back(self) -> None:
         """Undo everything."""
         self._connection.over = self._connection.own = True
+        if self._connection.running:
+            self._connection.discard()
         if self._transaction is not None:
             self._transaction.close()
 
