@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
-from semel.codecs import Codec, JSONCodec
+from semel.codecs import Codec, JSONCodec, StepResult
 from semel.core import keys, steps
 from semel.core.commands import Answer, Sleep
 from semel.core.engine import Deliver, Outcome, Refuse
@@ -148,6 +148,7 @@ class AsyncOperation(_Operation):
         `name` is the step's own in this operation, and stays the same through deployments. `call`
         is given the derived key, the same in every attempt, to hand to the far side; what it
         returns (or its awaitable gives) is recorded by `codec` (default: JSON) before this returns.
+        What has no stored form is recorded as done: a rerun raises `StepResultNotKept`.
 
         `on_unknown` says what to do where an attempt was cut off between the call and its record:
         `"rerun"` (default) calls again under the same derived key, for far sides that honour it;
@@ -160,14 +161,14 @@ class AsyncOperation(_Operation):
         recorded, `ValueError` for a name of over 512 bytes. Source of the rule: Temporal's and
         DBOS's steps, at least once and recorded once; derived keys make that once.
         """
-        life = self._step(name, on_unknown)
+        life, result = self._step(name, on_unknown), StepResult(codec, name)
         store = self._driver.runtime.store
         send, value = life.send, None
         while True:
             try:
                 command = send(value)
             except StopIteration as end:
-                return codec.decode(end.value)
+                return result.decode(end.value)
             except OutcomeUnknown as error:
                 self._unknown(error)
             send = life.send
@@ -183,7 +184,7 @@ class AsyncOperation(_Operation):
                         if inspect.isawaitable(value):
                             value = await value
                         failpoint("after_step")
-                        value = codec.encode(value)
+                        value = result.encode(value)
                     case _:
                         value = await store.aexecute(command)
             except Exception as error:  # noqa: BLE001  # the step's own life decides
@@ -230,14 +231,14 @@ class Operation(_Operation):
         codec: Codec = _JSON,
     ) -> Any:
         """As `AsyncOperation.step`, without awaiting."""
-        life = self._step(name, on_unknown)
+        life, result = self._step(name, on_unknown), StepResult(codec, name)
         store = self._driver.runtime.store
         send, value = life.send, None
         while True:
             try:
                 command = send(value)
             except StopIteration as end:
-                return codec.decode(end.value)
+                return result.decode(end.value)
             except OutcomeUnknown as error:
                 self._unknown(error)
             send = life.send
@@ -251,7 +252,7 @@ class Operation(_Operation):
                         failpoint("before_step")
                         value = asked(derived)  # type: ignore[operator]
                         failpoint("after_step")
-                        value = codec.encode(value)
+                        value = result.encode(value)
                     case _:
                         value = store.execute(command)
             except Exception as error:  # noqa: BLE001  # the step's own life decides
