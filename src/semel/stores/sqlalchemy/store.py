@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 try:
     from sqlalchemy.engine import Connection, Engine
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker
+    from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
     from sqlalchemy.orm import sessionmaker
 except ImportError as error:  # pragma: no cover
     raise ImportError(
@@ -43,6 +43,7 @@ from semel.stores.retry import CommandRetry
 from semel.stores.sqlalchemy.connection import SQLAlchemyConnection, paramstyle_of
 from semel.stores.sqlalchemy.engines import CommandEngines
 from semel.stores.sqlalchemy.errors import FAILURES, again, translate
+from semel.stores.sqlalchemy.handed import OperationAsyncConnection, OperationConnection
 from semel.stores.sqlalchemy.setup import (
     check_engine,
     check_server,
@@ -262,12 +263,12 @@ class SQLAlchemyStore:
         if isinstance(self._engine, AsyncEngine):
             raise StoreSetupError(NEEDS_SYNC)
         try:
-            connection = self._engine.connect()
+            connection = OperationConnection(self._engine)
             try:
                 self._begin(connection)
             except BaseException:
                 connection.invalidate()
-                connection.close()
+                connection.end()
                 raise
         except FAILURES as error:
             raise translate(error, committing=False) from error
@@ -278,12 +279,12 @@ class SQLAlchemyStore:
         if isinstance(self._engine, Engine):
             raise StoreSetupError(NEEDS_ASYNC)
         try:
-            connection: AsyncConnection = await self._engine.connect()
+            connection = await OperationAsyncConnection.of(self._engine)
             try:
                 await connection.run_sync(self._begin)
             except BaseException:
                 await connection.invalidate()
-                await connection.close()
+                await connection.end()
                 raise
         except FAILURES as error:
             raise translate(error, committing=False) from error
