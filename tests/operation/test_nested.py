@@ -30,6 +30,7 @@ def other(store: Any) -> Any:
 
 def inner_async(store: Any, guarantee: Any) -> Any:
     keys = Idempotency(store, sweep_every=None)
+    keys.start()
 
     @idempotent(keys, key="k", guarantee=guarantee)
     async def inner(k: str) -> str:

@@ -125,10 +125,10 @@ def test_what_they_raise_is_logged_and_changes_nothing(
         op.on_commit(lambda: told.append(1))
         return 201
 
-    with caplog.at_level(logging.ERROR, "semel"):
-        with serving(database, kind, handler(kind, work, database.write)) as service:
-            assert service.post() == (201, "run 1", False)
-            assert service.post() == (201, "run 1", True)
+    caplog.set_level(logging.ERROR, "semel")
+    with serving(database, kind, handler(kind, work, database.write)) as service:
+        assert service.post() == (201, "run 1", False)
+        assert service.post() == (201, "run 1", True)
     assert told == [1]
     assert "on_commit" in caplog.text
     assert database.rows() == 1
@@ -176,9 +176,9 @@ def test_they_are_not_called_where_nothing_is_committed(
         op.on_commit(lambda: told.append(1))
         return ends(op)
 
-    with serving(database, kind, handler(kind, work, database.write)) as service:
-        with contextlib.suppress(ValueError):
-            service.post()
+    handle = handler(kind, work, database.write)
+    with serving(database, kind, handle) as service, contextlib.suppress(ValueError):
+        service.post()
     assert not told
     assert database.rows() == 0
 

@@ -132,6 +132,8 @@ def test_whoever_asks_late_is_told_and_the_pool_stays_whole(
             errors.append(error)
 
     async def handle(op: Any) -> int:
+        if guarantee == "atomic":  # which has to be asked for
+            await op.connection()
         tasks.append(asyncio.create_task(write(op, 0)))
         tasks.append(asyncio.create_task(write(op, 0.3)))
         await asyncio.sleep(0)

@@ -26,6 +26,7 @@ from semel.stores.sqlalchemy.handed import (
     OperationAsyncConnection,
     OperationConnection,
 )
+from semel.stores.sqlalchemy.provisioning import take_turns
 
 log = logging.getLogger("semel")
 
@@ -232,7 +233,7 @@ class AsyncSQLAlchemyTransaction:
         """The one session of the transaction; its `commit` and `rollback` are savepoints."""
         connection = _had(self._connection)
         if self._session is None:
-            self._session = self._sessions(bind=connection, **_JOINED)
+            self._session = take_turns(self._sessions(bind=connection, **_JOINED))
         return self._session
 
     @property
