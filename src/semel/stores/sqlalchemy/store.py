@@ -108,6 +108,7 @@ class SQLAlchemyStore:
         self._commands = PortableCommands(DIALECTS[dialect.name], paramstyle_of(dialect), clock)
         self._steps: SQLiteSteps | None = None
         """SQLite has one writer: there the steps live in a file beside the database."""
+        self._file: Path | None = None
         self._started = False
         self._ending: set[asyncio.Task[None]] = set()
         self._engines = CommandEngines(self._sync_engine)
@@ -120,6 +121,11 @@ class SQLAlchemyStore:
         if self._steps is not None:
             self._steps = self._steps.anew()
         self._engines = CommandEngines(self._sync_engine)
+
+    @property
+    def file(self) -> Path | None:
+        """SQLite's file, once it is known (at the start); other databases have many writers."""
+        return self._file
 
     def now(self) -> float:
         """Return the database's clock."""
@@ -165,6 +171,7 @@ class SQLAlchemyStore:
                 f"{self._engine.url!r} is in memory, where each connection is a database of its"
                 " own and nothing outlives the process: give a file, or memory:// for tests"
             )
+        self._file = Path(path).resolve()
         return SQLiteSteps(Path(path), "full", self._timeout, self._clock or time.time)
 
     def stop(self) -> None:

@@ -158,6 +158,10 @@ class SQLiteTransaction:
         if self._turn.had:
             self._use.end(lambda: self._writer.abandon_turn(self._turn))
 
+    async def arollback(self) -> None:
+        """As `rollback`."""
+        self.rollback()
+
 
 def resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: object) -> None:
     """Set a future's result from any thread, unless it was cancelled."""
