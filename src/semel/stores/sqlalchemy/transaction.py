@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from semel.core.commands import Complete
 from semel.failpoints import failpoint
 from semel.stores.base import StoreSetupError
-from semel.stores.effects import Effect
+from semel.stores.effects import SessionEffect
 from semel.stores.sqlalchemy.connection import begin_immediate, put_back
 from semel.stores.sqlalchemy.errors import translate
 from semel.stores.sqlalchemy.handed import (
@@ -91,7 +91,7 @@ class _Work:
         if session is not None:
             session.commit()  # releases its savepoint
         connection.over = True
-        if root is None or not root.is_active or connection.effect is Effect.TRANSACTION:
+        if root is None or not root.is_active or connection.effect is SessionEffect.TRANSACTION:
             raise exc.InvalidRequestError(ENDED)
         connection.own = True
         if not _aborts(connection):
