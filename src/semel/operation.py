@@ -315,6 +315,11 @@ def note_raised(error: BaseException) -> None:
         driver.raised = True
 
 
+unkeyed: ContextVar[list[NoOperation] | None] = ContextVar("semel_unkeyed", default=None)
+"""Set by the adapters while a request without a key runs: what its handler is told by us, which a
+framework may have made a response of before the adapter sees it."""
+
+
 class NoOperation(RuntimeError):
     """There is no operation here: the request carries no key, or its route is not covered."""
 
@@ -326,7 +331,7 @@ def current_async_operation() -> AsyncOperation:
     """
     driver = current.get()
     if not isinstance(driver, AsyncDriver):
-        raise NoOperation(_NONE if driver is None else "a plain handler uses current_operation()")
+        raise _no_operation(_NONE if driver is None else "a plain handler uses current_operation()")
     return AsyncOperation(driver)
 
 
@@ -337,8 +342,15 @@ def current_operation() -> Operation:
     """
     driver = current.get()
     if driver is None:
-        raise NoOperation(_NONE)
+        raise _no_operation(_NONE)
     return Operation(driver)
+
+
+def _no_operation(reason: str) -> NoOperation:
+    error, told = NoOperation(reason), unkeyed.get()
+    if told is not None:
+        told.append(error)
+    return error
 
 
 _NONE = (
