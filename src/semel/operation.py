@@ -8,9 +8,10 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
-from semel.codecs import Codec, JSONCodec
+from semel.codecs import Codec, JSONCodec, StepResult
 from semel.core import keys, steps
 from semel.core.commands import Answer
 from semel.core.engine import Deliver, Outcome, Refuse
@@ -175,6 +176,7 @@ class AsyncOperation(_Operation):
         `name` is the step's own in this operation, and stays the same through deployments. `call`
         is given the derived key, the same in every attempt, to hand to the far side; what it
         returns (or its awaitable gives) is recorded by `codec` (default: JSON) before this returns.
+        What has no stored form is recorded as done: a rerun raises `StepResultNotKept`.
 
         `on_unknown` says what to do where an attempt was cut off between the call and its record:
         `"rerun"` (default) calls again under the same derived key, for far sides that honour it;
@@ -188,10 +190,10 @@ class AsyncOperation(_Operation):
         this attempt (a step that failed may be taken again). Source of the rule: Temporal's and
         DBOS's steps, at least once and recorded once; derived keys make that once.
         """
+        result = StepResult(codec, name)
         with self._step(name, on_unknown) as step:
-            return codec.decode(
-                await stepping.atake(self._driver.runtime.store, step, call, codec.encode)
-            )
+            store = self._driver.runtime.store
+            return result.decode(await stepping.atake(store, step, call, result.encode))
 
     def on_commit(self, call: Callable[[], Any]) -> None:
         """Have `call` called once the record, and what was written with it, are committed.
@@ -250,8 +252,10 @@ class Operation(_Operation):
         codec: Codec = _JSON,
     ) -> Any:
         """As `AsyncOperation.step`, without awaiting."""
+        result = StepResult(codec, name)
         with self._step(name, on_unknown) as step:
-            return codec.decode(stepping.take(self._driver.runtime.store, step, call, codec.encode))
+            store = self._driver.runtime.store
+            return result.decode(stepping.take(store, step, call, result.encode))
 
     def on_commit(self, call: Callable[[], Any]) -> None:
         """As `AsyncOperation.on_commit`, for a plain function.
