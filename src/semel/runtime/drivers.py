@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -85,6 +85,7 @@ class _Driver(HeldTransaction):
         "_life",
         "_pending",
         "claim",
+        "exits",
         "keep",
         "key",
         "looked_up",
@@ -119,6 +120,8 @@ class _Driver(HeldTransaction):
         """Whether the handler has taken a step."""
         self.names: set[str] = set()
         """The steps that were taken, or are being taken."""
+        self.exits: list[Callable[[], Awaitable[None]]] = []
+        """What the handler's dependencies do at their exit: to be done before the record."""
         self.on_commit: list[Callable[[], Any]] = []
         """To be called once the record and what was written with it are known to be committed."""
         self.keep = policy.seconds.keep_steps
@@ -234,6 +237,11 @@ class AsyncDriver(_Driver):
         if outcome is None:
             self._started(self._pending)
         return outcome
+
+    async def leave(self) -> None:
+        """Do what the handler's dependencies do at their exit. Raises what they raise."""
+        while self.exits:
+            await self.exits.pop()()
 
     async def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""

@@ -178,6 +178,8 @@ class ASGIExchange:
                 await self._forward(start)
                 await self._forward(message)
             return
+        if self._driver.exits:
+            await self._driver.leave()
         body = None
         if fits:
             body = b"".join((*self._chunks, chunk)) if self._chunks else bytes(chunk)
