@@ -7,6 +7,7 @@ import contextlib
 from typing import Any
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -79,12 +80,30 @@ class SQLAlchemyJoinedStore(JoinedStore):
         return self.complete(command)
 
 
+def _held(connection: Connection) -> None:
+    """Refuse to end the test's transaction until `_let_go`; SQLAlchemy's events come too late."""
+
+    def refuse() -> None:
+        raise InvalidRequestError(
+            "the transaction belongs to the operation, and here to the test: use op.session(),"
+            " whose commit() and rollback() are savepoints, or raise to roll it back"
+        )
+
+    vars(connection).update(commit=refuse, rollback=refuse)
+
+
+def _let_go(connection: Connection) -> None:
+    for name in ("commit", "rollback"):
+        vars(connection).pop(name, None)
+
+
 def _savepoint(connection: Connection) -> Any:
     if connection.dialect.name == "sqlite":
         begin_immediate(connection)
     savepoint = connection.begin_nested()
     if connection.dialect.name != "postgresql":
         connection.exec_driver_sql("savepoint semel")
+    _held(connection)
     return savepoint
 
 
@@ -103,6 +122,7 @@ class _Joined(SQLAlchemyTransaction):
 
     def _close(self, connection: Connection) -> None:
         self._store.give_back()
+        _let_go(connection)
         with contextlib.suppress(Exception):
             self._work.roll_back()
         if self._session is not None:
@@ -120,6 +140,10 @@ class _AsyncJoined(AsyncSQLAlchemyTransaction):
     async def _close(self, connection: AsyncConnection) -> None:
         self._store.give_back()
         with contextlib.suppress(Exception):
-            await connection.run_sync(lambda _: self._work.roll_back())
+            await connection.run_sync(self._rolled_back)
         if self._session is not None:
             await self._session.close()
+
+    def _rolled_back(self, connection: Connection) -> None:
+        _let_go(connection)
+        self._work.roll_back()
