@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from semel.core.record import Response
 from semel.core.steps import OnUnknown, OutcomeUnknown
 from semel.failpoints import failpoint
 from semel.runtime.drivers import AsyncDriver, ThreadDriver
+from semel.runtime.lending import standing_in
 from semel.stores.base import StoreSetupError, Transaction
 
 _JSON = JSONCodec()
@@ -217,7 +219,8 @@ class Operation(_Operation):
         self._open()
         driver = self._driver
         if driver.transaction is None:
-            driver.transaction = driver.runtime.store.begin()
+            with standing_in() if isinstance(driver, AsyncDriver) else nullcontext():
+                driver.transaction = driver.runtime.store.begin()
         driver.taken = True
         return driver.transaction
 

@@ -54,14 +54,19 @@ _POINTS: dict[type, tuple[str, str]] = {
 class Runtime:
     """The state that operations of one process share: store, leases held, repeats waiting.
 
-    `outcomes` is told of every outcome.
+    `outcomes` is told of every outcome; `max_waiting_threads` as `Idempotency` takes it.
     """
 
-    def __init__(self, store: Store, outcomes: Outcomes | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        outcomes: Outcomes | None = None,
+        max_waiting_threads: int | None = None,
+    ) -> None:
         self.store = store
         self.outcomes = outcomes if outcomes is not None else Outcomes()
         self.leases = Leases(store)
-        self.waiters = Waiters()
+        self.waiters = Waiters(max_waiting_threads)
 
 
 class _Driver:
@@ -302,7 +307,7 @@ class ThreadDriver(_Driver):
         points = _POINTS.get(kind)
         if points is None:
             if kind is Wait:
-                return self.runtime.waiters.wait_end(command)
+                return self._wait(command)
             if kind is Sleep:
                 return time.sleep(command.seconds)
             return self.runtime.store.execute(command)
@@ -319,3 +324,15 @@ class ThreadDriver(_Driver):
             value = self.runtime.store.execute(command)
         failpoint(after)
         return value
+
+    def _wait(self, command: Wait) -> float | None:
+        return self.runtime.waiters.wait_end(command)
+
+
+class ServerThreadDriver(ThreadDriver):
+    """The same on a thread that a server has for requests: few of them may wait for each other."""
+
+    __slots__ = ()
+
+    def _wait(self, command: Wait) -> float | None:
+        return self.runtime.waiters.wait_on_server_thread(command)

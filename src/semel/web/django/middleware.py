@@ -27,7 +27,7 @@ from semel.core import problems
 from semel.core.commands import StoreError
 from semel.core.engine import Bypass, Refuse
 from semel.operation import current
-from semel.runtime.drivers import AsyncDriver, ThreadDriver
+from semel.runtime.drivers import AsyncDriver, ServerThreadDriver
 from semel.runtime.operations import Driver
 from semel.stores.django.transaction import DjangoTransaction
 from semel.web.django import answers, rules
@@ -95,8 +95,8 @@ class IdempotencyMiddleware:
         exchange = exchange_of(request)
         if exchange is None:
             return None
-        driver = self._admit(ThreadDriver, exchange, view, args, kwargs)
-        if not isinstance(driver, ThreadDriver):
+        driver = self._admit(ServerThreadDriver, exchange, view, args, kwargs)
+        if not isinstance(driver, ServerThreadDriver):
             return driver
         outcome = driver.begin()
         if outcome is not None:
