@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -38,14 +38,18 @@ Scope = Callable[[RequestView], str]
 class Idempotency:
     """Idempotency for one service.
 
-    - `store`: a URL (`sqlite:///shop.db`, `memory://`) or a `Store`.
+    - `store`: a URL (`sqlite:///shop.db`, `memory://`), a `Store`, or an SQLAlchemy engine. None:
+      it comes later, with `init(store)`, before the first request.
     - `policy`: the rules of every route that has none of its own.
     - `routes`: rules by pattern, `{"POST /charges": Policy(required=True), "/hooks/{name}": None}`;
       None leaves a route alone.
     - `scope`: whose key it is: a function from the request to a name that only the server can know,
       such as the account of the *verified* caller. Without it: the framework's authenticated user,
-      else a hash of the credentials, else `anonymous`. Name it where tokens rotate: a retry under a
-      refreshed token is still the same caller, and the hash of its token would not say so.
+      else a hash of the credentials (`Authorization`, `X-API-Key` and their kin), else `anonymous`.
+      Name it where tokens rotate: a retry under a refreshed token is still the same caller, and the
+      hash of its token would not say so.
+    - `credentials`: further request headers that tell callers apart, beside `Authorization`,
+      `X-API-Key` and their kin: the one in which your proxy names the client certificate, say.
     - `issuer`: signs keys for clients to use, and checks them (`semel.Issuer`). With one, a key
       that claims to be issued is accepted only if it is; see `Policy.required`, `Policy.next_key`.
     - `session_cookie`: the cookie that carries the credentials where `Authorization` does not.
@@ -66,13 +70,14 @@ class Idempotency:
 
     def __init__(
         self,
-        store: str | Store,
+        store: object = None,
         *,
         policy: Policy | None = None,
         routes: Mapping[str, Policy | None] | None = None,
         scope: Scope | None = None,
         issuer: Issuer | None = None,
         session_cookie: str | None = None,
+        credentials: Sequence[str] = (),
         problem_base: str = problems.BASE,
         max_waiting_threads: int | None = None,
         drain: timedelta = timedelta(seconds=10),
@@ -83,26 +88,55 @@ class Idempotency:
             raise ValueError("max_waiting_threads: give a whole number of 0 or more, or None")
         if drain < timedelta():
             raise ValueError("drain: give a timedelta of 0 or more")
-        self.store: Store = open_store(store) if isinstance(store, str) else store
         self.routes = Routes(policy or Policy(), routes or {})
         self.scope = scope
         self.issuer = issuer
         self.session_cookie = session_cookie
+        if isinstance(credentials, str):
+            raise TypeError(f"credentials: give a list of header names, [{credentials!r}]")
+        self.credentials = tuple(name.lower() for name in credentials)
         self.problem_base = problem_base
         self.outcomes = Outcomes()
         """Told of every outcome; `outcomes.observers` may be added to."""
         self.drain = drain
         self._max_waiting_threads = max_waiting_threads
-        self.runtime = Runtime(self.store, self.outcomes, max_waiting_threads)
-        self.operations = Operations(self.runtime)
         self.started = False
         self.complete_every = complete_every
         self._sweep_every = sweep_every
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._sweeper: threading.Thread | None = None
-        self._check()
+        if store is not None:
+            self.init(store)
         call_after_fork(self._forked)
+
+    store: Store
+    runtime: Runtime
+    operations: Operations
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what is missing before `init`."""
+        if name in ("store", "runtime", "operations"):
+            raise StoreSetupError(
+                "this Idempotency has no store yet: give it one, Idempotency(store), or call"
+                " init(store) before the application starts"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def init(self, store: object) -> None:
+        """Give the store, where the object was made before it was known, as in a factory.
+
+        Raises `StoreSetupError` as the constructor does, and while a store is in use.
+        """
+        if self.started:
+            raise StoreSetupError("init: this Idempotency has been started; stop() it first")
+        self.store = open_store(store)
+        self._make_runtime()
+        self._check()
+
+    def _make_runtime(self) -> None:
+        self.runtime = Runtime(self.store, self.outcomes, self._max_waiting_threads)
+        self.operations = Operations(self.runtime)
 
     def _check(self) -> None:
         for pattern, policy in [
@@ -182,8 +216,8 @@ class Idempotency:
 
     def _forked(self) -> None:
         """In a child process the threads are gone: start anew when asked."""
-        self.runtime = Runtime(self.store, self.outcomes, self._max_waiting_threads)
-        self.operations = Operations(self.runtime)
+        if "store" in self.__dict__:
+            self._make_runtime()
         self.started = False
         self._lock = threading.Lock()
         self._stopping = threading.Event()

@@ -288,7 +288,7 @@ def test_the_document_says_where_keys_are_issued_and_where_one_comes_from() -> N
         return
 
     @app.post("/accounts")
-    @idempotency.route(key=lambda request: request.json()["email"])
+    @idempotency.route(shared=True, key=lambda request: request.json()["email"])
     async def sign_up() -> None:
         return
 

@@ -76,6 +76,10 @@ class Policy:
     business has, such as an e-mail address or an order number, `lambda request:
     request.json()["email"]`; None or "" from it means that there is none. `"payload"`: the whole
     request is its own key, for `window`. What it gives never meets a key from a header."""
+    shared: bool = False
+    """Callers that nothing tells apart (scope `anonymous`) are one caller for this route's `key`
+    too, as a sign-up needs it. Otherwise such a request has no key from its content: two strangers
+    who order the same thing are not one operation."""
     window: timedelta | None = None
     """For `key="payload"`: how long the same request is a repeat. Afterwards it is a new one."""
     form_field: str | None = None
@@ -104,9 +108,8 @@ class Policy:
     fingerprint: Literal["raw", "json", "key"] = "raw"
     """`"json"` takes a JSON body by RFC 8785, for clients that serialise anew for each attempt.
     `"key"`, for a `key` function: the same key is the same request, whatever else it says, and gets
-    the first response instead of 422. Callers that nothing tells apart (scope `anonymous`) are one
-    caller: whoever can guess the key gets that response, so let it say nothing that is secret. Keys
-    from a header are compared as `"raw"` does."""
+    the first response instead of 422. With `shared` whoever can guess the key gets that response,
+    so let it say nothing that is secret. Keys from a header are compared as `"raw"` does."""
     max_request_body: int = 64 * MEBIBYTE
     """Largest request body in bytes (413 before any claim). Above 1 MiB it waits in a file."""
     max_response_body: int = 4 * MEBIBYTE
@@ -177,6 +180,8 @@ class Policy:
             raise PolicyError('fingerprint="key": it goes with a `key` function')
         if (self.key == "payload") != (self.window is not None):
             raise PolicyError('window, key="payload": they go together; give both or neither')
+        if self.shared and self.key is None:
+            raise PolicyError("shared: it goes with `key`; a key from a header needs nothing of it")
         if self.window is not None and self.window <= timedelta():
             raise PolicyError(f"window: give a timedelta longer than 0, not {self.window!r}")
         if self.required == "issued" and self.key is not None:

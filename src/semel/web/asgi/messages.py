@@ -12,6 +12,7 @@ from semel.core.problems import Problem
 from semel.web.asgi.timeouts import timeout_if_suspended
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import Body, Intake, RequestLine
+from semel.web.http.callers import Credentials
 
 Message = MutableMapping[str, Any]
 ASGIScope = MutableMapping[str, Any]
@@ -26,18 +27,22 @@ _WANTED = frozenset(
         b"content-type",
         b"content-encoding",
         b"content-length",
-        b"authorization",
         b"cookie",
     }
 )
 
 
-def wanted(scope: ASGIScope) -> tuple[list[bytes], dict[bytes, bytes]]:
-    """Return the values of the key's header, and the other headers that are looked at."""
+def looked_at(credentials: Iterable[bytes]) -> frozenset[bytes]:
+    """Return the names of the headers that `wanted` finds, with these among them."""
+    return _WANTED.union(credentials)
+
+
+def wanted(scope: ASGIScope, names: frozenset[bytes]) -> tuple[list[bytes], dict[bytes, bytes]]:
+    """Return the values of the key's header, and the other headers of these names."""
     found: dict[bytes, bytes] = {}
     fields: list[bytes] = []
     for name, value in scope["headers"]:
-        if name in _WANTED:
+        if name in names:
             if name == b"idempotency-key":
                 fields.append(value)
             elif name in found:  # doubled: HTTP/2 may split cookies, RFC 9113 section 8.2.3
@@ -51,8 +56,6 @@ class ASGIView:
     """An ASGI request, as a `scope` or `key` function and the way in see it."""
 
     __slots__ = ("_found", "line", "method", "native", "path")
-
-    session_cookie: str | None = None
 
     def __init__(self, scope: ASGIScope, found: dict[bytes, bytes]) -> None:
         self.method: str = scope["method"]
@@ -72,11 +75,14 @@ class ASGIView:
         values = [value for field, value in self.native["headers"] if field == wanted]
         return b", ".join(values).decode("latin-1") if values else None
 
-    def authorization(self) -> bytes:
-        return self._found.get(b"authorization", b"")
+    def credentials(self, names: Iterable[bytes]) -> Credentials:
+        found = self._found
+        return tuple((name, found[name]) for name in names if name in found)
 
-    def cookie(self, name: str) -> bytes:
-        wanted = name.encode()
+    def session(self, cookie: str | None) -> bytes:
+        if cookie is None:
+            return b""
+        wanted = cookie.encode()
         for part in self._found.get(b"cookie", b"").split(b";"):
             found, _, value = part.strip().partition(b"=")
             if found == wanted:

@@ -30,6 +30,7 @@ from semel.web.asgi.messages import (
     Receive,
     Send,
     Unread,
+    looked_at,
     read_body,
     route_path,
     send_outcome,
@@ -42,7 +43,7 @@ from semel.web.asgi.replays import CachedResponse, Replays
 from semel.web.http import admission, issue, key_source
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import Body
-from semel.web.http.callers import Caller, caller_of, scope_name
+from semel.web.http.callers import Caller, caller_of, credential_headers, scope_name
 
 log = logging.getLogger("semel")
 
@@ -63,6 +64,8 @@ class ASGIMiddleware:
         self._replays = Replays()
         self._completing = Completing(app, idempotency, self._detached)
         self.problem_base = idempotency.problem_base
+        self._credentials = credential_headers(idempotency.credentials)
+        self._wanted = looked_at(self._credentials)
         self._keys_path = idempotency.issuer.path if idempotency.issuer is not None else None
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -90,13 +93,13 @@ class ASGIMiddleware:
         if not idempotency.started and (problem := admission.unready(idempotency)) is not None:
             await self._refuse_unread(problem, policy, receive, send)
             return
-        fields, found = wanted(scope)
+        fields, found = wanted(scope, self._wanted)
         keyed = bool(fields) or key_source.may_be_in_content(policy)
         if not keyed and not policy.next_key:
             await self._without_key(policy, scope, receive, send)
             return
         request = ASGIView(scope, found)
-        caller = caller_of(request, idempotency.scope, idempotency.session_cookie)
+        caller = self._caller(request)
         if policy.next_key:
             send = self._handing_out(caller, send)
         if not keyed:
@@ -173,11 +176,15 @@ class ASGIMiddleware:
                 return None
         return admitted
 
+    def _caller(self, request: ASGIView) -> Caller:
+        own = self._idempotency
+        return caller_of(request, own.scope, own.session_cookie, self._credentials)
+
     # --- issued keys -------------------------------------------------------------------------
 
     async def _issue(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         idempotency = self._idempotency
-        _, found = wanted(scope)
+        _, found = wanted(scope, self._wanted)
         request = ASGIView(scope, found)
         body = bytearray()
         policy = dataclasses.replace(idempotency.routes.default, max_request_body=issue.LARGEST)
@@ -185,7 +192,7 @@ class ASGIMiddleware:
         if isinstance(refusal, Problem):
             await send_problem(refusal, self.problem_base, send, scope)
         elif refusal is None:
-            owner = scope_name(caller_of(request, idempotency.scope, idempotency.session_cookie))
+            owner = scope_name(self._caller(request))
             answer = issue.issue(idempotency, owner, scope["method"], bytes(body))
             told = answer.body or b""
             headers = with_length(answer.headers, answer.status, told)

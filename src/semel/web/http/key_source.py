@@ -7,6 +7,7 @@ no spaces in it.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from semel.idempotency import Idempotency
 from semel.issuer import GRACE
 from semel.web.http import forms
 from semel.web.http.body import IN_MEMORY, Body
+from semel.web.http.callers import ANONYMOUS
 
 log = logging.getLogger("semel")
 
@@ -113,6 +115,9 @@ def resolve_key(
     key = parse_key(fields)
     if key is not None:
         return _by_client(idempotency, policy, key, scope, view)
+    if policy.key is not None and scope == ANONYMOUS and not policy.shared:
+        _warn_of_strangers(f"{view.method} {view.path}")
+        return None
     if policy.key == "payload":
         rules = policy.without_header
         return ResolvedKey(f"payload {body.fingerprint(rules.algorithm).hex()}", rules)
@@ -130,6 +135,17 @@ def resolve_key(
     if not isinstance(natural, str):
         raise TypeError(f"key= has to return a string or None, not {natural!r}")
     return ResolvedKey(f"{view.method} {view.path} {natural}", policy.without_header)
+
+
+@functools.lru_cache(maxsize=256)
+def _warn_of_strangers(route: str) -> None:
+    """Say once of a path that a key from content was not used."""
+    log.warning(
+        "%s: its key comes from the request's content, and nothing tells its callers apart: it runs"
+        " without a key. Name the caller (caller= or scope=), or say Policy(shared=True) where all"
+        " are one caller",
+        route,
+    )
 
 
 def _by_client(

@@ -10,6 +10,7 @@ from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import CHUNK, Body, Input, Intake, RequestLine
+from semel.web.http.callers import Credentials
 
 Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
@@ -37,8 +38,6 @@ _REASONS = {
 class WSGIView:
     """A WSGI request, as a `scope` or `key` function and the way in see it."""
 
-    session_cookie: str | None = None
-
     def __init__(self, environ: Environ) -> None:
         path = full_path(environ).encode("latin-1")
         self.native = environ
@@ -59,14 +58,20 @@ class WSGIView:
         value: str | None = self.native.get(wanted)
         return value
 
-    def authorization(self) -> bytes:
-        value: str = self.native.get("HTTP_AUTHORIZATION", "")
-        return value.encode("latin-1")
+    def credentials(self, names: Iterable[bytes]) -> Credentials:
+        found = []
+        for name in names:
+            value = self.native.get("HTTP_" + name.decode("latin-1").upper().replace("-", "_"))
+            if value:
+                found.append((name, value.encode("latin-1")))
+        return tuple(found)
 
-    def cookie(self, name: str) -> bytes:
+    def session(self, cookie: str | None) -> bytes:
+        if cookie is None:
+            return b""
         for part in self.native.get("HTTP_COOKIE", "").split(";"):
             found, _, value = part.strip().partition("=")
-            if found == name:
+            if found == cookie:
                 return bytes(value.encode("latin-1"))
         return b""
 

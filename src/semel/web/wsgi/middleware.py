@@ -21,7 +21,7 @@ from semel.runtime.drivers import ServerThreadDriver
 from semel.runtime.operations import Known
 from semel.web.http import admission, issue, key_source
 from semel.web.http.body import Body
-from semel.web.http.callers import Caller, caller_of, scope_name
+from semel.web.http.callers import Caller, caller_of, credential_headers, scope_name
 from semel.web.wsgi.completing import ThreadCompleting
 from semel.web.wsgi.exchange import WSGIExchange
 from semel.web.wsgi.messages import (
@@ -49,6 +49,7 @@ class WSGIMiddleware:
         self._idempotency = idempotency
         self._completing = ThreadCompleting(app, idempotency)
         self.problem_base = idempotency.problem_base
+        self._credentials = credential_headers(idempotency.credentials)
         self._keys_path = idempotency.issuer.path if idempotency.issuer is not None else None
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -77,7 +78,7 @@ class WSGIMiddleware:
         request = WSGIView(environ)
         caller = None
         if policy.next_key:
-            caller = caller_of(request, idempotency.scope, idempotency.session_cookie)
+            caller = self._caller(request)
             start_response = self._handing_out(caller, start_response)
         if not keyed:
             return self._without_key(policy, environ, start_response)
@@ -107,7 +108,7 @@ class WSGIMiddleware:
             idempotency.operations.refuse(refusal)
             return send_problem(refusal, base, start_response)
         if caller is None:
-            caller = caller_of(request, idempotency.scope, idempotency.session_cookie)
+            caller = self._caller(request)
         owner = scope_name(caller)
         admitted = admission.admit(
             idempotency,
@@ -143,6 +144,10 @@ class WSGIMiddleware:
         """
         return self._completing.complete_abandoned(idle)
 
+    def _caller(self, request: WSGIView) -> Caller:
+        own = self._idempotency
+        return caller_of(request, own.scope, own.session_cookie, self._credentials)
+
     # --- issued keys -------------------------------------------------------------------------
 
     def _issue(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -153,7 +158,7 @@ class WSGIMiddleware:
         if refusal is not None:
             return send_problem(refusal, self.problem_base, start_response)
         request = WSGIView(environ)
-        owner = scope_name(caller_of(request, idempotency.scope, idempotency.session_cookie))
+        owner = scope_name(self._caller(request))
         answer = issue.issue(idempotency, owner, request.method, bytes(body))
         return send_whole(answer.status, answer.headers, answer.body or b"", start_response)
 
