@@ -10,7 +10,11 @@ import re
 import signal
 import sys
 import threading
+import time
 from typing import Any
+
+STREAMS_END = 1.0
+"""Seconds that a shutdown leaves to streams whose clients have left: they may be endless."""
 
 _DIGITS = re.compile(r"\d+")
 
@@ -40,6 +44,21 @@ def is_stopping() -> bool:
     """Say whether the server is known to be shutting down: gunicorn's workers can be asked."""
     worker = _gunicorn_worker()
     return worker is not None and not worker.alive
+
+
+class Shutdown:
+    """A look-out for the server's shutdown, by one who goes on with a stream that nobody reads."""
+
+    def __init__(self) -> None:
+        self._seen: float | None = None
+
+    def is_due(self) -> bool:
+        """Say whether the time that a shutdown leaves to such a stream is over."""
+        if self._seen is None:
+            if is_stopping():
+                self._seen = time.monotonic()
+            return False
+        return time.monotonic() - self._seen >= STREAMS_END
 
 
 def _gunicorn_worker() -> Any:

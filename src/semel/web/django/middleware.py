@@ -117,7 +117,7 @@ class IdempotencyMiddleware:
         if exchange.over:
             return response
         if response.streaming and exchange.passes:
-            response.streaming_content = PassingStream(exchange, response)
+            PassingStream(exchange, response).take_over()
             return response
         body, chunks = consume(exchange, response)
         outcome = exchange.driver.finish(exchange.answer(response, body))
@@ -144,6 +144,8 @@ class IdempotencyMiddleware:
             if not task.done():
                 self._detached.add(task)
                 task.add_done_callback(self._forget)
+                if exchange.cancels and exchange.driver is not None:
+                    task.cancel()
             raise
 
     async def _operate(self, exchange: DjangoExchange) -> Any:
@@ -151,9 +153,11 @@ class IdempotencyMiddleware:
             try:
                 response = await self.get_response(exchange.request)
                 return exchange.handing_out(await self._aanswered(exchange, response))
-            except BaseException:
+            except BaseException as error:
                 if not exchange.over:
-                    await exchange.driver.finish(exchange.failed())
+                    ended = isinstance(error, asyncio.CancelledError)
+                    came = exchange.cut_off() if ended else exchange.failed()
+                    await exchange.driver.finish(came)
                 raise
             finally:
                 exchange.close()
