@@ -61,9 +61,6 @@ from semel.web.http.callers import (
 
 log = logging.getLogger("semel")
 
-DRAIN_TIMEOUT = 30.0
-"""Seconds that a shutdown waits for operations whose clients have gone."""
-
 
 class ASGIMiddleware:
     """Gives an ASGI application idempotency keys.
@@ -201,7 +198,7 @@ class ASGIMiddleware:
             if task is None:  # else the body is the operation's
                 body.close()
         if task is not None:
-            await self._detached.outlive(done, task)
+            await self._detached.outlive(done, task, exchange)
 
     async def _read(
         self,
@@ -374,7 +371,7 @@ class ASGIMiddleware:
         async def stopped(message: Message) -> None:
             if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
                 self._completing.stop()
-                await self._detached.wait(DRAIN_TIMEOUT)
+                await self._detached.drain(self._idempotency.drain.total_seconds())
                 await asyncio.to_thread(self._idempotency.stop)
             await send(message)
 
