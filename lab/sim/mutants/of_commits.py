@@ -9,7 +9,7 @@ from lab.sim.mutants.planting import Mutant, in_the_table, patched
 from lab.sim.servers import Service
 from lab.sim.store_model import StoreModel
 from semel.core import commands as c
-from semel.core import engine, problems
+from semel.core import ending, engine, problems
 from semel.core.keys import hash_key
 from semel.core.policy import Policy
 from semel.core.record import State
@@ -124,12 +124,12 @@ COMMIT_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "read-back-too-soon",
         "a late commit is reported undone",
-        patched(engine, "_read_back", _reads_back_too_soon),
+        patched(ending, "_read_back", _reads_back_too_soon),
     ),
     Mutant(
         "read-back-too-soon-opened",
         "the same where the transaction is the claim",
-        patched(engine, "_read_back_opened", _reads_back_too_soon),
+        patched(ending, "_read_back_opened", _reads_back_too_soon),
     ),
     Mutant(
         "expiry-not-asked-again",

@@ -201,14 +201,15 @@ class LoopSessions:
         except psycopg.Error as error:
             raise translate(error, sent=False) from error
 
-    def give_back(self, connection: AsyncPostgreSQLConnection) -> None:
+    def give_back(self, connection: AsyncPostgreSQLConnection) -> asyncio.Task[None] | None:
         """Take a transaction's connection back; what is open on it is rolled back meanwhile."""
         if connection.closed or is_clean(connection):
             self._transactions.put(connection)
-            return
+            return None
         task = self._loop.create_task(self._finish(connection))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+        return task
 
     async def _finish(self, connection: AsyncPostgreSQLConnection) -> None:
         try:

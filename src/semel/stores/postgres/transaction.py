@@ -32,7 +32,8 @@ from semel.stores.postgres.messages import (
     pack_double,
 )
 
-GiveBack = Callable[[Any], None]
+GiveBack = Callable[[Any], "asyncio.Task[None] | None"]
+"""Takes a connection back; returns the task that rolls it back meanwhile, if there is one."""
 
 
 def begin_message(
@@ -170,10 +171,20 @@ class PostgreSQLTransaction:
 
     def rollback(self) -> None:
         """Undo what is not committed, and give the connection back."""
+        self._end()
+
+    async def arollback(self) -> None:
+        """As `rollback`, and wait until it is done."""
+        ending = self._end()
+        if ending is not None:
+            await asyncio.shield(ending)
+
+    def _end(self) -> asyncio.Task[None] | None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.limit = COMMIT_LIMIT
-            self._give_back(connection)
+        if connection is None:
+            return None
+        connection.limit = COMMIT_LIMIT
+        return self._give_back(connection)
 
     def _discard(self) -> None:
         """Close the connection: it is not known what it is in the middle of."""

@@ -105,6 +105,10 @@ class SQLiteTransaction:
             self._close_cursors()
             self._writer.abandon_turn(self._turn)
 
+    async def arollback(self) -> None:
+        """As `rollback`."""
+        self.rollback()
+
 
 def resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: object) -> None:
     """Set a future's result from any thread, unless it was cancelled."""
