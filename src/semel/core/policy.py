@@ -77,9 +77,10 @@ class Policy:
     request.json()["email"]`; None or "" from it means that there is none. `"payload"`: the whole
     request is its own key, for `window`. What it gives never meets a key from a header."""
     shared: bool = False
-    """Callers that nothing tells apart (scope `anonymous`) are one caller for this route's `key`
-    too, as a sign-up needs it. Otherwise such a request has no key from its content: two strangers
-    who order the same thing are not one operation."""
+    """The route is public, as a sign-up or a webhook is: the adapter's `caller=` is not asked, and
+    callers that nothing tells apart (scope `anonymous`) are one caller for its `key` too. Otherwise
+    a request of theirs has no key from its content: two strangers who order the same thing are not
+    one operation."""
     window: timedelta | None = None
     """For `key="payload"`: how long the same request is a repeat. Afterwards it is a new one."""
     form_field: str | None = None
@@ -180,8 +181,6 @@ class Policy:
             raise PolicyError('fingerprint="key": it goes with a `key` function')
         if (self.key == "payload") != (self.window is not None):
             raise PolicyError('window, key="payload": they go together; give both or neither')
-        if self.shared and self.key is None:
-            raise PolicyError("shared: it goes with `key`; a key from a header needs nothing of it")
         if self.window is not None and self.window <= timedelta():
             raise PolicyError(f"window: give a timedelta longer than 0, not {self.window!r}")
         if self.required == "issued" and self.key is not None:

@@ -12,7 +12,7 @@ from semel.core.problems import Problem
 from semel.web.asgi.timeouts import timeout_if_suspended
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import Body, Intake, RequestLine
-from semel.web.http.callers import Credentials
+from semel.web.http.callers import Caller, Credentials
 
 Message = MutableMapping[str, Any]
 ASGIScope = MutableMapping[str, Any]
@@ -20,6 +20,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
 
+Ask = Callable[[ASGIScope, Receive], Awaitable[Caller | ASGIApp]]
+"""Finds out who has sent a request: the name of its scope (`callers.named_caller`), or an ASGI
+application that sends the refusal. It may read the body: the application gets it all the same."""
 
 _WANTED = frozenset(
     {

@@ -26,6 +26,7 @@ from semel.web.asgi.messages import (
     ASGIApp,
     ASGIScope,
     ASGIView,
+    Ask,
     Message,
     Receive,
     Send,
@@ -43,7 +44,13 @@ from semel.web.asgi.replays import CachedResponse, Replays
 from semel.web.http import admission, issue, key_source
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import Body
-from semel.web.http.callers import Caller, caller_of, credential_headers, scope_name
+from semel.web.http.callers import (
+    Caller,
+    caller_of,
+    credential_headers,
+    one_way_to_ask,
+    scope_name,
+)
 
 log = logging.getLogger("semel")
 
@@ -55,11 +62,21 @@ class ASGIMiddleware:
     """Gives an ASGI application idempotency keys.
 
     `app.add_middleware(ASGIMiddleware, idempotency=idempotency)`, or `ASGIMiddleware(app, …)`.
+
+    `caller`, for adapters: finds out who has sent a request, once its body is read and before its
+    key is looked at, so that who is refused gets neither a claim nor a replay. Not asked on routes
+    with `Policy(shared=True)`, which are public.
+
+    Raises `PolicyError` where `Idempotency(scope=…)` names the caller already.
     """
 
-    def __init__(self, app: ASGIApp, idempotency: Idempotency) -> None:
+    def __init__(
+        self, app: ASGIApp, idempotency: Idempotency, *, caller: Ask | None = None
+    ) -> None:
+        one_way_to_ask(idempotency, caller)
         self.app = app
         self._idempotency = idempotency
+        self._ask = caller
         self._detached = Detached()
         self._replays = Replays()
         self._completing = Completing(app, idempotency, self._detached)
@@ -99,17 +116,24 @@ class ASGIMiddleware:
             await self._without_key(policy, scope, receive, send)
             return
         request = ASGIView(scope, found)
-        caller = self._caller(request)
-        if policy.next_key:
-            send = self._handing_out(caller, send)
-        if not keyed:
-            await self._without_key(policy, scope, receive, send)
-            return
+        caller = self._known(request) if self._ask is None or policy.shared else None
+        if caller is not None:
+            send = self._handing_out(policy, caller, send)
+            if not keyed:
+                await self._without_key(policy, scope, receive, send)
+                return
         body = Body(policy.algorithm, request.line)
-        length = found.get(b"content-length", b"")
         task = None
         try:
-            driver = await self._admit(policy, fields, request, caller, body, length, receive, send)
+            length = found.get(b"content-length", b"")
+            if not await self._read(policy, scope, receive, send, body, length):
+                return
+            if caller is None:
+                caller = await self._asked(scope, receive, send, body)
+                if caller is None:
+                    return
+                send = self._handing_out(policy, caller, send)
+            driver = await self._admit(policy, fields, request, caller, body, receive, send)
             if driver is not None:
                 base = self.problem_base
                 exchange = ASGIExchange(self.app, base, driver, scope, receive, send, body)
@@ -120,6 +144,33 @@ class ASGIMiddleware:
         if task is not None:
             await self._detached.outlive(done, task)
 
+    async def _read(
+        self,
+        policy: Policy,
+        scope: ASGIScope,
+        receive: Receive,
+        send: Send,
+        body: Body,
+        length: bytes,
+    ) -> bool:
+        """Read the body. False: it cannot be had, and the client knows."""
+        refusal = await read_body(policy, receive, body.write, length)
+        if isinstance(refusal, Problem):
+            self._idempotency.operations.refuse(refusal)
+            await send_problem(refusal, self.problem_base, send, scope)
+        return refusal is None
+
+    async def _asked(
+        self, scope: ASGIScope, receive: Receive, send: Send, body: Body
+    ) -> Caller | None:
+        """Ask who has sent a request whose body has been read. None: refused, the client knows."""
+        assert self._ask is not None
+        caller = await self._ask(scope, Unread(body, receive))
+        if isinstance(caller, (str, tuple)):
+            return caller
+        await caller(scope, Unread(body, receive), send)
+        return None
+
     async def _admit(
         self,
         policy: Policy,
@@ -127,18 +178,11 @@ class ASGIMiddleware:
         request: ASGIView,
         caller: Caller,
         body: Body,
-        length: bytes,
         receive: Receive,
         send: Send,
     ) -> AsyncDriver | None:
-        """Read the body, and find out what the key says. None: the request has had its response."""
+        """Find out what the key says. None: the request has had its response."""
         idempotency, scope = self._idempotency, request.native
-        refusal = await read_body(policy, receive, body.write, length)
-        if refusal is not None:
-            if isinstance(refusal, Problem):
-                idempotency.operations.refuse(refusal)
-                await send_problem(refusal, self.problem_base, send, scope)
-            return None
         asked: Hashable = None  # known again byte by byte, where nothing but these bytes names it
         if fields and idempotency.store.lookup_first and (small := body.small()) is not None:
             asked = (*fields, caller, request.line, small)
@@ -176,7 +220,7 @@ class ASGIMiddleware:
                 return None
         return admitted
 
-    def _caller(self, request: ASGIView) -> Caller:
+    def _known(self, request: ASGIView) -> Caller:
         own = self._idempotency
         return caller_of(request, own.scope, own.session_cookie, self._credentials)
 
@@ -186,20 +230,29 @@ class ASGIMiddleware:
         idempotency = self._idempotency
         _, found = wanted(scope, self._wanted)
         request = ASGIView(scope, found)
-        body = bytearray()
         policy = dataclasses.replace(idempotency.routes.default, max_request_body=issue.LARGEST)
-        refusal = await read_body(policy, receive, body.extend, found.get(b"content-length", b""))
+        body = Body(policy.algorithm, request.line)
+        refusal = await read_body(policy, receive, body.write, found.get(b"content-length", b""))
         if isinstance(refusal, Problem):
             await send_problem(refusal, self.problem_base, send, scope)
-        elif refusal is None:
-            owner = scope_name(self._caller(request))
-            answer = issue.issue(idempotency, owner, scope["method"], bytes(body))
+        if refusal is not None:
+            return
+        caller: Caller | None
+        if self._ask is None:
+            caller = self._known(request)
+        else:
+            caller = await self._asked(scope, receive, send, body)
+        if caller is not None:
+            wanting = b"".join(body.chunks())
+            answer = issue.issue(idempotency, scope_name(caller), scope["method"], wanting)
             told = answer.body or b""
             headers = with_length(answer.headers, answer.status, told)
             await send_whole(answer.status, headers, told, send)
 
-    def _handing_out(self, caller: Caller, send: Send) -> Send:
-        """Send responses with a fresh key for the caller's next operation."""
+    def _handing_out(self, policy: Policy, caller: Caller, send: Send) -> Send:
+        """Send responses with a fresh key for the caller's next operation, where asked to."""
+        if not policy.next_key:
+            return send
         issuer = self._idempotency.issuer
         assert issuer is not None
         owner = scope_name(caller)

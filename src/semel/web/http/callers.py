@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 from uuid import UUID
 
-from semel.core.policy import RequestView
-from semel.idempotency import Scope
+from semel.core.policy import PolicyError, RequestView
+from semel.idempotency import Idempotency, Scope
 
 ANONYMOUS: Final = "anonymous"
 """The scope of requests that nothing tells apart."""
@@ -51,6 +51,14 @@ class CallerView(RequestView, Protocol):
 
         `cookie` is the one that the service has named; None: the framework's own, if it has one.
         """
+
+
+def one_way_to_ask(idempotency: Idempotency, caller: object) -> None:
+    """Raise `PolicyError` where both `caller=` and `Idempotency(scope=…)` name the caller."""
+    if caller is not None and idempotency.scope is not None:
+        raise PolicyError(
+            "caller=: Idempotency(scope=…) names the caller already; give one of the two"
+        )
 
 
 @functools.lru_cache(maxsize=64)

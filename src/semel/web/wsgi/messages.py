@@ -10,12 +10,16 @@ from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import CHUNK, Body, Input, Intake, RequestLine
-from semel.web.http.callers import Credentials
+from semel.web.http.callers import Caller, Credentials
 
 Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
 StartResponse = Callable[..., Callable[[bytes], object]]
 WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+Ask = Callable[[Environ], Caller | WSGIApp]
+"""Finds out who has sent a request: the name of its scope (`callers.named_caller`), or a WSGI
+application that sends the refusal. It may read the body: the application gets it all the same."""
 
 _REASONS = {
     200: "OK",
