@@ -16,7 +16,7 @@ from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.remembered import RememberedRequest
 from semel.idempotency import Idempotency
-from semel.operation import NoOperation
+from semel.operation import NoOperation, asked_in_vain
 from semel.runtime.drivers import ThreadDriver
 from semel.runtime.operations import Known
 from semel.web.http import admission, issue, key_source
@@ -34,6 +34,7 @@ from semel.web.wsgi.messages import (
     Ask,
     Environ,
     Headers,
+    HeldStart,
     StartResponse,
     WSGIApp,
     WSGIView,
@@ -63,7 +64,7 @@ class WSGIMiddleware:
         self.app = app
         self._idempotency = idempotency
         self._ask = caller
-        self._completing = ThreadCompleting(app, idempotency)
+        self._completing = ThreadCompleting(self._exchange, idempotency)
         self.problem_base = idempotency.problem_base
         self._credentials = credential_headers(idempotency.credentials)
         self._keys_path = idempotency.issuer.path if idempotency.issuer is not None else None
@@ -157,9 +158,18 @@ class WSGIMiddleware:
         if outcome is not None:
             body.close()
             return send_outcome(outcome, base, start_response)
-        return WSGIExchange(self.app, base, admitted, body, start_response).run(
-            with_body(environ, body)
-        )
+        return self._operate(admitted, body, with_body(environ, body), start_response)
+
+    def _operate(
+        self, driver: ThreadDriver, body: Body, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Have the handler run under a claim."""
+        exchange = self._exchange(start_response)
+        exchange.begin(driver, body)
+        return exchange.run(environ)
+
+    def _exchange(self, start_response: StartResponse) -> WSGIExchange:
+        return WSGIExchange(self.app, self.problem_base, start_response)
 
     def complete_abandoned(self, idle: float = 1.0) -> int:
         """Finish operations that a crash has abandoned; return how many were run.
@@ -214,11 +224,37 @@ class WSGIMiddleware:
     ) -> Iterable[bytes]:
         problem = admission.without_key(policy)
         if problem is None:
-            try:
-                return self.app(environ, start_response)
-            except NoOperation:  # the handler asked for the operation: it cannot do without a key
-                problem = problems.KEY_MISSING
+            answer = self._unprotected(environ, start_response)
+            if answer is not None:
+                return answer
+            problem = problems.KEY_MISSING
         return self._refuse_unread(problem, policy, environ, start_response)
+
+    def _unprotected(
+        self, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes] | None:
+        """Run a request without a key. None: its handler asked for the operation, and failed.
+
+        Frameworks make a server error of that, which has not begun to leave while it is held.
+        """
+        held = HeldStart(start_response)
+        asked: list[NoOperation] = []
+        before = asked_in_vain.set(asked)
+        try:
+            answer = self.app(environ, held)
+        except NoOperation:
+            if not held.begun:
+                return None
+            raise
+        finally:
+            asked_in_vain.reset(before)
+        if asked and held.failed:
+            close = getattr(answer, "close", None)
+            if close is not None:
+                close()
+            return None
+        held.begin()
+        return answer
 
     def _refuse_unread(
         self, problem: Problem, policy: Policy, environ: Environ, start_response: StartResponse
