@@ -16,7 +16,7 @@ from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.remembered import RememberedRequest
 from semel.idempotency import Idempotency
-from semel.operation import NoOperation, asked_in_vain
+from semel.operation import NoOperation, asked_in_vain, current
 from semel.runtime.drivers import ThreadDriver
 from semel.runtime.operations import Known
 from semel.web.http import admission, issue, key_source
@@ -92,7 +92,7 @@ class WSGIMiddleware:
         keyed = bool(fields) or key_source.may_be_in_content(policy)
         if not keyed and not policy.next_key:
             return self._without_key(policy, environ, start_response)
-        request = WSGIView(environ)
+        request = self._view(environ)
         caller = None
         if self._ask is None or policy.shared:
             caller = self._known(request)
@@ -150,11 +150,14 @@ class WSGIMiddleware:
             return send_outcome(admitted.outcome, base, start_response)
         if admitted is None:
             return self._without_key(policy, with_body(environ, body), start_response)
+        outside = current.get()
+        if outside is not None and outside.key == admitted.key:  # the same middleware, once more
+            return self._bypass(with_body(environ, body), start_response)
         if admitted.policy.remember_request:
             self._completing.go_on()
         outcome = admitted.begin()
         if type(outcome) is Bypass:
-            return self.app(with_body(environ, body), start_response)
+            return self._bypass(with_body(environ, body), start_response)
         if outcome is not None:
             body.close()
             return send_outcome(outcome, base, start_response)
@@ -170,6 +173,13 @@ class WSGIMiddleware:
 
     def _exchange(self, start_response: StartResponse) -> WSGIExchange:
         return WSGIExchange(self.app, self.problem_base, start_response)
+
+    def _bypass(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Have the handler run without a record."""
+        return self.app(environ, start_response)
+
+    def _view(self, environ: Environ) -> WSGIView:
+        return WSGIView(environ)
 
     def complete_abandoned(self, idle: float = 1.0) -> int:
         """Finish operations that a crash has abandoned; return how many were run.
@@ -191,7 +201,7 @@ class WSGIMiddleware:
 
     def _issue(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         idempotency = self._idempotency
-        request = WSGIView(environ)
+        request = self._view(environ)
         policy = dataclasses.replace(idempotency.routes.default, max_request_body=issue.LARGEST)
         body = Body(policy.algorithm, request.line)
         refusal = read_body(policy, environ, body.write)
