@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -287,81 +286,3 @@ class Seconds:
     body_timeout: float
     keep_steps: float
     """How long recorded steps outlive an operation that ended without a record."""
-
-
-_PARAMETER = re.compile(r"\{([A-Za-z_]\w*)(?::(path|int|str|uuid|float))?\}")
-
-
-class Routes:
-    """Finds the policy of a request: the first pattern that matches, else the service's own.
-
-    A pattern is a path, `/charges/{id}` or `/files/{name:path}`, with a method before it where it
-    is for that method only: `"DELETE /charges/{id}"`. The policy None leaves a route alone.
-    """
-
-    def __init__(self, default: Policy, overrides: Mapping[str, Policy | None]) -> None:
-        self.default = default
-        self._exact: dict[tuple[str, str], Policy | None] = {}
-        self._patterns: list[tuple[str, re.Pattern[str], Policy | None]] = []
-        self.described: dict[str, Policy | None] = {}
-        for pattern, policy in overrides.items():
-            self.add(pattern, policy)
-
-    def add(self, pattern: str, policy: Policy | None) -> None:
-        """Add a route. Raises `PolicyError` for a pattern that is none."""
-        method, _, path = pattern.rpartition(" ")
-        if not path.startswith("/") or (method and not method.isupper()):
-            raise PolicyError(
-                f"route {pattern!r}: give a path, with a method before it if it is for that method"
-                ' only, such as "POST /charges/{id}"'
-            )
-        if policy is not None and method and method not in policy.methods:
-            raise PolicyError(f"route {pattern!r}: its policy's methods leave {method} out")
-        self.described[pattern] = policy
-        literal = _PARAMETER.sub("", path)
-        if "{" in literal or "}" in literal:
-            raise PolicyError(f"route {pattern!r}: write a parameter as {{name}} or {{name:path}}")
-        if literal == path:
-            self._exact[method, path] = policy
-            return
-        self._patterns.append((method, re.compile(_expression(path)), policy))
-
-    def find(self, method: str, path: str) -> Policy | None:
-        """Return the policy under which this request runs, or None where it passes untouched."""
-        policy = self.default
-        if self._exact or self._patterns:
-            policy = self._override(method, path)  # type: ignore[assignment]
-        if policy is None or method not in policy.methods:
-            return None
-        return policy
-
-    def _override(self, method: str, path: str) -> Policy | None:
-        for candidate in ((method, path), ("", path)):
-            if candidate in self._exact:
-                return self._exact[candidate]
-        for wanted, expression, policy in self._patterns:
-            if wanted in ("", method) and expression.fullmatch(path):
-                return policy
-        return self.default
-
-    def policies(self) -> list[Policy]:
-        """Return every policy in force, the service's own first."""
-        return [self.default, *(p for p in self.described.values() if p is not None)]
-
-
-def _expression(path: str) -> str:
-    parts: list[str] = []
-    position = 0
-    for match in _PARAMETER.finditer(path):
-        parts += (re.escape(path[position : match.start()]), _SEGMENT[match.group(2) or "str"])
-        position = match.end()
-    return "".join((*parts, re.escape(path[position:])))
-
-
-_SEGMENT = {
-    "str": "[^/]+",
-    "path": ".*",
-    "int": "[0-9]+",
-    "float": r"[0-9]+(?:\.[0-9]+)?",
-    "uuid": "[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}",
-}

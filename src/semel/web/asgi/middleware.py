@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
 
+from semel.applications import Endpoint
 from semel.core import problems
 from semel.core.engine import Bypass, Replay
 from semel.core.policy import Policy
@@ -21,6 +22,7 @@ from semel.operation import NoOperation
 from semel.runtime.drivers import AsyncDriver
 from semel.runtime.operations import Known
 from semel.web.asgi.completing import Completing
+from semel.web.asgi.endpoints import endpoints_of
 from semel.web.asgi.exchange import ASGIExchange, Detached, start_operation
 from semel.web.asgi.messages import (
     ASGIApp,
@@ -65,13 +67,19 @@ class ASGIMiddleware:
 
     `caller`, for adapters: finds out who has sent a request, once its body is read and before its
     key is looked at, so that who is refused gets neither a claim nor a replay. Not asked on routes
-    with `Policy(shared=True)`, which are public.
+    with `Policy(shared=True)`, which are public. `endpoints`, for adapters: finds the endpoints of
+    the application, where it has no `routes` as Starlette's have.
 
     Raises `PolicyError` where `Idempotency(scope=…)` names the caller already.
     """
 
     def __init__(
-        self, app: ASGIApp, idempotency: Idempotency, *, caller: Ask | None = None
+        self,
+        app: ASGIApp,
+        idempotency: Idempotency,
+        *,
+        caller: Ask | None = None,
+        endpoints: Callable[[], Iterable[Endpoint]] | None = None,
     ) -> None:
         one_way_to_ask(idempotency, caller)
         self.app = app
@@ -84,10 +92,29 @@ class ASGIMiddleware:
         self._credentials = credential_headers(idempotency.credentials)
         self._wanted = looked_at(self._credentials)
         self._keys_path = idempotency.issuer.path if idempotency.issuer is not None else None
+        self._find_endpoints = endpoints
+        self._around: object = None
+        self.identified = caller is not None
+        self._applications = idempotency.applications
+        idempotency.serve(self)
+
+    def endpoints(self) -> list[Endpoint]:
+        """Return the endpoints of the application, none where they are unknown."""
+        find = self._find_endpoints
+        found = list(find() if find is not None else endpoints_of(self.app, self._around))
+        more = {name for endpoint in found for name in endpoint.credentials}
+        self._credentials = credential_headers((*self._idempotency.credentials, *sorted(more)))
+        self._wanted = looked_at(self._credentials)
+        return [
+            each._replace(identified=each.identified or bool(each.credentials)) for each in found
+        ]
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         kind = scope["type"]
+        if not self._applications.met:
+            self._around = scope.get("app")
+            self._idempotency.meet()
         if kind == "http":
             if scope["path"] == self._keys_path:
                 await self._issue(scope, receive, send)

@@ -9,8 +9,9 @@ from typing import Any
 from fastapi import FastAPI, Request, Response, routing
 from starlette.routing import Mount
 
+from semel.applications import POLICY_ATTRIBUTE
 from semel.core.policy import Policy
-from semel.idempotency import POLICY_ATTRIBUTE, Idempotency
+from semel.idempotency import Idempotency
 from semel.web.asgi.middleware import ASGIMiddleware
 from semel.web.conditional import NotMet
 from semel.web.fastapi.responses import respond
