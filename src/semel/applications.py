@@ -109,8 +109,8 @@ class Applications:
         if lost:
             raise PolicyError(
                 f"@idempotency.route: {', '.join(lost)} is the handler of no route that an adapter"
-                " has found: its rules would be lost. Call init_app(app, idempotency) of the adapter,"
-                " and put the mark below the decorator that makes the route"
+                " has found: its rules would be lost. Call init_app(app, idempotency) of the"
+                " adapter, and put the mark below the decorator that makes the route"
             )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from flask import Flask, Response, after_this_request, request
 
+from semel.applications import Endpoint
 from semel.core import problems
 from semel.core.commands import StoreError
 from semel.core.policy import Policy
@@ -19,10 +20,10 @@ from semel.runtime.drivers import ThreadDriver
 from semel.web.conditional import NotMet
 from semel.web.flask.callers import Ask, FlaskView, ask
 from semel.web.flask.exchange import EXCHANGE, FlaskExchange, TappedInput
-from semel.web.flask.rules import FlaskRules
 from semel.web.flask.views import respond
 from semel.web.http.body import Body, Input
 from semel.web.http.callers import Caller, scope_name
+from semel.web.wsgi.endpoints import flask_endpoints
 from semel.web.wsgi.messages import Environ, Headers, StartResponse
 from semel.web.wsgi.middleware import WSGIMiddleware
 
@@ -50,8 +51,6 @@ class FlaskGuard(WSGIMiddleware):
         super().__init__(app.wsgi_app, idempotency)
         self._caller = caller
         self._flask = app
-        self._rules = FlaskRules(app, idempotency)
-        self._rules.resolve(last=False)
         if self._keys_path is not None:
             app.add_url_rule(self._keys_path, KEYS_ENDPOINT, self._issue_keys, methods=["POST"])
         # Bound to the instance, as Flask-RESTful does it; Flask 3.2 hands its context on to each.
@@ -62,11 +61,21 @@ class FlaskGuard(WSGIMiddleware):
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
-        self._rules.resolve(last=True)
+        self._meet()
         return self._exchange(start_response).run(environ)
 
     def _exchange(self, start_response: StartResponse) -> FlaskExchange:
         return FlaskExchange(self.app, self.problem_base, start_response)
+
+    def endpoints(self) -> list[Endpoint]:
+        """Return the endpoints of the application."""
+        app = self._flask
+        known = (
+            self._caller is not None
+            or getattr(app, "login_manager", None) is not None
+            or app.secret_key is not None  # its sessions say whose they are
+        )
+        return [each._replace(identified=known) for each in flask_endpoints(app)]
 
     def same(self, idempotency: Idempotency, caller: Ask | None) -> bool:
         """Say whether the application is protected by these."""
@@ -77,9 +86,9 @@ class FlaskGuard(WSGIMiddleware):
     def _preprocess(self, preprocess: Call, *args: Any) -> Any:
         """Run the functions that come before the view, and then enter the operation."""
         exchange = request.environ.get(EXCHANGE)
-        policy = self._rules.policy(request)
-        if request.endpoint == KEYS_ENDPOINT or (exchange is not None and exchange.begun):
-            policy = None  # begun: by the completer
+        policy = None
+        if exchange is None or not exchange.begun:  # begun: by the completer
+            policy = self._policy()
         if policy is None:
             return self._answered(preprocess, *args)
         if exchange is None:
@@ -93,6 +102,17 @@ class FlaskGuard(WSGIMiddleware):
         request.environ["wsgi.input"] = TappedInput(request.environ["wsgi.input"])
         returned = self._answered(preprocess, *args)
         return self._enter(policy) if returned is None else returned
+
+    def _policy(self) -> Policy | None:
+        """Return the rules of the present request, or None where it passes untouched.
+
+        What Flask answers by itself does: no route, another method, a redirect to the path with a
+        slash.
+        """
+        if request.routing_exception is not None or request.endpoint == KEYS_ENDPOINT:
+            return None
+        path = request.environ.get("PATH_INFO", "")
+        return self._idempotency.routes.find(request.method, path)
 
     def _dispatch(self, dispatch: Call, *args: Any) -> Any:
         """Run the view."""

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+from semel.applications import Endpoint
 from semel.core import problems
 from semel.core.engine import Bypass
 from semel.core.policy import Policy
@@ -29,6 +30,7 @@ from semel.web.http.callers import (
     scope_name,
 )
 from semel.web.wsgi.completing import ThreadCompleting
+from semel.web.wsgi.endpoints import endpoints_of
 from semel.web.wsgi.exchange import WSGIExchange
 from semel.web.wsgi.messages import (
     Ask,
@@ -68,14 +70,25 @@ class WSGIMiddleware:
         self.problem_base = idempotency.problem_base
         self._credentials = credential_headers(idempotency.credentials)
         self._keys_path = idempotency.issuer.path if idempotency.issuer is not None else None
+        self._applications = idempotency.applications
+        self.identified = caller is not None
+        idempotency.serve(self)
+
+    def endpoints(self) -> list[Endpoint]:
+        """Return the endpoints of the application, none where they are unknown."""
+        return list(endpoints_of(self.app))
+
+    def _meet(self) -> None:
+        if not self._applications.met:
+            self._idempotency.meet()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
-        if full_path(environ) == self._keys_path:
+        self._meet()
+        path = environ.get("PATH_INFO", "")
+        if path == self._keys_path:
             return self._issue(environ, start_response)
-        policy = self._idempotency.routes.find(
-            environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
-        )
+        policy = self._idempotency.routes.find(environ["REQUEST_METHOD"], path)
         if policy is None:
             return self.app(environ, start_response)
         return self._covered(policy, environ, start_response)
