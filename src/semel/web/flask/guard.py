@@ -75,7 +75,8 @@ class FlaskGuard(WSGIMiddleware):
             or getattr(app, "login_manager", None) is not None
             or app.secret_key is not None  # its sessions say whose they are
         )
-        return [each._replace(identified=known) for each in flask_endpoints(app)]
+        found = flask_endpoints(app, leave_out=KEYS_ENDPOINT)
+        return [each._replace(identified=known) for each in found]
 
     def same(self, idempotency: Idempotency, caller: Ask | None) -> bool:
         """Say whether the application is protected by these."""

@@ -33,11 +33,14 @@ def endpoints_of(app: object, prefix: str = "", depth: int = 0) -> Iterator[Endp
         app = getattr(app, "app", None)
 
 
-def flask_endpoints(app: Any, prefix: str = "") -> Iterator[Endpoint]:
-    """Return the endpoints of one Flask application, of blueprints and class-based views too."""
+def flask_endpoints(app: Any, prefix: str = "", *, leave_out: str = "") -> Iterator[Endpoint]:
+    """Return the endpoints of one Flask application, of blueprints and class-based views too.
+
+    `leave_out` is the name of one that is Semel's own.
+    """
     for rule in app.url_map.iter_rules():
         view = app.view_functions.get(rule.endpoint)
-        if "{" in rule.rule or "}" in rule.rule:  # no pattern can say that
+        if rule.endpoint == leave_out or re.search("[{}]", rule.rule):  # no pattern says a brace
             continue
         path = prefix + _CONVERTER.sub(_parameter, rule.rule)
         converters = getattr(rule, "_converters", {})
