@@ -653,9 +653,9 @@ def test_a_request_that_bypasses_wsgi_app_is_an_error(caplog: pytest.LogCaptureF
     app.add_url_rule("/c", "c", Runs(), methods=["POST"])
     with app.test_request_context("/c", method="POST"):
         assert app.full_dispatch_request().status_code == 201
-    with app.test_request_context("/c", method="POST", headers=KEY):
-        with pytest.raises(RuntimeError, match=r"app\.wsgi_app"):
-            app.preprocess_request()
+    keyed = app.test_request_context("/c", method="POST", headers=KEY)
+    with keyed, pytest.raises(RuntimeError, match=r"app\.wsgi_app"):
+        app.preprocess_request()
 
 
 def test_get_requests_and_jsonify_are_untouched() -> None:

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 from semel.core.policy import Policy
 from semel.core.record import Response
 from semel.web.http import headers as answer_headers
-from semel.web.http.body import CHUNK, IN_MEMORY
+from semel.web.http.body import IN_MEMORY
 from semel.web.http.callers import Caller
 from semel.web.wsgi.exchange import WSGIExchange
 from semel.web.wsgi.messages import Environ
@@ -124,6 +124,7 @@ class TappedInput(io.BufferedIOBase):
         self._position = 0
         self._seen: BinaryIO | None = None
         self._replaced = False
+        self._rewound = False
 
     def readable(self) -> bool:
         """Return True."""
@@ -159,23 +160,22 @@ class TappedInput(io.BufferedIOBase):
             self._seen.close()
             self._seen = None
 
-    def whole(self) -> Any:
-        """Return all of it as a stream to read once; `replace` is to follow."""
-        return self._stream if self._seen is None else _Whole(self._seen, self._stream)
+    def read_again(self, size: int) -> bytes:
+        """Return the next bytes of the whole, from its start; `replace` is to follow."""
+        if not self._rewound:
+            self._rewound = True
+            if self._seen is not None:
+                self._seen.seek(0)
+        data = self._seen.read(size) if self._seen is not None else b""
+        return data if data else cast("bytes", self._stream.read(size))
+
+
+class Untouched:
+    """A tapped body as Semel reads it: from the start, whoever has read of it before."""
+
+    def __init__(self, tapped: TappedInput) -> None:
+        self.read = tapped.read_again
 
 
 def _spool() -> BinaryIO:
     return cast("BinaryIO", tempfile.SpooledTemporaryFile(max_size=IN_MEMORY))
-
-
-class _Whole:
-    """What has been read already, and then the rest."""
-
-    def __init__(self, seen: BinaryIO, rest: Any) -> None:
-        self._seen = seen
-        self._seen.seek(0)
-        self._rest = rest
-
-    def read(self, size: int = CHUNK) -> bytes:
-        data = self._seen.read(size)
-        return data if data else cast("bytes", self._rest.read(size))

@@ -19,7 +19,7 @@ from semel.operation import NoOperation
 from semel.runtime.drivers import ThreadDriver
 from semel.web.conditional import NotMet
 from semel.web.flask.callers import Ask, FlaskView, ask
-from semel.web.flask.exchange import EXCHANGE, FlaskExchange, TappedInput
+from semel.web.flask.exchange import EXCHANGE, FlaskExchange, TappedInput, Untouched
 from semel.web.flask.views import respond
 from semel.web.http.body import Body, Input
 from semel.web.http.callers import Caller, scope_name
@@ -173,8 +173,7 @@ class FlaskGuard(WSGIMiddleware):
 
     def _untouched(self) -> Environ:
         """Return the request with its body as if nobody had read of it."""
-        stream = request.environ["wsgi.input"]
-        return {**request.environ, "wsgi.input": stream.whole()}
+        return {**request.environ, "wsgi.input": Untouched(request.environ["wsgi.input"])}
 
     def _view(self, environ: Environ) -> FlaskView:
         return FlaskView(self._flask, environ)
