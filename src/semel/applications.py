@@ -43,11 +43,15 @@ class Endpoint(NamedTuple):
 class Application(Protocol):
     """An application that an adapter serves."""
 
-    identified: bool
-    """Whether the callers of all its routes are known: `caller=`, or a framework's users."""
+    @property
+    def identified(self) -> bool:
+        """Whether the callers of all its routes are known: `caller=`, or a framework's users."""
 
     def endpoints(self) -> Iterable[Endpoint]:
         """Return its endpoints, none where they are unknown."""
+
+    def within(self) -> Iterable[Application]:
+        """Return the applications whose endpoints are among its own, as they are mounted in it."""
 
 
 class Applications:
@@ -82,7 +86,9 @@ class Applications:
         with self._lock:
             if self.met:
                 return
-            served = [(one, list(one.endpoints())) for one in self._applications()]
+            applications = list(self._applications())
+            inner = {id(each) for one in applications for each in one.within()}
+            served = [(one, list(one.endpoints())) for one in applications if id(one) not in inner]
             for _, endpoints in served:
                 for endpoint in endpoints:
                     _take_over(routes, endpoint)
@@ -109,7 +115,7 @@ class Applications:
         if lost:
             raise PolicyError(
                 f"@idempotency.route: {', '.join(lost)} is the handler of no route that an adapter"
-                " has found: its rules would be lost. Call init_app(app, idempotency) of the"
+                " has found: its rules would be lost. Call the init_app of the framework's"
                 " adapter, and put the mark below the decorator that makes the route"
             )
 

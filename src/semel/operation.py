@@ -304,6 +304,11 @@ def note_raised(error: BaseException) -> None:
         driver.raised = True
 
 
+unkeyed: ContextVar[list[NoOperation] | None] = ContextVar("semel_unkeyed", default=None)
+"""Set by the adapters while a request without a key runs: what its handler is told by us, which a
+framework may have made a response of before the adapter sees it."""
+
+
 class NoOperation(RuntimeError):
     """There is no operation here: the request carries no key, or its route is not covered."""
 
@@ -343,6 +348,13 @@ def current_operation() -> Operation:
     if driver is None:
         raise _no_operation(_NONE)
     return Operation(driver)
+
+
+def _no_operation(reason: str) -> NoOperation:
+    error, told = NoOperation(reason), unkeyed.get()
+    if told is not None:
+        told.append(error)
+    return error
 
 
 _NONE = (

@@ -22,41 +22,43 @@ def endpoints_of(app: object, around: object = None) -> Iterator[Endpoint]:
     routes, around_it = routes_of(app), routes_of(around)
     known = around is not None and authenticates(around) and (routes is None or routes is around_it)
     for endpoint in _endpoints(routes or around_it or (), "", {}, 0):
-        yield endpoint._replace(identified=True) if known else endpoint
+        yield endpoint._replace(identified=known or bool(endpoint.credentials))
 
 
-def routes_of(app: object) -> Iterable[Any] | None:
-    """Return the routes of an application within its middlewares, None where it has none."""
+def application_within(app: object) -> Any:
+    """Return the application with routes that is within these middlewares, None without one."""
     for _ in range(_DEEPEST):
-        if app is None:
-            return None
-        routes = getattr(app, "routes", None)
-        if isinstance(routes, (list, tuple)):
-            return routes
+        if app is None or isinstance(getattr(app, "routes", None), (list, tuple)):
+            return app
         app = getattr(app, "app", None)
     return None
+
+
+def routes_of(app: object) -> list[Any] | None:
+    """Return the routes of an application within its middlewares, None where it has none."""
+    return getattr(application_within(app), "routes", None)
 
 
 def _endpoints(
     routes: Iterable[Any], prefix: str, segments: dict[str, str], depth: int
 ) -> Iterator[Endpoint]:
-    for route in _flat(routes) if depth < _DEEPEST else ():
+    for route in flat(routes) if depth < _DEEPEST else ():
         path = prefix + (getattr(route, "path", None) or "")
         kinds = segments | _own_kinds(route)
-        original = getattr(route, "original_route", route)
         if getattr(route, "endpoint", None) is not None:
             yield from _of_handler(route, path, kinds)
-        elif hasattr(original, "app"):  # mounted, or of another host
-            inner = getattr(original, "routes", None) or routes_of(original.app)
-            if inner:
-                yield from _endpoints(inner, path, kinds, depth + 1)
-            elif hasattr(original, "host"):
-                yield Endpoint((), "/{path:path}")
-            else:
-                yield Endpoint((), path + "/{path:path}", segments=kinds)
+            continue
+        inner = mounted(route)
+        if inner is None:
+            continue
+        routes_within = routes_of(inner)
+        if routes_within:
+            yield from _endpoints(routes_within, path, kinds, depth + 1)
+        else:
+            yield Endpoint((), path + "/{path:path}", segments=kinds)
 
 
-def _flat(routes: Iterable[Any]) -> Iterator[Any]:
+def flat(routes: Iterable[Any]) -> Iterator[Any]:
     """The routes, with those of FastAPI's included routers in the place of these."""
     for route in routes:
         contexts = getattr(route, "effective_route_contexts", None)
@@ -67,8 +69,15 @@ def _flat(routes: Iterable[Any]) -> Iterator[Any]:
                 yield getattr(context, "starlette_route", None) or context
 
 
+def mounted(route: Any) -> Any:
+    """Return the application of a route that is a mount, or another host; None: it is neither."""
+    return None if getattr(route, "endpoint", None) is not None else getattr(route, "app", None)
+
+
 def _own_kinds(route: Any) -> dict[str, str]:
     """The expressions of the route's parameters, as its converters give them."""
+    if hasattr(route, "host"):  # its parameters are no part of the path
+        return {}
     converters = getattr(route, "param_convertors", None) or {}
     return {name: converter.regex for name, converter in converters.items()}
 
