@@ -313,21 +313,6 @@ class NoOperation(RuntimeError):
     """There is no operation here: the request carries no key, or its route is not covered."""
 
 
-asked_in_vain: ContextVar[list[NoOperation] | None] = ContextVar(
-    "semel_asked_in_vain", default=None
-)
-"""Set by the adapters to an empty list while a handler of a covered route runs without a key. What
-asked for the operation stands in it afterwards, whatever the framework has made of the error."""
-
-
-def _no_operation(message: str) -> NoOperation:
-    error = NoOperation(message)
-    asked = asked_in_vain.get()
-    if asked is not None:
-        asked.append(error)
-    return error
-
-
 def current_async_operation() -> AsyncOperation:
     """Return the operation that the present async code runs in.
 

@@ -17,7 +17,7 @@ from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.remembered import RememberedRequest
 from semel.idempotency import Idempotency
-from semel.operation import NoOperation, asked_in_vain, current
+from semel.operation import NoOperation, current, unkeyed
 from semel.runtime.drivers import ThreadDriver
 from semel.runtime.operations import Known
 from semel.web.http import admission, issue, key_source
@@ -77,6 +77,10 @@ class WSGIMiddleware:
     def endpoints(self) -> list[Endpoint]:
         """Return the endpoints of the application, none where they are unknown."""
         return list(endpoints_of(self.app))
+
+    def within(self) -> tuple[()]:
+        """Return nothing: an application that is mounted in another is one of its own."""
+        return ()
 
     def _meet(self) -> None:
         if not self._applications.met:
@@ -262,7 +266,7 @@ class WSGIMiddleware:
         """
         held = HeldStart(start_response)
         asked: list[NoOperation] = []
-        before = asked_in_vain.set(asked)
+        before = unkeyed.set(asked)
         try:
             answer = self.app(environ, held)
         except NoOperation:
@@ -270,7 +274,7 @@ class WSGIMiddleware:
                 return None
             raise
         finally:
-            asked_in_vain.reset(before)
+            unkeyed.reset(before)
         if asked and held.failed:
             close = getattr(answer, "close", None)
             if close is not None:
