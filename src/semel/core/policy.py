@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from semel.core import fingerprint
+from semel.core.record import Response
+
+log = logging.getLogger("semel")
 
 Guarantee = Literal["atomic", "at-least-once", "at-most-once"]
 
@@ -123,6 +127,13 @@ class Policy:
     keep_statuses: frozenset[int] | None = None
     """The exact statuses whose responses are kept and replayed. None: all but 5xx (kept only by
     `guarantee="at-most-once"`) and `NOT_AN_OUTCOME`."""
+    keep: Callable[[Response], bool] | None = None
+    """Decides which responses are kept and replayed, by what they say: `lambda response:
+    response.status == 201 and b"errors" not in response.body`. It is given the response as it would
+    be stored (`semel.Response`: `status`, `headers` as pairs of bytes, `body`, None where it is too
+    large), for each that the handler has given, 5xx and 401 included. An exception that ended as a
+    5xx is judged as without it, and so is a response on which it raises (logged). What is not kept
+    is released: atomic writes roll back, a retry runs again. It must not block."""
     keep_headers: frozenset[str] | None = None
     """Allow-list of header names that a replay carries. None: all but those of one connection or
     one moment (see `semel.web.http.headers`)."""
@@ -156,6 +167,13 @@ class Policy:
             if not isinstance(value := getattr(self, name), kind) or value < least:
                 raise PolicyError(f"{name}: give a {wanted}, not {value!r}")
         self._check_combinations()
+        if self.keep is not None and not callable(self.keep):
+            raise PolicyError(
+                "keep: give a function of the response, such as lambda response: response.status"
+                f" < 400, not {self.keep!r}"
+            )
+        if self.keep is not None and self.keep_statuses is not None:
+            raise PolicyError("keep, keep_statuses: each decides alone; give one of them")
         if self.keep_statuses is not None:
             object.__setattr__(self, "keep_statuses", frozenset(self.keep_statuses))
         if self.keep_headers is not None:
@@ -222,8 +240,17 @@ class Policy:
         rules.__dict__["seconds"] = dataclasses.replace(rules.seconds, keep_steps=kept)
         return rules
 
-    def keeps(self, status: int) -> bool:
-        """Say whether a response with this status ends the operation, or lets a retry run again."""
+    def keeps(self, response: Response, *, raised: bool = False) -> bool:
+        """Say whether a response ends the operation, or lets a retry run again.
+
+        `raised`: it was made from an exception.
+        """
+        status = response.status
+        if self.keep is not None and not (raised and status >= 500):
+            try:
+                return bool(self.keep(response))
+            except Exception:
+                log.exception("Policy.keep failed on a response with status %d", status)
         if self.keep_statuses is not None:
             return status in self.keep_statuses
         if status >= 500:
