@@ -208,7 +208,8 @@ class WSGIExchange:
 
     def close(self) -> None:
         """Close the application's iterable and the request's body."""
-        self._body.close()
+        if self.begun:
+            self._body.close()
         close = getattr(self._iterable, "close", None)
         if close is not None:
             close()
