@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
-import sys
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 from semel.core import failures
 from semel.core.commands import Answer
@@ -89,8 +85,8 @@ class ASGIExchange:
         self._recorded = False  # by its answer, and not by an earlier `op.commit()`
         self._over: asyncio.Future[None] | None = None
 
-    async def operate(self, done: asyncio.Future[None]) -> None:
-        """Claim, run the application, and record its answer; then say so through `done`."""
+    async def operate(self) -> None:
+        """Claim, run the application, and record its answer."""
         driver = self._driver
         try:
             outcome = driver.outcome  # `Bypass`, where a look at the record has found it
@@ -120,9 +116,8 @@ class ASGIExchange:
                 current.reset(set_before)
         finally:
             self._body.close()
-            for waiting in (self._over, done):
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(None)
+            if self._over is not None and not self._over.done():
+                self._over.set_result(None)
 
     def _own_scope(self) -> ASGIScope:
         extensions = self._scope.get("extensions")
@@ -249,59 +244,3 @@ class ASGIExchange:
             await self._send(message)
         except OSError:  # ASGI 2.4: the client has gone; the operation still runs to its end
             return
-
-
-def start_operation(
-    operate: Callable[[asyncio.Future[None]], Coroutine[Any, Any, None]],
-) -> tuple[asyncio.Future[None], asyncio.Task[None]]:
-    """Run an operation in a task of its own, which nobody cancels with the request.
-
-    Its future rather than the task is awaited: a cancelled wait leaves the task alone, and the
-    future wakes its waiter a turn of the loop earlier than a shielded task would.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    if sys.version_info >= (3, 12):
-        task = asyncio.Task(operate(done), loop=loop, eager_start=True)
-    else:
-        task = loop.create_task(operate(done))
-    task.add_done_callback(functools.partial(_settle, done))
-    return done, task
-
-
-def _settle(done: asyncio.Future[None], task: asyncio.Task[None]) -> None:
-    """Wake the request of a task that was cancelled before its first step and could not."""
-    if not done.done():
-        done.set_result(None)
-
-
-class Detached:
-    """Operations whose requests have ended before them."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def outlive(self, done: asyncio.Future[None], task: asyncio.Task[None]) -> None:
-        """Await an operation, which goes on where the request that awaits it is cancelled."""
-        try:
-            await done
-        except asyncio.CancelledError:
-            if not task.done():
-                self.add(task)
-            raise
-        task.result()
-
-    def add(self, task: asyncio.Task[None]) -> None:
-        """Hold an operation until it has ended."""
-        self._tasks.add(task)
-        task.add_done_callback(self._forget)
-
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("an operation whose client had gone failed", exc_info=error)
-
-    async def wait(self, timeout: float) -> None:
-        """Wait for all of them, `timeout` seconds at most."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)

@@ -22,7 +22,7 @@ from semel.runtime.drivers import AsyncDriver
 from semel.runtime.operations import Known
 from semel.web.asgi.completing import Completing
 from semel.web.asgi.endpoints import endpoints_of
-from semel.web.asgi.exchange import ASGIExchange, Detached, start_operation
+from semel.web.asgi.exchange import ASGIExchange
 from semel.web.asgi.messages import (
     OPERATION,
     SERVED,
@@ -47,6 +47,7 @@ from semel.web.asgi.messages import (
 from semel.web.asgi.raised import note_within
 from semel.web.asgi.replays import CachedResponse, Replays
 from semel.web.asgi.slashes import redirects
+from semel.web.asgi.tasks import Detached
 from semel.web.asgi.unkeyed import UnkeyedRun
 from semel.web.http import admission, issue, key_source
 from semel.web.http import headers as answer_headers
@@ -179,7 +180,7 @@ class ASGIMiddleware:
                 await self._without_key(policy, scope, receive, send)
                 return
         body = Body(policy.algorithm, request.line)
-        task = None
+        own = None
         try:
             length = found.get(b"content-length", b"")
             if not await self._read(policy, scope, receive, send, body, length):
@@ -196,12 +197,12 @@ class ASGIMiddleware:
                 scope[OPERATION] = driver
                 base = self.problem_base
                 exchange = ASGIExchange(self.app, base, driver, scope, receive, send, body)
-                done, task = start_operation(exchange.operate)
+                own = self._detached.start(exchange.operate)
         finally:
-            if task is None:  # else the body is the operation's
+            if own is None:  # else the body is the operation's
                 body.close()
-        if task is not None:
-            await self._detached.outlive(done, task)
+        if own is not None:
+            await self._detached.outlive(own)
 
     async def _read(
         self,

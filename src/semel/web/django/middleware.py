@@ -7,8 +7,8 @@ response comes back.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -30,6 +30,7 @@ from semel.operation import current
 from semel.runtime.drivers import AsyncDriver, ThreadDriver
 from semel.runtime.operations import Driver
 from semel.stores.django.transaction import DjangoTransaction
+from semel.web.asgi.tasks import Detached
 from semel.web.django import answers, rules
 from semel.web.django.body import declared
 from semel.web.django.callers import authorize
@@ -58,7 +59,7 @@ class IdempotencyMiddleware:
         self.get_response = get_response
         self._idempotency, self._authorize = configured()
         note_errors()
-        self._detached: set[asyncio.Task[Any]] = set()
+        self._detached = Detached()
         if iscoroutinefunction(get_response):
             markcoroutinefunction(self)
             self.process_view = self._process_async_view  # type: ignore[method-assign]
@@ -136,15 +137,8 @@ class IdempotencyMiddleware:
             exchange.receive()
         if not exchange.may_have_operation:
             return await self.get_response(request)
-        # In a task of its own, which nobody cancels with the request: it runs on to its end.
-        task = asyncio.get_running_loop().create_task(self._operate(exchange))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not task.done():
-                self._detached.add(task)
-                task.add_done_callback(self._forget)
-            raise
+        own = self._detached.start(functools.partial(self._operate, exchange))
+        return await self._detached.outlive(own)
 
     async def _operate(self, exchange: DjangoExchange) -> Any:
         async with _own_thread():
@@ -156,6 +150,7 @@ class IdempotencyMiddleware:
                     await exchange.driver.finish(exchange.failed())
                 raise
             finally:
+                current.set(None)
                 exchange.close()
                 if exchange.driver is not None:
                     transaction = exchange.driver.transaction
@@ -196,11 +191,6 @@ class IdempotencyMiddleware:
         body, chunks = await aconsume(exchange, response)
         outcome = await exchange.driver.finish(exchange.answer(response, body))
         return exchange.sent(outcome, response, chunks)
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._detached.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("an operation whose client had gone failed", exc_info=error)
 
     # --- both ------------------------------------------------------------------------------
 
