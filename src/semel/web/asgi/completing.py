@@ -10,9 +10,8 @@ from typing import Any, cast
 from semel.core.commands import Abandoned, Park, Remembered, StoreError
 from semel.idempotency import Idempotency
 from semel.runtime.drivers import AsyncDriver
-from semel.web.asgi.exchange import ASGIExchange
+from semel.web.asgi.exchange import ASGIExchange, Detached
 from semel.web.asgi.messages import ASGIApp, ASGIScope, Message
-from semel.web.asgi.tasks import Detached
 from semel.web.http import completer
 
 log = logging.getLogger("semel")
@@ -93,14 +92,13 @@ class Completing:
         }
         base = idempotency.problem_base
         exchange = ASGIExchange(self._app, base, driver, scope, _nobody, _unheard, todo.body)
-        own = self._detached.start(exchange.operate)
+        own = self._detached.start(exchange)
         task = own.task
         try:
             await own.done
         finally:
             if not task.done():
-                own.give_up()
-                self._detached.add(task)
+                self._detached.add(own, exchange)
         if task.done() and task.exception() is not None:
             log.error("operation %s failed", todo.key[:6].hex(), exc_info=task.exception())
         return driver.claim is not None

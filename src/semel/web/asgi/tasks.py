@@ -18,14 +18,14 @@ from typing import Any, Generic, TypeVar
 log = logging.getLogger("semel")
 
 T = TypeVar("T")
+Operate = Callable[["asyncio.Future[None]"], Coroutine[Any, Any, T]]
+"""Carries an operation out; is given what its request awaits, and may release it early."""
 
 
 class OwnTask(Generic[T]):
     """An operation in a task of its own, and the request that waits for it."""
 
-    def __init__(
-        self, operate: Callable[[], Coroutine[Any, Any, T]], registries: tuple[Any, ...] = ()
-    ) -> None:
+    def __init__(self, operate: Operate[T], registries: tuple[Any, ...]) -> None:
         loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = loop.create_future()
         """Rather than the task this is awaited: a cancelled wait leaves the task alone, and it
@@ -47,7 +47,7 @@ class OwnTask(Generic[T]):
         try:
             if sessions is not None:
                 sessions.enter()
-            return await self._operate()
+            return await self._operate(self.done)
         finally:
             if sessions is not None:
                 await sessions.leave(waits=self.waits)
@@ -65,7 +65,7 @@ class OwnTask(Generic[T]):
             self._sessions.give_up()
 
     def restore(self) -> None:
-        """Set the context variables that the task has changed."""
+        """Set the context variables that the task has changed; once it has ended."""
         for variable in self._context:
             value = self._context[variable]
             if variable.get(_UNSET) is not value:
@@ -75,47 +75,19 @@ class OwnTask(Generic[T]):
 _UNSET: Any = object()
 
 
-class Detached:
-    """The tasks of operations, and those of them whose requests have ended before them."""
+class OwnTasks:
+    """Starts operations in tasks of their own."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._started = 0
         self._registries: tuple[Any, ...] = ()
 
-    def start(self, operate: Callable[[], Coroutine[Any, Any, T]]) -> OwnTask[T]:
+    def start(self, operate: Operate[T]) -> OwnTask[T]:
         """Run an operation in a task of its own."""
         self._started += 1
         if self._started in _LOOKS:
             self._registries = _registries()
         return OwnTask(operate, self._registries)
-
-    async def outlive(self, own: OwnTask[T]) -> T:
-        """Await an operation, which goes on where the request that awaits it is cancelled."""
-        try:
-            await own.done
-        except asyncio.CancelledError:
-            if not own.task.done():
-                own.give_up()
-                self.add(own.task)
-            raise
-        own.restore()
-        return own.task.result()
-
-    def add(self, task: asyncio.Task[Any]) -> None:
-        """Hold an operation until it has ended."""
-        self._tasks.add(task)
-        task.add_done_callback(self._forget)
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("an operation whose client had gone failed", exc_info=error)
-
-    async def wait(self, timeout: float) -> None:
-        """Wait for all of them, `timeout` seconds at most."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
 
 
 # --- sessions that are kept by task ---------------------------------------------------------------

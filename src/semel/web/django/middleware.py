@@ -7,8 +7,8 @@ response comes back.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import functools
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -27,10 +27,10 @@ from semel.core import problems
 from semel.core.commands import StoreError
 from semel.core.engine import Bypass, Refuse
 from semel.operation import current
-from semel.runtime.drivers import AsyncDriver, ThreadDriver
+from semel.runtime.drivers import AsyncDriver, ServerThreadDriver
 from semel.runtime.operations import Driver
 from semel.stores.django.transaction import DjangoTransaction
-from semel.web.asgi.tasks import Detached
+from semel.web.asgi.tasks import OwnTasks
 from semel.web.django import answers, rules
 from semel.web.django.body import declared
 from semel.web.django.callers import authorize
@@ -59,7 +59,8 @@ class IdempotencyMiddleware:
         self.get_response = get_response
         self._idempotency, self._authorize = configured()
         note_errors()
-        self._detached = Detached()
+        self._own_tasks = OwnTasks()
+        self._detached: set[asyncio.Task[Any]] = set()
         if iscoroutinefunction(get_response):
             markcoroutinefunction(self)
             self.process_view = self._process_async_view  # type: ignore[method-assign]
@@ -96,8 +97,8 @@ class IdempotencyMiddleware:
         exchange = exchange_of(request)
         if exchange is None:
             return None
-        driver = self._admit(ThreadDriver, exchange, view, args, kwargs)
-        if not isinstance(driver, ThreadDriver):
+        driver = self._admit(ServerThreadDriver, exchange, view, args, kwargs)
+        if not isinstance(driver, ServerThreadDriver):
             return driver
         outcome = driver.begin()
         if outcome is not None:
@@ -118,7 +119,7 @@ class IdempotencyMiddleware:
         if exchange.over:
             return response
         if response.streaming and exchange.passes:
-            response.streaming_content = PassingStream(exchange, response)
+            PassingStream(exchange, response).take_over()
             return response
         body, chunks = consume(exchange, response)
         outcome = exchange.driver.finish(exchange.answer(response, body))
@@ -137,17 +138,32 @@ class IdempotencyMiddleware:
             exchange.receive()
         if not exchange.may_have_operation:
             return await self.get_response(request)
-        own = self._detached.start(functools.partial(self._operate, exchange))
-        return await self._detached.outlive(own)
+        # In a task of its own, which nobody cancels with the request: it runs on to its end.
+        own = self._own_tasks.start(lambda done: self._operate(exchange))
+        task = own.task
+        try:
+            await own.done
+        except asyncio.CancelledError:
+            if not task.done():
+                own.give_up()
+                self._detached.add(task)
+                task.add_done_callback(self._forget)
+                if exchange.cancels and exchange.driver is not None:
+                    task.cancel()
+            raise
+        own.restore()
+        return task.result()
 
     async def _operate(self, exchange: DjangoExchange) -> Any:
         async with _own_thread():
             try:
                 response = await self.get_response(exchange.request)
                 return exchange.handing_out(await self._aanswered(exchange, response))
-            except BaseException:
+            except BaseException as error:
                 if not exchange.over:
-                    await exchange.driver.finish(exchange.failed())
+                    ended = isinstance(error, asyncio.CancelledError)
+                    came = exchange.cut_off() if ended else exchange.failed()
+                    await exchange.driver.finish(came)
                 raise
             finally:
                 current.set(None)
@@ -191,6 +207,11 @@ class IdempotencyMiddleware:
         body, chunks = await aconsume(exchange, response)
         outcome = await exchange.driver.finish(exchange.answer(response, body))
         return exchange.sent(outcome, response, chunks)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._detached.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("an operation whose client had gone failed", exc_info=error)
 
     # --- both ------------------------------------------------------------------------------
 
