@@ -72,6 +72,7 @@ class JoinedStore:
     lookup_first = False
     opens = False
     expires_itself = False
+    file = None
 
     def __init__(self) -> None:
         self._records = MemoryStore()

@@ -129,6 +129,13 @@ class PsycopgJoined:
             self._over = True
             self._store.began(asyncio.ensure_future(self._aend(roll_back=True)))
 
+    async def arollback(self) -> None:
+        """As `rollback`, and wait until it is done."""
+        if self._over or isinstance(self._had, psycopg.Connection):
+            self.rollback()
+        else:
+            await self._aend(roll_back=True)
+
     def _cause(self, roll_back: bool) -> tuple[Any, Any, None]:
         self._over = True
         self._store.give_back()

@@ -23,7 +23,7 @@ from semel.runtime.drivers import AsyncDriver
 from semel.runtime.operations import Known
 from semel.web.asgi.completing import Completing
 from semel.web.asgi.endpoints import endpoints_of
-from semel.web.asgi.exchange import ASGIExchange, Detached, start_operation
+from semel.web.asgi.exchange import ASGIExchange, Detached
 from semel.web.asgi.messages import (
     OPERATION,
     SERVED,
@@ -161,7 +161,7 @@ class ASGIMiddleware:
                 await self._without_key(policy, scope, receive, send)
                 return
         body = Body(policy.algorithm, request.line)
-        task = None
+        own = None
         try:
             length = found.get(b"content-length", b"")
             refusal = await read_body(policy, receive, body.write, length)
@@ -178,15 +178,15 @@ class ASGIMiddleware:
                 around = _enter(scope, idempotency, driver)
                 base = self.problem_base
                 exchange = ASGIExchange(self.app, base, driver, scope, receive, send, body)
-                done, task = start_operation(exchange.operate)
+                own = self._detached.start(exchange)
         finally:
-            if task is None:  # else the body is the operation's
+            if own is None:  # else the body is the operation's
                 body.close()
-        if task is not None:
+        if own is not None:
             try:
-                await self._detached.outlive(done, task, exchange)
+                await self._detached.outlive(own, exchange)
             finally:
-                _leave(scope, around, task)
+                _leave(scope, around, own.task)
 
     async def _unready(self, policy: Policy, receive: Receive, send: Send) -> bool:
         """Open the store, or refuse a request as that cannot be done."""
