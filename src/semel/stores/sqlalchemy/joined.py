@@ -184,11 +184,9 @@ class Pin:
     def _began(self, session: Session, transaction: object, connection: Connection) -> None:
         if connection is self.connection:
             return
-        engine = connection.engine
-        if engine in self._elsewhere:
-            event.listen(connection, "before_cursor_execute", self._only_reads)
-            return
-        self._refuse(engine)
+        event.listen(connection, "before_cursor_execute", self._only_reads)
+        if connection.engine not in self._elsewhere:
+            self._refuse(connection.engine)
 
     def _only_reads(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
         if not reads(statement):
