@@ -72,6 +72,7 @@ def join(session: Session, driver: Driver) -> None:
     if PIN in session.__dict__:
         return
     Pin(session, driver.runtime.store.sync_engine, _Begun(driver))  # type: ignore[attr-defined]
+    driver.taken = True  # nothing is written elsewhere, even where nothing is written
     leave_transaction(session)
 
 

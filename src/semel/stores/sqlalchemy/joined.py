@@ -126,11 +126,15 @@ class Pin:
     session's own choice (`bind`, `binds`, a `get_bind` of its class) is still asked: where it is
     the operation's database, the operation's transaction is meant; queries to another database go
     there; a write to another database is refused, as it would be no part of the operation.
+
+    Raises `StoreSetupError` for a session whose own `bind` is another database.
     """
 
     def __init__(
         self, session: Session, engine: Engine, begun: Callable[[Pin], OperationConnection]
     ) -> None:
+        if session.bind is not None and not same_database(session.bind.engine, engine):
+            raise StoreSetupError(_another(session.bind.engine, engine))
         self.session = session
         self.connection: SessionConnection | None = None
         self._engine = engine
