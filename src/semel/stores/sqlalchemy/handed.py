@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
-from semel.stores.effects import Effect, effect_of
+from semel.stores.effects import SessionEffect, effect_of
 from semel.stores.sqlalchemy.connection import place_of
 from semel.stores.sqlalchemy.savepoints import Savepoints, reads
 
@@ -42,7 +42,7 @@ class OperationConnection(Connection):
         """Whether the statements are Semel's own."""
         self.over = False
         """Whether the operation has ended."""
-        self.effect = Effect.NONE
+        self.effect = SessionEffect.NONE
         """The gravest of what the handler has said."""
         self.running = 0
         """How many statements are under way, on whichever task or thread."""
@@ -73,12 +73,14 @@ class OperationConnection(Connection):
         """Note a statement before it is carried out, here or by a session that has joined."""
         if self.over:
             raise exc.ResourceClosedError(OVER)
-        if self.effect is Effect.TRANSACTION:
+        if self.effect is SessionEffect.TRANSACTION:
             raise exc.InvalidRequestError(ENDED)
         effect = effect_of(statement)
-        if effect is Effect.TRANSACTION and not statement.lower().strip().startswith("rollback"):
+        if effect is SessionEffect.TRANSACTION and not statement.lower().strip().startswith(
+            "rollback"
+        ):
             raise exc.InvalidRequestError(BELONGS)
-        if effect >= Effect.PLACE and not self.place:
+        if effect >= SessionEffect.PLACE and not self.place:
             with self.as_semel():
                 self.place = place_of(self)
         self.effect = max(effect, self.effect)  # after a ROLLBACK nothing more, and no commit
@@ -129,7 +131,7 @@ class OperationConnection(Connection):
         """Give it back to the pool, or end it where something was set on it that would stay."""
         self.over = self.own = True
         try:
-            if self.effect >= Effect.SESSION:
+            if self.effect >= SessionEffect.SESSION:
                 self.discard()
         finally:
             super().close()

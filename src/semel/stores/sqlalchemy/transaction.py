@@ -17,7 +17,7 @@ from sqlalchemy.util import greenlet_spawn
 from semel.core.commands import Complete
 from semel.failpoints import failpoint
 from semel.stores.base import StoreSetupError
-from semel.stores.effects import Effect
+from semel.stores.effects import SessionEffect
 from semel.stores.sqlalchemy.connection import begin_immediate, place_of, put_back
 from semel.stores.sqlalchemy.errors import translate
 from semel.stores.sqlalchemy.handed import (
@@ -28,6 +28,7 @@ from semel.stores.sqlalchemy.handed import (
     OperationConnection,
 )
 from semel.stores.sqlalchemy.joined import Pin
+from semel.stores.sqlalchemy.provisioning import take_turns
 
 log = logging.getLogger("semel")
 
@@ -110,7 +111,7 @@ class _Work:
                 _leave(pin)
         self._require_whole()
         connection.over = True
-        if root is None or not root.is_active or connection.effect is Effect.TRANSACTION:
+        if root is None or not root.is_active or connection.effect is SessionEffect.TRANSACTION:
             raise exc.InvalidRequestError(ENDED)
         connection.own = True
         if not _aborts(connection):
@@ -291,7 +292,7 @@ class AsyncSQLAlchemyTransaction:
         """The one session of the transaction; its `commit` and `rollback` are savepoints."""
         _had(self._connection)
         if self._session is None:
-            self._session = self._sessions()
+            self._session = take_turns(self._sessions())
             self._work.own_session(self._session.sync_session)
         return self._session
 
@@ -373,7 +374,7 @@ def _driver(connection: Any) -> Any:
     with connection.as_semel():
         connection.place = connection.place or place_of(connection)  # a first statement
     connection.savepoints.wrote(None)
-    connection.effect = max(connection.effect, Effect.BEYOND)
+    connection.effect = max(connection.effect, SessionEffect.BEYOND)
     return connection.connection.driver_connection
 
 
