@@ -115,6 +115,10 @@ class ASGIMiddleware:
         """Return no applications: those mounted in this one are looked through."""
         return ()
 
+    def has_met(self) -> None:
+        """Look at the application, once, when the rules of its routes are known."""
+        note_within(self.app)
+
     def learn(self, endpoints: Iterable[Endpoint]) -> None:
         """Have the headers that their security schemes read tell callers apart."""
         more = sorted({name for endpoint in endpoints for name in endpoint.credentials})
@@ -127,7 +131,7 @@ class ASGIMiddleware:
         if not self._applications.met:
             self._around = scope.get("app")
             self._idempotency.meet()
-            note_within(self.app)
+            self.has_met()
         if kind == "http":
             path = route_path(scope) if scope.get("root_path") else scope["path"]
             if path == self._keys_path:
