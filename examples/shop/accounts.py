@@ -39,6 +39,7 @@ TAKEN: dict[int | str, dict[str, Any]] = {
 @idempotency.route(
     required=False,
     key=lambda request: request.json()["email"].lower(),
+    shared=True,  # nobody is logged in yet
     fingerprint="key",  # the same e-mail is a repeat, whatever else was typed differently
 )
 async def create(wanted: Account, op: AsyncOp, customer: Customer) -> dict[str, Any]:
@@ -53,7 +54,10 @@ async def create(wanted: Account, op: AsyncOp, customer: Customer) -> dict[str, 
     responses=SEE_OTHER | TAKEN,
 )
 @idempotency.route(
-    required=False, key=lambda request: request.form()["email"].lower(), fingerprint="key"
+    required=False,
+    shared=True,
+    key=lambda request: request.form()["email"].lower(),
+    fingerprint="key",
 )
 async def sign_up(
     wanted: Annotated[Account, Form()], op: AsyncOp, customer: Customer

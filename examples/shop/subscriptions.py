@@ -56,6 +56,7 @@ END = f"""
 @idempotency.route(
     required=False,  # the request says itself which one it is; the scope adds the customer
     key=lambda request: "{plan} {follows}".format(**request.form()),
+    shared=True,  # whoever has no cookie yet
     fingerprint="key",
 )
 async def subscribe(
@@ -88,7 +89,10 @@ async def subscribe(
     responses={**SEE_OTHER, 404: refusal("You have no such subscription")},
 )
 @idempotency.route(
-    required=False, key=lambda request: request.form()["subscription"], fingerprint="key"
+    required=False,
+    shared=True,
+    key=lambda request: request.form()["subscription"],
+    fingerprint="key",
 )
 async def cancel(
     wanted: Annotated[Cancellation, Form()], op: AsyncOp, customer: Customer

@@ -11,6 +11,7 @@ from semel.idempotency import Idempotency
 from semel.issuer import Issuer
 from semel.operation import (
     AsyncOperation,
+    NestedOperation,
     NoOperation,
     Operation,
     OperationOver,
@@ -29,6 +30,7 @@ __all__ = [
     "Idempotency",
     "InvalidKey",
     "Issuer",
+    "NestedOperation",
     "NoOperation",
     "NotDone",
     "Operation",

@@ -6,15 +6,17 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from semel.after_fork import call_after_fork
+from semel.applications import Application, Applications
 from semel.core import problems
 from semel.core.commands import Found, Lookup, Settle, StoreError, Sweep
-from semel.core.policy import Policy, RequestView, Routes
+from semel.core.policy import Policy, RequestView
 from semel.core.record import Response, State
+from semel.core.routes import Routes
 from semel.issuer import GRACE, Issuer
 from semel.runtime.drivers import Runtime
 from semel.runtime.operations import Operations
@@ -27,8 +29,6 @@ __all__ = ["Idempotency", "Scope"]
 log = logging.getLogger("semel")
 
 SWEEP_BATCH = 1000
-POLICY_ATTRIBUTE = "__semel_policy__"
-
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
@@ -38,14 +38,18 @@ Scope = Callable[[RequestView], str]
 class Idempotency:
     """Idempotency for one service.
 
-    - `store`: a URL (`sqlite:///shop.db`, `memory://`) or a `Store`.
+    - `store`: a URL (`sqlite:///shop.db`, `memory://`), a `Store`, or an SQLAlchemy engine. None:
+      it comes later, with `init(store)`, before the first request.
     - `policy`: the rules of every route that has none of its own.
     - `routes`: rules by pattern, `{"POST /charges": Policy(required=True), "/hooks/{name}": None}`;
       None leaves a route alone.
     - `scope`: whose key it is: a function from the request to a name that only the server can know,
       such as the account of the *verified* caller. Without it: the framework's authenticated user,
-      else a hash of the credentials, else `anonymous`. Name it where tokens rotate: a retry under a
-      refreshed token is still the same caller, and the hash of its token would not say so.
+      else a hash of the credentials (`Authorization`, `X-API-Key` and their kin), else `anonymous`.
+      Name it where tokens rotate: a retry under a refreshed token is still the same caller, and the
+      hash of its token would not say so.
+    - `credentials`: further request headers that tell callers apart, beside `Authorization`,
+      `X-API-Key` and their kin: the one in which your proxy names the client certificate, say.
     - `issuer`: signs keys for clients to use, and checks them (`semel.Issuer`). With one, a key
       that claims to be issued is accepted only if it is; see `Policy.required`, `Policy.next_key`.
     - `session_cookie`: the cookie that carries the credentials where `Authorization` does not.
@@ -59,35 +63,67 @@ class Idempotency:
 
     def __init__(
         self,
-        store: str | Store,
+        store: object = None,
         *,
         policy: Policy | None = None,
         routes: Mapping[str, Policy | None] | None = None,
         scope: Scope | None = None,
         issuer: Issuer | None = None,
         session_cookie: str | None = None,
+        credentials: Sequence[str] = (),
         problem_base: str = problems.BASE,
         sweep_every: timedelta | None = timedelta(seconds=60),
         complete_every: timedelta | None = timedelta(seconds=5),
     ) -> None:
-        self.store: Store = open_store(store) if isinstance(store, str) else store
         self.routes = Routes(policy or Policy(), routes or {})
         self.scope = scope
         self.issuer = issuer
         self.session_cookie = session_cookie
+        if isinstance(credentials, str):
+            raise TypeError(f"credentials: give a list of header names, [{credentials!r}]")
+        self.credentials = tuple(name.lower() for name in credentials)
         self.problem_base = problem_base
         self.outcomes = Outcomes()
         """Told of every outcome; `outcomes.observers` may be added to."""
-        self.runtime = Runtime(self.store, self.outcomes)
-        self.operations = Operations(self.runtime)
+        self.applications = Applications()
+        """What the adapters serve, and the marks that `route` has made; for adapters."""
         self.started = False
         self.complete_every = complete_every
         self._sweep_every = sweep_every
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._sweeper: threading.Thread | None = None
-        self._check()
+        if store is not None:
+            self.init(store)
         call_after_fork(self._forked)
+
+    store: Store
+    runtime: Runtime
+    operations: Operations
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what is missing before `init`."""
+        if name in ("store", "runtime", "operations"):
+            raise StoreSetupError(
+                "this Idempotency has no store yet: give it one, Idempotency(store), or call"
+                " init(store) before the application starts"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def init(self, store: object) -> None:
+        """Give the store, where the object was made before it was known, as in a factory.
+
+        Raises `StoreSetupError` as the constructor does, and while a store is in use.
+        """
+        if self.started:
+            raise StoreSetupError("init: this Idempotency has been started; stop() it first")
+        self.store = open_store(store)
+        self._make_runtime()
+        self._check()
+
+    def _make_runtime(self) -> None:
+        self.runtime = Runtime(self.store, self.outcomes)
+        self.operations = Operations(self.runtime)
 
     def _check(self) -> None:
         for pattern, policy in [
@@ -113,6 +149,7 @@ class Idempotency:
             if self.started:
                 return
             self._check()
+            self.meet()
             self.store.start()
             self._stopping.clear()
             if self._sweep_every is not None:
@@ -123,6 +160,19 @@ class Idempotency:
             self.started = True
         for line in self.promises():
             log.info("%s", line)
+
+    def serve(self, application: Application) -> None:
+        """Take note of an application that an adapter serves, before it serves it; for adapters."""
+        self.applications.serve(application)
+
+    def meet(self) -> None:
+        """Look at the routes of the applications, where one or a mark is new; for adapters.
+
+        `start()` does. Raises `PolicyError` for a mark that met no route, and for a key from the
+        content of requests whose callers nothing tells apart.
+        """
+        told_apart = self.scope or self.session_cookie or self.credentials
+        self.applications.meet(self.routes, identified=bool(told_apart))
 
     def ready(self) -> bool:
         """Start, where that has not been done. False: it cannot be, the log says why."""
@@ -167,8 +217,8 @@ class Idempotency:
 
     def _forked(self) -> None:
         """In a child process the threads are gone: start anew when asked."""
-        self.runtime = Runtime(self.store, self.outcomes)
-        self.operations = Operations(self.runtime)
+        if "store" in self.__dict__:
+            self._make_runtime()
         self.started = False
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -214,13 +264,14 @@ class Idempotency:
             @idempotency.route(required=True, guarantee="atomic")
             async def charge(...): ...
 
-        Takes the fields of `Policy`. Works through `init_app` of the FastAPI and Flask adapters,
-        which know the handlers' paths. Raises `PolicyError` as `Policy` does.
+        Takes the fields of `Policy`. Works through the adapters that know the handlers' paths; a
+        mark that none of them has found at a route keeps the service from starting. Raises
+        `PolicyError` as `Policy` does.
         """
         policy = dataclasses.replace(self.routes.default, **rules)
 
         def mark(handler: Handler) -> Handler:
-            setattr(handler, POLICY_ATTRIBUTE, policy)
+            self.applications.mark(handler, policy)
             return handler
 
         return mark

@@ -45,7 +45,9 @@ def test_a_request_for_keys_that_is_not_understood_is_told_why(serve: Any) -> No
 
 
 def test_the_same_natural_key_is_the_same_operation(serve: Any) -> None:
-    client = serve({"policy": {"key": lambda r: r.json()["email"], "fingerprint": "key"}})
+    client = serve(
+        {"policy": {"key": lambda r: r.json()["email"], "fingerprint": "key", "shared": True}}
+    )
     for replayed, name in ((False, "Ann"), (True, "Anna")):
         body = json.dumps({"email": "a@example.org", "name": name}).encode()
         answer = client.send("/charge", None, body)

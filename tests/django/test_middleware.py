@@ -401,7 +401,7 @@ def test_a_page_of_the_services_own_is_not_replaced(serve: Any) -> None:
 def test_a_large_body_is_whole_where_its_fingerprint_is_taken_anew(serve: Any) -> None:
     from semel import Policy
 
-    natural = Policy(key=lambda request: request.header("x-order"), fingerprint="key")
+    natural = Policy(shared=True, key=lambda request: request.header("x-order"), fingerprint="key")
     client = serve({"routes": {"/raw": natural}}, DATA_UPLOAD_MAX_MEMORY_SIZE=None)
     large = bytes(2 * 1024 * 1024)
     assert [client.send("/raw", body=large).body for _ in range(2)] == [b"%d" % len(large)] * 2

@@ -146,7 +146,7 @@ def test_at_most_once_goes_before_the_forwarded_key(service: Service) -> None:
 
 
 def test_a_key_from_the_payload_is_forwarded_as_a_derived_one(service: Service) -> None:
-    policy = {"forward_key": True, "key": "payload", "window": "1h"}
+    policy = {"forward_key": True, "key": "payload", "shared": True, "window": "1h"}
     with gateway(service.port, policy=policy) as front:
         front.send(key=None)
         assert front.send(key=None).replayed

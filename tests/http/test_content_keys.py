@@ -27,7 +27,7 @@ def sign_up(address: str = "a@example.org", **more: str) -> bytes:
 
 def test_the_same_natural_key_is_the_same_operation(start: Any, store_url: str) -> None:
     recorder = Recorder(created)
-    server = start(recorder, store_url, policy=Policy(key=email))
+    server = start(recorder, store_url, policy=Policy(shared=True, key=email))
     first = server.send(key=None, body=sign_up())
     again = server.send(key=None, body=sign_up())
     assert (again.body, again.replayed) == (first.body, True)
@@ -39,7 +39,10 @@ def test_the_same_natural_key_with_another_request_is_refused_or_answered_as_cho
     start: Any, store_url: str
 ) -> None:
     recorder = Recorder(created)
-    policies = {"/strict": Policy(key=email), "/key": Policy(key=email, fingerprint="key")}
+    policies = {
+        "/strict": Policy(shared=True, key=email),
+        "/key": Policy(shared=True, key=email, fingerprint="key"),
+    }
     server = start(recorder, store_url, routes=policies)
     for path in policies:
         assert server.send(path, None, sign_up(name="Ann")).status == 201
@@ -52,7 +55,7 @@ def test_the_same_natural_key_with_another_request_is_refused_or_answered_as_cho
 
 def test_an_empty_field_is_no_natural_key_and_no_error(start: Any) -> None:
     recorder = Recorder(created)
-    server = start(recorder, policy=Policy(key=email))
+    server = start(recorder, policy=Policy(shared=True, key=email))
     for _ in range(2):
         answer = server.send(key=None, body=sign_up(""))
         assert (answer.status, answer.replayed) == (201, False)
@@ -61,7 +64,7 @@ def test_an_empty_field_is_no_natural_key_and_no_error(start: Any) -> None:
 
 def test_at_once_a_natural_key_runs_once(start: Any, store_url: str) -> None:
     recorder = Recorder(created)
-    server = start(recorder, store_url, policy=Policy(key=email))
+    server = start(recorder, store_url, policy=Policy(shared=True, key=email))
     answers = server.together(12, key=None, body=sign_up())
     assert {answer.status for answer in answers} == {201}
     assert recorder.runs == 1
@@ -69,7 +72,7 @@ def test_at_once_a_natural_key_runs_once(start: Any, store_url: str) -> None:
 
 def test_a_natural_key_is_its_routes_own_and_no_header_meets_it(start: Any, store_url: str) -> None:
     recorder = Recorder(created)
-    server = start(recorder, store_url, policy=Policy(key=email))
+    server = start(recorder, store_url, policy=Policy(shared=True, key=email))
     server.send("/a", None, sign_up())
     server.send("/b", None, sign_up())
     server.send("/a", "a@example.org", sign_up())
@@ -78,7 +81,7 @@ def test_a_natural_key_is_its_routes_own_and_no_header_meets_it(start: Any, stor
 
 def test_a_key_in_the_header_goes_before_a_natural_one(start: Any, store_url: str) -> None:
     recorder = Recorder(created)
-    server = start(recorder, store_url, policy=Policy(key=email, fingerprint="key"))
+    server = start(recorder, store_url, policy=Policy(shared=True, key=email, fingerprint="key"))
     assert server.send(key="k", body=sign_up()).status == 201
     assert server.send(key="k", body=sign_up(name="Ann")).problem == "key-reused"
     assert server.send(key="k2", body=sign_up()).status == 201
@@ -98,14 +101,14 @@ def test_a_request_that_is_not_as_it_should_be_is_left_to_the_handler(
         seen.append(request.body)
         return 422, [], [b"not valid"]
 
-    server = start(Recorder(invalid), policy=Policy(key=email))
+    server = start(Recorder(invalid), policy=Policy(shared=True, key=email))
     assert server.send(key=None, body=body).status == 422
     assert seen == [body], "and it can read the body"
 
 
 def test_a_request_without_its_natural_key_is_refused_where_one_is_required(start: Any) -> None:
     recorder = Recorder(created)
-    server = start(recorder, policy=Policy(key=email, required=True))
+    server = start(recorder, policy=Policy(shared=True, key=email, required=True))
     answer = server.send(key=None, body=b"{}")
     assert (answer.status, answer.problem) == (400, "key-missing")
     assert recorder.runs == 0
@@ -116,7 +119,7 @@ def test_a_key_function_that_gives_no_string_is_a_mistake_that_is_shown(
     start: Any, given: Any
 ) -> None:
     recorder = Recorder(created)
-    server = start(recorder, policy=Policy(key=lambda request: given))
+    server = start(recorder, policy=Policy(shared=True, key=lambda request: given))
     assert server.send(key=None).status == 500
     assert recorder.runs == 0
 
@@ -124,7 +127,9 @@ def test_a_key_function_that_gives_no_string_is_a_mistake_that_is_shown(
 def test_a_key_can_come_from_another_header(start: Any, store_url: str) -> None:
     """Two requests with the same bytes and another such header are two operations."""
     recorder = Recorder(created)
-    server = start(recorder, store_url, policy=Policy(key=lambda r: r.header("x-event-id")))
+    server = start(
+        recorder, store_url, policy=Policy(shared=True, key=lambda r: r.header("x-event-id"))
+    )
     for event, replayed in (("1", False), ("1", True), ("2", False), ("2", True), ("1", True)):
         answer = server.send(key=None, headers=[("X-Event-Id", event)])
         assert answer.replayed is replayed
@@ -133,7 +138,7 @@ def test_a_key_can_come_from_another_header(start: Any, store_url: str) -> None:
 
 def test_the_payload_is_its_own_key_for_a_while(start: Any) -> None:
     clock, recorder = Clock(), Recorder(created)
-    policy = Policy(key="payload", window=timedelta(seconds=30))
+    policy = Policy(shared=True, key="payload", window=timedelta(seconds=30))
     server = start(recorder, MemoryStore(clock=clock), policy=policy, sweep_every=None)
     assert not server.send(key=None).replayed
     clock.now += 29
@@ -148,7 +153,7 @@ def test_the_payload_is_its_own_key_for_a_while(start: Any) -> None:
 
 def test_a_key_in_the_header_outlasts_the_window(start: Any) -> None:
     clock, recorder = Clock(), Recorder(created)
-    policy = Policy(key="payload", window=timedelta(seconds=30))
+    policy = Policy(shared=True, key="payload", window=timedelta(seconds=30))
     server = start(recorder, MemoryStore(clock=clock), policy=policy, sweep_every=None)
     server.send(key="k")
     clock.now += 3600

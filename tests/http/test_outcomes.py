@@ -158,7 +158,7 @@ def test_a_large_body_is_whole_where_its_fingerprint_is_taken_anew(start: Start)
     def behave(number: int, request: Request) -> Any:
         return 201, [], [str(len(request.body)).encode()]
 
-    policy = Policy(key=lambda request: request.header("x-order"), fingerprint="key")
+    policy = Policy(shared=True, key=lambda request: request.header("x-order"), fingerprint="key")
     server = start(Recorder(behave), policy=policy)
     large = bytes(2 * MEBIBYTE)
     assert [server.send(body=large).body for _ in range(2)] == [b"%d" % len(large)] * 2

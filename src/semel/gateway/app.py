@@ -15,7 +15,7 @@ from semel.gateway.upstream import UpstreamClient
 from semel.idempotency import Idempotency, Scope
 from semel.web.asgi.messages import ASGIScope, Message, Receive, Send
 from semel.web.asgi.middleware import ASGIMiddleware
-from semel.web.http.callers import scope_name
+from semel.web.http.callers import KNOWN_CREDENTIALS, scope_name
 
 _NOBODYS: Final = bytes(16)
 """A key that no record has, to see whether the store responds."""
@@ -105,8 +105,8 @@ def _named_by(header: str) -> Scope:
         named = request.header(header)
         if named:
             return f"caller:{named}"
-        authorization = (request.header("authorization") or "").encode("latin-1")
-        return scope_name((None, authorization, b""))
+        found = ((name, request.header(name.decode())) for name in KNOWN_CREDENTIALS)
+        return scope_name((None, tuple((n, v.encode("latin-1")) for n, v in found if v)))
 
     return scope
 

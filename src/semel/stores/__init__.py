@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -19,8 +20,11 @@ __all__ = [
 ]
 
 
-def open_store(url: str) -> Store:
-    """Return the store that a URL names; it is not opened before `start`.
+def open_store(given: object) -> Store:
+    """Return the store that is given, or that a URL names; it is not opened before `start`.
+
+    A URL may be an object whose text it is, such as pydantic's and SQLAlchemy's. An
+    SQLAlchemy engine, or a sessionmaker bound to one, gives an `SQLAlchemyStore`.
 
     - `memory://`, with `?max_records=1000000`: this process only, gone with it.
     - `sqlite:///relative.db`, `sqlite:////absolute.db`, with `?synchronous=full|normal`.
@@ -30,8 +34,50 @@ def open_store(url: str) -> Store:
     - `redis://host:6379/0`, `rediss://`, with `?prefix=semel&timeout=5`; `redis+cluster://` or
       `rediss+cluster://` and any node of a cluster.
 
-    Raises `StoreSetupError` for a URL that names none.
+    Raises `StoreSetupError` for what names none.
     """
+    if isinstance(given, str):
+        return _by_url(given)
+    if isinstance(given, Store):
+        return given
+    kind = type(given)
+    package = kind.__module__.partition(".")[0]
+    if package == "sqlalchemy":
+        return _of_sqlalchemy(given)
+    if package in ("pydantic", "pydantic_core", "yarl"):
+        return _by_url(str(given))
+    fix = "give a URL (sqlite:///shop.db, postgresql://host/database, redis://host/0) or a Store"
+    if isinstance(given, os.PathLike):
+        fix = f"for a file give its URL, sqlite:///{os.fspath(given)}"
+    raise StoreSetupError(f"store: {kind.__module__}.{kind.__qualname__} is none; {fix}")
+
+
+def _of_sqlalchemy(given: Any) -> Store:
+    from sqlalchemy import URL
+    from sqlalchemy.engine import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+    from sqlalchemy.orm import sessionmaker
+
+    from semel.stores.sqlalchemy.store import SQLAlchemyStore
+
+    if isinstance(given, URL):
+        return _by_url(given.render_as_string(hide_password=False))
+    if isinstance(given, Engine | AsyncEngine):
+        return SQLAlchemyStore(given)
+    if isinstance(given, sessionmaker | async_sessionmaker):
+        engine = given.kw.get("bind")
+        if isinstance(engine, Engine | AsyncEngine):
+            return SQLAlchemyStore(engine, sessions=given)
+        raise StoreSetupError(
+            "store: the sessionmaker is bound to no engine; give"
+            " SQLAlchemyStore(engine, sessions=...) from semel.stores.sqlalchemy"
+        )
+    raise StoreSetupError(
+        f"store: {type(given).__qualname__} of SQLAlchemy is none; give its engine"
+    )
+
+
+def _by_url(url: str) -> Store:
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts.scheme == "memory" and not parts.path.strip("/"):

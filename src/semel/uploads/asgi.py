@@ -15,9 +15,17 @@ from semel.uploads import protocol
 from semel.uploads.intake import UploadIntake
 from semel.uploads.protocol import UploadRequest
 from semel.uploads.uploads import UploadService
-from semel.web.asgi.messages import ASGIScope, ASGIView, Receive, Send, route_path, wanted
+from semel.web.asgi.messages import (
+    ASGIScope,
+    ASGIView,
+    Receive,
+    Send,
+    looked_at,
+    route_path,
+    wanted,
+)
 from semel.web.asgi.timeouts import timeout_if_suspended
-from semel.web.http.callers import caller_of, scope_name
+from semel.web.http.callers import KNOWN_CREDENTIALS, caller_of, scope_name
 
 AT_ONCE = 256 * 1024
 """Bytes of a body that go to a thread together; what one upload holds in memory."""
@@ -118,9 +126,11 @@ class UploadsASGI:
             raise
 
     def _owner(self, scope: ASGIScope) -> str:
-        request = ASGIView(scope, wanted(scope)[1])
+        request = ASGIView(scope, wanted(scope, _WANTED)[1])
         return scope_name(caller_of(request, self._uploads.scope))
 
+
+_WANTED = looked_at(KNOWN_CREDENTIALS)
 
 _TOO_SLOW = common.BODY_TIMEOUT._replace(
     detail="The client sent nothing for too long. What arrived of a resumable upload is kept: ask"

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from asgiref.sync import sync_to_async
 from django.db import Error, connections, transaction
+from django.db.transaction import TransactionManagementError
 
 from semel.core.commands import Complete, StoreError, StoreUnavailable, StoreUnknown
 from semel.failpoints import failpoint
 from semel.stores.django.connection import testing
 from semel.stores.django.errors import translate
+from semel.stores.effects import SessionEffect, effect_of
 
 log = logging.getLogger("semel")
+
+
+_REFUSED: Final = (
+    "the transaction belongs to the operation and commits with its response: leave BEGIN, COMMIT"
+    " and ROLLBACK out; transaction.atomic() inside is a savepoint"
+)
+
+
+def refuse_ending(
+    execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]
+) -> Any:
+    """Carry a query of the view's out, unless it would end the transaction (`execute_wrapper`)."""
+    if effect_of(str(sql)) is SessionEffect.TRANSACTION:
+        raise TransactionManagementError(_REFUSED)
+    return execute(sql, params, many, context)
 
 
 class DjangoTransaction:
@@ -34,9 +52,6 @@ class DjangoTransaction:
         self._connection: Any = connections[alias]
         self._testing = testing(alias) is not None
         self._ending: asyncio.Task[None] | None = None
-        self._begin()
-
-    def _begin(self) -> None:
         connection = self._connection
         if connection.in_atomic_block and not self._testing:
             raise StoreUnavailable(
@@ -44,7 +59,6 @@ class DjangoTransaction:
                 " of another, or two requests share a thread (serve with get_asgi_application())"
             )
         self._committed = False
-        self._undone = False
         self._atomic = transaction.atomic(using=self._alias, durable=True)
         try:
             self._atomic.__enter__()
@@ -60,7 +74,14 @@ class DjangoTransaction:
         transaction.on_commit(
             self._mark, using=self._alias
         )  # the first hook: it says so before any
+        connection.execute_wrappers.append(refuse_ending)
         failpoint("after_begin")
+
+    def _ends(self) -> None:
+        """Let the view's statements be, and no longer those of the operation."""
+        self._over = True
+        with contextlib.suppress(ValueError):
+            self._connection.execute_wrappers.remove(refuse_ending)
 
     def _savepoint(self, verb: str) -> None:
         """Mark the transaction's beginning, and ask for the mark before its end.
@@ -91,18 +112,8 @@ class DjangoTransaction:
         """Whether Django has decided that this transaction may only be rolled back."""
         return bool(self._connection.needs_rollback)
 
-    def undo(self) -> None:
-        """Undo what the view has written; its answer is recorded all the same.
-
-        For an exception that Django has turned into an answer of its own, such as a 404.
-        """
-        self._rollback()
-        self._undone = True
-
     def complete(self, command: Complete) -> bool:
         """Write the completion and commit, both or neither. False: fenced, rolled back."""
-        if self._undone:
-            self._begin()
         connection = self._connection
         if self._over or not self._innermost():
             raise StoreUnavailable(
@@ -133,7 +144,7 @@ class DjangoTransaction:
         return True
 
     def _commit(self) -> None:
-        self._over = True
+        self._ends()
         try:
             self._atomic.__exit__(None, None, None)
         except Exception as error:
@@ -161,6 +172,11 @@ class DjangoTransaction:
             roll_back = sync_to_async(self._rollback, thread_sensitive=True)
             self._ending = asyncio.get_running_loop().create_task(roll_back())
 
+    async def arollback(self) -> None:
+        """As `rollback`, and wait until it is done."""
+        self.rollback()
+        await self.ended()
+
     async def ended(self) -> None:
         """Wait until a rollback that was asked for has been carried out."""
         if self._ending is not None:
@@ -175,7 +191,7 @@ class DjangoTransaction:
         self._drop()
 
     def _drop(self) -> None:
-        self._over = True
+        self._ends()
         cause = StoreError("rolled back")
         try:
             self._atomic.__exit__(type(cause), cause, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
-from typing import Any
+from typing import Any, AnyStr
 
 from semel.core import problems
 from semel.core.engine import Outcome, Refuse, Replay
@@ -12,6 +12,7 @@ from semel.core.problems import Problem
 from semel.web.asgi.timeouts import timeout_if_suspended
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import Body, Intake, RequestLine
+from semel.web.http.callers import Caller, Credentials
 
 Message = MutableMapping[str, Any]
 ASGIScope = MutableMapping[str, Any]
@@ -19,6 +20,15 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
 
+Ask = Callable[[ASGIScope, Receive], Awaitable[Caller | ASGIApp]]
+"""Finds out who has sent a request: the name of its scope (`callers.named_caller`), or an ASGI
+application that sends the refusal. It may read the body: the application gets it all the same."""
+OPERATION = "semel.operation"
+"""In the scope: the driver of the operation that this very request runs in."""
+SERVED = "semel.served"
+"""In the scope: the `Idempotency` that has this request in hand already."""
+ROOT = "semel.root"
+"""In the scope: below which path the patterns of routes are, where that is not `root_path`."""
 
 _WANTED = frozenset(
     {
@@ -26,18 +36,22 @@ _WANTED = frozenset(
         b"content-type",
         b"content-encoding",
         b"content-length",
-        b"authorization",
         b"cookie",
     }
 )
 
 
-def wanted(scope: ASGIScope) -> tuple[list[bytes], dict[bytes, bytes]]:
-    """Return the values of the key's header, and the other headers that are looked at."""
+def looked_at(credentials: Iterable[bytes]) -> frozenset[bytes]:
+    """Return the names of the headers that `wanted` finds, with these among them."""
+    return _WANTED.union(credentials)
+
+
+def wanted(scope: ASGIScope, names: frozenset[bytes]) -> tuple[list[bytes], dict[bytes, bytes]]:
+    """Return the values of the key's header, and the other headers of these names."""
     found: dict[bytes, bytes] = {}
     fields: list[bytes] = []
     for name, value in scope["headers"]:
-        if name in _WANTED:
+        if name in names:
             if name == b"idempotency-key":
                 fields.append(value)
             elif name in found:  # doubled: HTTP/2 may split cookies, RFC 9113 section 8.2.3
@@ -52,16 +66,20 @@ class ASGIView:
 
     __slots__ = ("_found", "line", "method", "native", "path")
 
-    session_cookie: str | None = None
-
     def __init__(self, scope: ASGIScope, found: dict[bytes, bytes]) -> None:
         self.method: str = scope["method"]
-        self.path: str = scope["path"]
+        path: str = scope["path"]
+        raw: bytes = scope.get("raw_path") or path.encode()
+        root = scope.get("root_path")
+        if root:
+            root = scope.get("app_root_path", root)  # without where Starlette has mounted it
+            path, raw = below(root, path), below(root.encode(), raw)
+        self.path = path
         self.native = scope
         self._found = found
         self.line: RequestLine = (
             self.method,
-            scope.get("raw_path") or self.path.encode(),
+            raw,
             scope.get("query_string", b""),
             found.get(b"content-type", b""),
             found.get(b"content-encoding", b""),
@@ -72,16 +90,22 @@ class ASGIView:
         values = [value for field, value in self.native["headers"] if field == wanted]
         return b", ".join(values).decode("latin-1") if values else None
 
-    def authorization(self) -> bytes:
-        return self._found.get(b"authorization", b"")
+    def credentials(self, names: Iterable[bytes]) -> Credentials:
+        found = self._found
+        return tuple((name, found[name]) for name in names if name in found)
 
-    def cookie(self, name: str) -> bytes:
-        wanted = name.encode()
+    def session(self, cookie: str | None) -> bytes:
+        if cookie is None:
+            return b""
+        wanted = cookie.encode()
         for part in self._found.get(b"cookie", b"").split(b";"):
             found, _, value = part.strip().partition(b"=")
             if found == wanted:
                 return value
         return b""
+
+    def places(self) -> set[str]:
+        return {route_path(self.native), self.path}
 
     def user(self) -> str | None:
         return authenticated_user(self.native) if "user" in self.native else None
@@ -90,8 +114,17 @@ class ASGIView:
 def route_path(scope: ASGIScope) -> str:
     """The path as the application's own routes are written, without where it is mounted."""
     path: str = scope["path"]
-    root: str = scope["root_path"]
-    if path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+    if not (root := scope.get("root_path")):
+        return path
+    base: str = scope.get(ROOT, root)
+    return below(base, path)
+
+
+def below(root: AnyStr, path: AnyStr) -> AnyStr:
+    """The path without its root, where it begins with that."""
+    slash = path[:0] + ("/" if isinstance(path, str) else b"/")
+    root = root.rstrip(slash)
+    if path.startswith(root) and path[len(root) : len(root) + 1] in (path[:0], slash):
         return path[len(root) :]
     return path
 
@@ -187,6 +220,11 @@ async def send_whole(
 ) -> None:
     await send({"type": "http.response.start", "status": status, "headers": list(headers)})
     await send({"type": "http.response.body", "body": body})
+
+
+def is_reused(outcome: Outcome) -> bool:
+    """Say whether the key belongs to another request."""
+    return type(outcome) is Refuse and outcome.problem.slug == problems.KEY_REUSED.slug
 
 
 async def send_outcome(outcome: Outcome, problem_base: str, send: Send) -> None:

@@ -9,27 +9,33 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
 
+from semel.applications import Endpoint
 from semel.core import problems
 from semel.core.engine import Bypass, Replay
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.remembered import RememberedRequest
 from semel.idempotency import Idempotency
-from semel.operation import NoOperation
 from semel.runtime.drivers import AsyncDriver
 from semel.runtime.operations import Known
 from semel.web.asgi.completing import Completing
+from semel.web.asgi.endpoints import endpoints_of
 from semel.web.asgi.exchange import ASGIExchange, Detached, start_operation
 from semel.web.asgi.messages import (
+    OPERATION,
+    SERVED,
     ASGIApp,
     ASGIScope,
     ASGIView,
+    Ask,
     Message,
     Receive,
     Send,
     Unread,
+    is_reused,
+    looked_at,
     read_body,
     route_path,
     send_outcome,
@@ -38,11 +44,20 @@ from semel.web.asgi.messages import (
     wanted,
     with_length,
 )
+from semel.web.asgi.raised import note_within
 from semel.web.asgi.replays import CachedResponse, Replays
+from semel.web.asgi.slashes import redirects
+from semel.web.asgi.unkeyed import UnkeyedRun
 from semel.web.http import admission, issue, key_source
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import Body
-from semel.web.http.callers import Caller, caller_of, scope_name
+from semel.web.http.callers import (
+    Caller,
+    caller_of,
+    credential_headers,
+    one_way_to_ask,
+    scope_name,
+)
 
 log = logging.getLogger("semel")
 
@@ -54,28 +69,74 @@ class ASGIMiddleware:
     """Gives an ASGI application idempotency keys.
 
     `app.add_middleware(ASGIMiddleware, idempotency=idempotency)`, or `ASGIMiddleware(app, …)`.
+
+    `caller`, for adapters: finds out who has sent a request, once its body is read and before its
+    key is looked at, so that who is refused gets neither a claim nor a replay. Not asked on routes
+    with `Policy(shared=True)`, which are public. `endpoints`, for adapters: finds the endpoints of
+    the application, where it has no `routes` as Starlette's have; `registers=False`: another knows
+    of them.
+
+    Raises `PolicyError` where `Idempotency(scope=…)` names the caller already.
     """
 
-    def __init__(self, app: ASGIApp, idempotency: Idempotency) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        idempotency: Idempotency,
+        *,
+        caller: Ask | None = None,
+        endpoints: Callable[[], Iterable[Endpoint]] | None = None,
+        registers: bool = True,
+    ) -> None:
+        one_way_to_ask(idempotency, caller)
         self.app = app
         self._idempotency = idempotency
+        self._ask = caller
         self._detached = Detached()
         self._replays = Replays()
         self._completing = Completing(app, idempotency, self._detached)
         self.problem_base = idempotency.problem_base
+        self._credentials = credential_headers(idempotency.credentials)
+        self._wanted = looked_at(self._credentials)
         self._keys_path = idempotency.issuer.path if idempotency.issuer is not None else None
+        self._find_endpoints = endpoints
+        self._around: object = None
+        self.identified = caller is not None
+        self._applications = idempotency.applications
+        if registers:
+            idempotency.serve(self)
+
+    def endpoints(self) -> list[Endpoint]:
+        """Return the endpoints of the application, none where they are unknown."""
+        find = self._find_endpoints
+        found = list(find() if find is not None else endpoints_of(self.app, self._around))
+        self.learn(found)
+        return found
+
+    def within(self) -> tuple[()]:
+        """Return no applications: those mounted in this one are looked through."""
+        return ()
+
+    def learn(self, endpoints: Iterable[Endpoint]) -> None:
+        """Have the headers that their security schemes read tell callers apart."""
+        more = sorted({name for endpoint in endpoints for name in endpoint.credentials})
+        self._credentials = credential_headers((*self._idempotency.credentials, *more))
+        self._wanted = looked_at(self._credentials)
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         kind = scope["type"]
+        if not self._applications.met:
+            self._around = scope.get("app")
+            self._idempotency.meet()
+            note_within(self.app)
         if kind == "http":
-            if scope["path"] == self._keys_path:
+            path = route_path(scope)
+            if path == self._keys_path:
                 await self._issue(scope, receive, send)
                 return
-            policy = self._idempotency.routes.find(
-                scope["method"], route_path(scope) if scope.get("root_path") else scope["path"]
-            )
-            if policy is not None:
+            policy = self._idempotency.routes.find(scope["method"], path)
+            if policy is not None and scope.get(SERVED) is not self._idempotency:
                 await self._covered(policy, scope, receive, send)
                 return
         elif kind == "lifespan":
@@ -86,28 +147,53 @@ class ASGIMiddleware:
     async def _covered(
         self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send
     ) -> None:
+        """Serve a request that a policy covers, and have it so known to what is inside."""
+        around = scope.get(SERVED)
+        scope[SERVED] = self._idempotency
+        try:
+            await self._serve(policy, scope, receive, send, around)
+        except asyncio.CancelledError:  # the operation may go on
+            raise
+        except BaseException:
+            _leave(scope, around)
+            raise
+        _leave(scope, around)
+
+    async def _serve(
+        self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send, around: object
+    ) -> None:
         idempotency = self._idempotency
         if not idempotency.started and (problem := admission.unready(idempotency)) is not None:
             await self._refuse_unread(problem, policy, receive, send)
             return
-        fields, found = wanted(scope)
+        fields, found = wanted(scope, self._wanted)
         keyed = bool(fields) or key_source.may_be_in_content(policy)
         if not keyed and not policy.next_key:
             await self._without_key(policy, scope, receive, send)
             return
         request = ASGIView(scope, found)
-        caller = caller_of(request, idempotency.scope, idempotency.session_cookie)
-        if policy.next_key:
-            send = self._handing_out(caller, send)
-        if not keyed:
-            await self._without_key(policy, scope, receive, send)
-            return
+        caller = self._known(request) if self._ask is None or policy.shared else None
+        if caller is not None:
+            send = self._handing_out(policy, caller, send)
+            if not keyed:
+                await self._without_key(policy, scope, receive, send)
+                return
         body = Body(policy.algorithm, request.line)
-        length = found.get(b"content-length", b"")
         task = None
         try:
-            driver = await self._admit(policy, fields, request, caller, body, length, receive, send)
+            length = found.get(b"content-length", b"")
+            if not await self._read(policy, scope, receive, send, body, length):
+                return
+            if caller is None:
+                caller = await self._asked(scope, receive, send, body)
+                if caller is None:
+                    return
+                send = self._handing_out(policy, caller, send)
+            if around is not None:  # its keys are not those of the service around this one
+                caller = f"within {scope_name(caller)}"
+            driver = await self._admit(policy, fields, request, caller, body, receive, send)
             if driver is not None:
+                scope[OPERATION] = driver
                 base = self.problem_base
                 exchange = ASGIExchange(self.app, base, driver, scope, receive, send, body)
                 done, task = start_operation(exchange.operate)
@@ -117,6 +203,33 @@ class ASGIMiddleware:
         if task is not None:
             await self._detached.outlive(done, task)
 
+    async def _read(
+        self,
+        policy: Policy,
+        scope: ASGIScope,
+        receive: Receive,
+        send: Send,
+        body: Body,
+        length: bytes,
+    ) -> bool:
+        """Read the body. False: it cannot be had, and the client knows."""
+        refusal = await read_body(policy, receive, body.write, length)
+        if isinstance(refusal, Problem):
+            self._idempotency.operations.refuse(refusal)
+            await send_problem(refusal, self.problem_base, send, scope)
+        return refusal is None
+
+    async def _asked(
+        self, scope: ASGIScope, receive: Receive, send: Send, body: Body
+    ) -> Caller | None:
+        """Ask who has sent a request whose body has been read. None: refused, the client knows."""
+        assert self._ask is not None
+        caller = await self._ask(scope, Unread(body, receive))
+        if isinstance(caller, (str, tuple)):
+            return caller
+        await caller(scope, Unread(body, receive), send)
+        return None
+
     async def _admit(
         self,
         policy: Policy,
@@ -124,18 +237,11 @@ class ASGIMiddleware:
         request: ASGIView,
         caller: Caller,
         body: Body,
-        length: bytes,
         receive: Receive,
         send: Send,
     ) -> AsyncDriver | None:
-        """Read the body, and find out what the key says. None: the request has had its response."""
+        """Find out what the key says. None: the request has had its response."""
         idempotency, scope = self._idempotency, request.native
-        refusal = await read_body(policy, receive, body.write, length)
-        if refusal is not None:
-            if isinstance(refusal, Problem):
-                idempotency.operations.refuse(refusal)
-                await send_problem(refusal, self.problem_base, send, scope)
-            return None
         asked: Hashable = None  # known again byte by byte, where nothing but these bytes names it
         if fields and idempotency.store.lookup_first and (small := body.small()) is not None:
             asked = (*fields, caller, request.line, small)
@@ -160,6 +266,9 @@ class ASGIMiddleware:
             await self._without_key(policy, scope, Unread(body, receive), send)
             return None
         if isinstance(admitted, Known):
+            if is_reused(admitted.outcome) and redirects(self.app, scope):
+                await self.app(scope, Unread(body, receive), send)
+                return None
             await send_outcome(admitted.outcome, self.problem_base, send)
             if type(admitted.outcome) is Replay and asked is not None:
                 self._replays.keep(asked, body.size, _cached(admitted))
@@ -173,26 +282,39 @@ class ASGIMiddleware:
                 return None
         return admitted
 
+    def _known(self, request: ASGIView) -> Caller:
+        own = self._idempotency
+        return caller_of(request, own.scope, own.session_cookie, self._credentials)
+
     # --- issued keys -------------------------------------------------------------------------
 
     async def _issue(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         idempotency = self._idempotency
-        _, found = wanted(scope)
+        _, found = wanted(scope, self._wanted)
         request = ASGIView(scope, found)
-        body = bytearray()
         policy = dataclasses.replace(idempotency.routes.default, max_request_body=issue.LARGEST)
-        refusal = await read_body(policy, receive, body.extend, found.get(b"content-length", b""))
+        body = Body(policy.algorithm, request.line)
+        refusal = await read_body(policy, receive, body.write, found.get(b"content-length", b""))
         if isinstance(refusal, Problem):
             await send_problem(refusal, self.problem_base, send, scope)
-        elif refusal is None:
-            owner = scope_name(caller_of(request, idempotency.scope, idempotency.session_cookie))
-            answer = issue.issue(idempotency, owner, scope["method"], bytes(body))
+        if refusal is not None:
+            return
+        caller: Caller | None
+        if self._ask is None:
+            caller = self._known(request)
+        else:
+            caller = await self._asked(scope, receive, send, body)
+        if caller is not None:
+            wanting = b"".join(body.chunks())
+            answer = issue.issue(idempotency, scope_name(caller), scope["method"], wanting)
             told = answer.body or b""
             headers = with_length(answer.headers, answer.status, told)
             await send_whole(answer.status, headers, told, send)
 
-    def _handing_out(self, caller: Caller, send: Send) -> Send:
-        """Send responses with a fresh key for the caller's next operation."""
+    def _handing_out(self, policy: Policy, caller: Caller, send: Send) -> Send:
+        """Send responses with a fresh key for the caller's next operation, where asked to."""
+        if not policy.next_key:
+            return send
         issuer = self._idempotency.issuer
         assert issuer is not None
         owner = scope_name(caller)
@@ -215,25 +337,9 @@ class ASGIMiddleware:
         if problem is not None:
             await self._refuse_unread(problem, policy, receive, send)
             return
-        sent = read = False
-
-        async def reading() -> Message:
-            nonlocal read
-            message = await receive()
-            read = not message.get("more_body", False)
-            return message
-
-        async def sending(message: Message) -> None:
-            nonlocal sent
-            sent = True
-            await send(message)
-
-        try:
-            await self.app(scope, reading, sending)
-        except NoOperation:  # the handler asked for the operation, so it cannot do without a key
-            if sent:
-                raise
-            if not read:
+        unkeyed = UnkeyedRun(receive, send)
+        if not await unkeyed.run(self.app, scope):
+            if not unkeyed.read:
                 await self._drain(policy, receive)
             refusal = self._idempotency.operations.refuse(problems.KEY_MISSING)
             await send_outcome(refusal, self.problem_base, send)
@@ -273,6 +379,15 @@ class ASGIMiddleware:
             await send(message)
 
         await self.app(scope, started, stopped)
+
+
+def _leave(scope: ASGIScope, around: object) -> None:
+    """Take the marks out of a scope, which may be used for another request, as in a test."""
+    scope.pop(OPERATION, None)
+    if around is None:
+        scope.pop(SERVED, None)
+    else:
+        scope[SERVED] = around
 
 
 def _cached(known: Known) -> CachedResponse:

@@ -8,7 +8,7 @@ the view's own authenticators and permissions.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from django.apps import apps
@@ -18,7 +18,7 @@ from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest
 
 from semel.idempotency import Idempotency
-from semel.web.http.callers import Caller, caller_of
+from semel.web.http.callers import Caller, Credentials, caller_of, credential_headers
 
 
 class Authorized(NamedTuple):
@@ -49,7 +49,8 @@ def authorize(
 
 def django_caller(idempotency: Idempotency, request: DjangoView) -> Caller:
     """Return who has sent a request."""
-    return caller_of(request, idempotency.scope, idempotency.session_cookie)
+    names = credential_headers(idempotency.credentials)
+    return caller_of(request, idempotency.scope, idempotency.session_cookie, names)
 
 
 def _kind(user: Any) -> str:
@@ -76,19 +77,22 @@ class DjangoView:
         self.method: str = request.method or ""
         self.path: str = request.path
         self.native = request
-        self.session_cookie: str | None = settings.SESSION_COOKIE_NAME
         self._user = user
 
     def header(self, name: str) -> str | None:
         value: str | None = self.native.headers.get(name)
         return value
 
-    def authorization(self) -> bytes:
-        value: str = self.native.META.get("HTTP_AUTHORIZATION", "")
-        return value.encode()
+    def credentials(self, names: Iterable[bytes]) -> Credentials:
+        found = []
+        for name in names:
+            value = self.native.META.get("HTTP_" + name.decode("latin-1").upper().replace("-", "_"))
+            if value:
+                found.append((name, value.encode()))
+        return tuple(found)
 
-    def cookie(self, name: str) -> bytes:
-        value: str = self.native.COOKIES.get(name, "")
+    def session(self, cookie: str | None) -> bytes:
+        value: str = self.native.COOKIES.get(cookie or settings.SESSION_COOKIE_NAME, "")
         return value.encode()
 
     def user(self) -> str | None:

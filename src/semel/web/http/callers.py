@@ -2,35 +2,77 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from typing import Final, Protocol
+from uuid import UUID
 
-from semel.core.policy import RequestView
-from semel.idempotency import Scope
+from semel.core.policy import PolicyError, RequestView
+from semel.idempotency import Idempotency, Scope
 
-Caller = str | tuple[str | None, bytes, bytes]
-"""The name that a `scope` function gave; or the framework's authenticated user, the `Authorization`
-header and the session cookie."""
+ANONYMOUS: Final = "anonymous"
+"""The scope of requests that nothing tells apart."""
+
+KNOWN_CREDENTIALS: Final = (
+    b"authorization",
+    b"x-api-key",
+    b"api-key",
+    b"apikey",
+    b"x-apikey",
+    b"x-api-token",
+    b"x-auth-token",
+    b"x-auth-key",
+    b"x-access-token",
+    b"x-session-token",
+)
+"""The request headers that carry credentials by common usage. `Idempotency(credentials=…)` adds the
+service's own, such as the one in which a proxy names the client certificate."""
+
+Credentials = tuple[tuple[bytes, bytes], ...]
+"""Names and values of headers, and of the session cookie as `cookie`."""
+
+Caller = str | tuple[str | None, Credentials]
+"""The name that `scope` or `caller` gave; or the framework's authenticated user, and the
+credentials."""
 
 
 class CallerView(RequestView, Protocol):
     """A request, as far as it says who has sent it."""
 
-    session_cookie: str | None
-    """The name of the framework's own session cookie, where it has one."""
-
     def user(self) -> str | None:
         """Return the name of the framework's authenticated user. Raises `TypeError`."""
 
-    def authorization(self) -> bytes:
-        """Return the `Authorization` header, empty where there is none."""
+    def credentials(self, names: Iterable[bytes]) -> Credentials:
+        """Return those of these headers (lower case) that the request has, in their order."""
 
-    def cookie(self, name: str) -> bytes:
-        """Return a cookie's value, empty where there is none."""
+    def session(self, cookie: str | None) -> bytes:
+        """Return what tells the caller's session from others, empty where there is none.
+
+        `cookie` is the one that the service has named; None: the framework's own, if it has one.
+        """
+
+
+def one_way_to_ask(idempotency: Idempotency, caller: object) -> None:
+    """Raise `PolicyError` where both `caller=` and `Idempotency(scope=…)` name the caller."""
+    if caller is not None and idempotency.scope is not None:
+        raise PolicyError(
+            "caller=: Idempotency(scope=…) names the caller already; give one of the two"
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def credential_headers(more: tuple[str, ...] = ()) -> tuple[bytes, ...]:
+    """Return the headers that are looked at: the known ones, and the service's own."""
+    own = (name.lower().encode("latin-1") for name in more)
+    return tuple(dict.fromkeys((*KNOWN_CREDENTIALS, *own)))
 
 
 def caller_of(
-    request: CallerView, scope: Scope | None, session_cookie: str | None = None
+    request: CallerView,
+    scope: Scope | None,
+    session_cookie: str | None = None,
+    names: Iterable[bytes] = KNOWN_CREDENTIALS,
 ) -> Caller:
     """Return who has sent a request, by the service's own function where it has given one.
 
@@ -41,23 +83,73 @@ def caller_of(
         if not isinstance(name, str) or not name:
             raise TypeError(f"scope= has to return a non-empty string, not {name!r}")
         return name
-    cookie = session_cookie or request.session_cookie
-    return (
-        request.user(),
-        request.authorization(),
-        request.cookie(cookie) if cookie is not None else b"",
-    )
+    credentials = request.credentials(names)
+    session = request.session(session_cookie)
+    if session:
+        credentials += ((b"cookie", session),)
+    return request.user(), credentials
 
 
 def scope_name(caller: Caller) -> str:
     """Return the scope under which a caller's keys are stored. See `Idempotency`."""
     if isinstance(caller, str):
         return caller
-    user, authorization, cookie = caller
+    user, credentials = caller
     if user is not None:
         return f"user:{user}"
-    credentials = authorization or cookie
     if not credentials:
-        return "anonymous"
-    kind = "authorization" if authorization else "cookie"
-    return f"{kind}:{hashlib.sha256(credentials).hexdigest()}"
+        return ANONYMOUS
+    if len(credentials) == 1:
+        ((name, value),) = credentials
+        return f"{name.decode('latin-1')}:{hashlib.sha256(value).hexdigest()}"
+    digest = hashlib.sha256()
+    for part in (part for field in credentials for part in field):
+        digest.update(b"%d:" % len(part) + part)
+    return f"credentials:{digest.hexdigest()}"
+
+
+_NAMES: Final = ("id", "pk", "identity", "user_id", "sub", "username")
+"""The attributes, or keys, that name a user, in the order in which they are looked for."""
+
+
+def named_caller(user: object) -> str:
+    """Return the scope of the user whom a `caller` function or dependency has found.
+
+    A string, a whole number or a UUID is the name itself. Of an object it is the first of `id`,
+    `pk`, `identity`, `user_id`, `sub` and `username` that it has, together with the name of its
+    class, since an administrator and a customer may share a number; of a mapping (the claims of a
+    token) the first of these keys. None: nobody is logged in, and the scope is `anonymous`.
+
+    Raises `TypeError` where nothing names the user.
+    """
+    if user is None or getattr(user, "is_authenticated", None) is False:
+        return ANONYMOUS
+    name = _plain_name(user)
+    if name is not None:
+        return f"user:{name}"
+    if isinstance(user, Mapping):
+        found = (_plain_name(user.get(key)) for key in _NAMES)
+        kind = ""
+    else:
+        found = (_plain_name(_attribute(user, key)) for key in _NAMES)
+        kind = f"{type(user).__name__}:"
+    name = next((name for name in found if name is not None), None)
+    if name is None:
+        raise TypeError(
+            f"caller= gave {type(user).__name__}, of which nothing names the user: let it return a"
+            f" string or a number, or something that has one of {', '.join(_NAMES)}"
+        )
+    return f"user:{kind}{name}"
+
+
+def _plain_name(value: object) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, (str, int, UUID)):
+        return None
+    return str(value) or None
+
+
+def _attribute(user: object, name: str) -> object:
+    try:
+        return getattr(user, name, None)
+    except NotImplementedError:  # Starlette's BaseUser.identity
+        return None

@@ -7,10 +7,11 @@ no spaces in it.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from semel.core.keys import InvalidKey, parse_key
 from semel.core.policy import Policy, RequestView
@@ -18,11 +19,20 @@ from semel.idempotency import Idempotency
 from semel.issuer import GRACE
 from semel.web.http import forms
 from semel.web.http.body import IN_MEMORY, Body
+from semel.web.http.callers import ANONYMOUS
 
 log = logging.getLogger("semel")
 
 _MALFORMED: Final = (LookupError, TypeError, ValueError, AttributeError)
 """What a `key` function may raise on a request that is not as it should be."""
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A request that may have several paths: by where its application is mounted."""
+
+    def places(self) -> set[str]:
+        """Return its path below where the application is mounted, and below the server's root."""
 
 
 class ResolvedKey(NamedTuple):
@@ -113,6 +123,9 @@ def resolve_key(
     key = parse_key(fields)
     if key is not None:
         return _by_client(idempotency, policy, key, scope, view)
+    if policy.key is not None and scope == ANONYMOUS and not policy.shared:
+        _warn_of_strangers(f"{view.method} {view.path}")
+        return None
     if policy.key == "payload":
         rules = policy.without_header
         return ResolvedKey(f"payload {body.fingerprint(rules.algorithm).hex()}", rules)
@@ -132,13 +145,26 @@ def resolve_key(
     return ResolvedKey(f"{view.method} {view.path} {natural}", policy.without_header)
 
 
+@functools.lru_cache(maxsize=256)
+def _warn_of_strangers(route: str) -> None:
+    """Say once of a path that a key from content was not used."""
+    log.warning(
+        "%s: its key comes from the request's content, and nothing tells its callers apart: it runs"
+        " without a key. Name the caller (caller= or scope=), or say Policy(shared=True) where all"
+        " are one caller",
+        route,
+    )
+
+
 def _by_client(
     idempotency: Idempotency, policy: Policy, key: str, scope: str, view: RequestView
 ) -> ResolvedKey:
     issuer = idempotency.issuer
     if issuer is None or not (issuer.owns(key) or policy.required == "issued"):
         return ResolvedKey(key, policy.with_header)
-    left = issuer.check(key, scope, view.method, view.path)
+    places = view.places() if isinstance(view, Placed) else {view.path}
+    checked = [issuer.check(key, scope, view.method, path) for path in places]
+    left = next((left for left in checked if left is not None), None)
     if left is None:
         raise InvalidKey("the key was not issued to this caller for this request")
     return ResolvedKey(key, policy.with_header.until(left, GRACE), left)

@@ -10,11 +10,16 @@ from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import CHUNK, Body, Input, Intake, RequestLine
+from semel.web.http.callers import Caller, Credentials
 
 Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
 StartResponse = Callable[..., Callable[[bytes], object]]
 WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+Ask = Callable[[Environ], Caller | WSGIApp]
+"""Finds out who has sent a request: the name of its scope (`callers.named_caller`), or a WSGI
+application that sends the refusal. It may read the body: the application gets it all the same."""
 
 _REASONS = {
     200: "OK",
@@ -37,8 +42,6 @@ _REASONS = {
 class WSGIView:
     """A WSGI request, as a `scope` or `key` function and the way in see it."""
 
-    session_cookie: str | None = None
-
     def __init__(self, environ: Environ) -> None:
         path = full_path(environ).encode("latin-1")
         self.native = environ
@@ -59,14 +62,24 @@ class WSGIView:
         value: str | None = self.native.get(wanted)
         return value
 
-    def authorization(self) -> bytes:
-        value: str = self.native.get("HTTP_AUTHORIZATION", "")
-        return value.encode("latin-1")
+    def places(self) -> set[str]:
+        below: str = self.native.get("PATH_INFO", "")
+        return {below.encode("latin-1").decode("utf-8", "replace"), self.path}
 
-    def cookie(self, name: str) -> bytes:
+    def credentials(self, names: Iterable[bytes]) -> Credentials:
+        found = []
+        for name in names:
+            value = self.native.get("HTTP_" + name.decode("latin-1").upper().replace("-", "_"))
+            if value:
+                found.append((name, value.encode("latin-1")))
+        return tuple(found)
+
+    def session(self, cookie: str | None) -> bytes:
+        if cookie is None:
+            return b""
         for part in self.native.get("HTTP_COOKIE", "").split(";"):
             found, _, value = part.strip().partition("=")
-            if found == name:
+            if found == cookie:
                 return bytes(value.encode("latin-1"))
         return b""
 

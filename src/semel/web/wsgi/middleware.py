@@ -21,10 +21,17 @@ from semel.runtime.drivers import ThreadDriver
 from semel.runtime.operations import Known
 from semel.web.http import admission, issue, key_source
 from semel.web.http.body import Body
-from semel.web.http.callers import Caller, caller_of, scope_name
+from semel.web.http.callers import (
+    Caller,
+    caller_of,
+    credential_headers,
+    one_way_to_ask,
+    scope_name,
+)
 from semel.web.wsgi.completing import ThreadCompleting
 from semel.web.wsgi.exchange import WSGIExchange
 from semel.web.wsgi.messages import (
+    Ask,
     Environ,
     Headers,
     StartResponse,
@@ -42,13 +49,23 @@ log = logging.getLogger("semel")
 
 
 class WSGIMiddleware:
-    """Gives a WSGI application idempotency keys: `application = WSGIMiddleware(application, …)`."""
+    """Gives a WSGI application idempotency keys: `application = WSGIMiddleware(application, …)`.
 
-    def __init__(self, app: WSGIApp, idempotency: Idempotency) -> None:
+    `caller`, for adapters: finds out who has sent a request, as `ASGIMiddleware` describes.
+
+    Raises `PolicyError` where `Idempotency(scope=…)` names the caller already.
+    """
+
+    def __init__(
+        self, app: WSGIApp, idempotency: Idempotency, *, caller: Ask | None = None
+    ) -> None:
+        one_way_to_ask(idempotency, caller)
         self.app = app
         self._idempotency = idempotency
+        self._ask = caller
         self._completing = ThreadCompleting(app, idempotency)
         self.problem_base = idempotency.problem_base
+        self._credentials = credential_headers(idempotency.credentials)
         self._keys_path = idempotency.issuer.path if idempotency.issuer is not None else None
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -76,11 +93,12 @@ class WSGIMiddleware:
             return self._without_key(policy, environ, start_response)
         request = WSGIView(environ)
         caller = None
-        if policy.next_key:
-            caller = caller_of(request, idempotency.scope, idempotency.session_cookie)
-            start_response = self._handing_out(caller, start_response)
-        if not keyed:
-            return self._without_key(policy, environ, start_response)
+        if self._ask is None or policy.shared:
+            caller = self._known(request)
+            if policy.next_key:
+                start_response = self._handing_out(caller, start_response)
+            if not keyed:
+                return self._without_key(policy, environ, start_response)
         problem = admission.malformed(fields)
         if problem is not None:
             return self._refuse_unread(problem, policy, environ, start_response)
@@ -107,7 +125,14 @@ class WSGIMiddleware:
             idempotency.operations.refuse(refusal)
             return send_problem(refusal, base, start_response)
         if caller is None:
-            caller = caller_of(request, idempotency.scope, idempotency.session_cookie)
+            asked = self._asked(environ, body)
+            if callable(asked):
+                return asked(with_body(environ, body), start_response)
+            caller = asked
+            if policy.next_key:
+                start_response = self._handing_out(caller, start_response)
+            if not fields and not key_source.may_be_in_content(policy):
+                return self._without_key(policy, with_body(environ, body), start_response)
         owner = scope_name(caller)
         admitted = admission.admit(
             idempotency,
@@ -143,18 +168,30 @@ class WSGIMiddleware:
         """
         return self._completing.complete_abandoned(idle)
 
+    def _asked(self, environ: Environ, body: Body) -> Caller | WSGIApp:
+        """Ask who has sent a request whose body has been read."""
+        assert self._ask is not None
+        return self._ask(with_body(environ, body))
+
+    def _known(self, request: WSGIView) -> Caller:
+        own = self._idempotency
+        return caller_of(request, own.scope, own.session_cookie, self._credentials)
+
     # --- issued keys -------------------------------------------------------------------------
 
     def _issue(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         idempotency = self._idempotency
-        body = bytearray()
+        request = WSGIView(environ)
         policy = dataclasses.replace(idempotency.routes.default, max_request_body=issue.LARGEST)
-        refusal = read_body(policy, environ, body.extend)
+        body = Body(policy.algorithm, request.line)
+        refusal = read_body(policy, environ, body.write)
         if refusal is not None:
             return send_problem(refusal, self.problem_base, start_response)
-        request = WSGIView(environ)
-        owner = scope_name(caller_of(request, idempotency.scope, idempotency.session_cookie))
-        answer = issue.issue(idempotency, owner, request.method, bytes(body))
+        caller = self._known(request) if self._ask is None else self._asked(environ, body)
+        if callable(caller):
+            return caller(with_body(environ, body), start_response)
+        wanting = b"".join(body.chunks())
+        answer = issue.issue(idempotency, scope_name(caller), request.method, wanting)
         return send_whole(answer.status, answer.headers, answer.body or b"", start_response)
 
     def _handing_out(self, caller: Caller, start_response: StartResponse) -> StartResponse:
