@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Any, Final, NoReturn
+from typing import Any
 
-from semel.core.commands import Complete, Open, Reply, StoreCommand
+from semel.core.commands import Complete, Reply, StoreCommand
 from semel.idempotency import Idempotency
-from semel.stores.base import StoreSetupError, Transaction
+from semel.stores.base import Store, StoreSetupError
 from semel.stores.memory import MemoryStore
 from semel.testing.stand_in import standing_in
 
-__all__ = ["JoinedStore", "joined"]
+__all__ = ["JoinedRecords", "joined"]
 
 
 @contextlib.contextmanager
@@ -39,8 +39,8 @@ def joined(idempotency: Idempotency, connection: Any) -> Iterator[None]:
         yield
 
 
-def _store_on(idempotency: Idempotency, connection: Any) -> JoinedStore:
-    own = idempotency.store
+def _store_on(idempotency: Idempotency, connection: Any) -> Store:
+    own: Any = idempotency.store
     if own.name == "django":
         raise StoreSetupError("joined: not needed under Django: TestCase's transaction is used")
     if own.name == "sqlalchemy" and "sqlalchemy" in sys.modules:
@@ -64,18 +64,19 @@ def _store_on(idempotency: Idempotency, connection: Any) -> JoinedStore:
     )
 
 
-class JoinedStore:
-    """Records of this process's own, and transactions that are savepoints of the test's."""
+class JoinedRecords:
+    """Records of this process's own, for operations whose transactions are a test's savepoints."""
 
-    name = "joined"
-    atomic = True
     lookup_first = False
-    opens = False
-    expires_itself = False
 
     def __init__(self) -> None:
         self._records = MemoryStore()
         self._busy = False
+
+    @property
+    def file(self) -> None:
+        """No file: nothing is written to one."""
+        return None
 
     def now(self) -> float:
         """Return this machine's time."""
@@ -90,18 +91,6 @@ class JoinedStore:
     def execute(self, command: StoreCommand) -> Reply:
         """Carry out one command."""
         return self._records.execute(command)
-
-    async def aexecute(self, command: StoreCommand) -> Reply:
-        """Carry out one command."""
-        return self._records.execute(command)
-
-    def begin(self) -> Transaction:
-        """Begin a savepoint for a plain handler."""
-        raise NotImplementedError
-
-    async def abegin(self) -> Transaction:
-        """Begin a savepoint for an async handler."""
-        raise NotImplementedError
 
     def take(self) -> None:
         """Note that an operation has the connection. Raises `StoreSetupError` where one has it."""
@@ -119,14 +108,3 @@ class JoinedStore:
     def complete(self, command: Complete) -> bool:
         """Complete the record. False: fenced."""
         return self._records.execute(command) is True
-
-    def open(self, command: Open) -> NoReturn:
-        """Refuse (`opens`)."""
-        raise StoreSetupError(_BY_RECORD)
-
-    async def aopen(self, command: Open) -> NoReturn:
-        """Refuse, as `open` does."""
-        raise StoreSetupError(_BY_RECORD)
-
-
-_BY_RECORD: Final = "a claim is a record here"

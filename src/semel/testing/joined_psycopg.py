@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, NoReturn
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from semel.core.commands import Complete, Reply, StoreCommand, StoreUnavailable
+from semel.core.commands import Complete, Open, Reply, StoreCommand, StoreUnavailable
 from semel.stores.base import StoreSetupError
 from semel.stores.postgres.connections import AsyncPostgreSQLConnection, PostgreSQLConnection
-from semel.testing.joined import JoinedStore
+from semel.testing.joined import JoinedRecords
 
 __all__ = ["PsycopgJoinedStore"]
 
 
-class PsycopgJoinedStore(JoinedStore):
+class PsycopgJoinedStore(JoinedRecords):
     """Operations on the connection of a test."""
+
+    name = "postgresql"
+    atomic = True
+    opens = False
+    expires_itself = False
 
     def __init__(self, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
         super().__init__()
@@ -35,7 +40,7 @@ class PsycopgJoinedStore(JoinedStore):
         """Carry out one command, once what was to be rolled back is."""
         if self._ending:
             await asyncio.wait(self._ending)
-        return await super().aexecute(command)
+        return self.execute(command)
 
     def begin(self) -> PsycopgJoined:
         """Begin a savepoint for a plain handler. Needs a `Connection`."""
@@ -58,6 +63,14 @@ class PsycopgJoinedStore(JoinedStore):
         transaction = self._connection.transaction()
         await transaction.__aenter__()
         return PsycopgJoined(self, self._connection, transaction)
+
+    def open(self, command: Open) -> NoReturn:
+        """Refuse: a claim is a record here (`opens`)."""
+        raise StoreSetupError("joined: a claim is a record here")
+
+    async def aopen(self, command: Open) -> NoReturn:
+        """Refuse, as `open` does."""
+        self.open(command)
 
     def began(self, task: asyncio.Task[None]) -> None:
         """Have the next command wait for a rollback that has begun."""
@@ -128,6 +141,13 @@ class PsycopgJoined:
         else:
             self._over = True
             self._store.began(asyncio.ensure_future(self._aend(roll_back=True)))
+
+    async def arollback(self) -> None:
+        """As `rollback`, and return once it has been carried out."""
+        if isinstance(self._had, psycopg.Connection):
+            self.rollback()
+        elif not self._over:
+            await self._aend(roll_back=True)
 
     def _cause(self, roll_back: bool) -> tuple[Any, Any, None]:
         self._over = True
