@@ -406,8 +406,11 @@ def test_a_psycopg_connection(postgresql_url: str, autocommit: bool) -> None:
     @idempotent(keys, key="order", guarantee="atomic")
     def work(order: str, fails: bool = False) -> int:
         db = current_operation().connection()
+        db.execute("insert into charges values (7)")
+        db.rollback()
         db.execute("insert into charges values (1)")
         db.commit()
+        db.close()
         if fails:
             raise ValueError("after the write")
         return int(db.execute(COUNT).fetchone()[0])

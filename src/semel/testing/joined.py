@@ -9,8 +9,8 @@ from typing import Any
 
 from semel.core.commands import Complete, Reply, StoreCommand
 from semel.idempotency import Idempotency
+from semel.stores import open_store
 from semel.stores.base import Store, StoreSetupError
-from semel.stores.memory import MemoryStore
 from semel.testing.stand_in import standing_in
 
 __all__ = ["JoinedRecords", "joined"]
@@ -70,7 +70,7 @@ class JoinedRecords:
     lookup_first = False
 
     def __init__(self) -> None:
-        self._records = MemoryStore()
+        self._records = open_store("memory://")
         self._busy = False
 
     @property

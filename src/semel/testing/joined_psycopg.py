@@ -11,7 +11,6 @@ from psycopg.pq import TransactionStatus
 
 from semel.core.commands import Complete, Open, Reply, StoreCommand, StoreUnavailable
 from semel.stores.base import StoreSetupError
-from semel.stores.postgres.connections import AsyncPostgreSQLConnection, PostgreSQLConnection
 from semel.testing.joined import JoinedRecords
 
 __all__ = ["PsycopgJoinedStore"]
@@ -79,7 +78,10 @@ class PsycopgJoinedStore(JoinedRecords):
 
 
 class PsycopgJoined:
-    """One operation's savepoint. Meanwhile the connection's `commit` and `rollback` are not its."""
+    """One operation's savepoint.
+
+    Meanwhile the connection's `commit`, `rollback` and `close` are those of an operation.
+    """
 
     token: int | None = None
 
@@ -88,10 +90,12 @@ class PsycopgJoined:
         self._had = connection
         self._transaction = transaction
         self._over = False
-        plain = isinstance(connection, psycopg.Connection)
-        kind: Any = PostgreSQLConnection if plain else AsyncPostgreSQLConnection
-        for name in ("commit", "rollback"):
-            setattr(connection, name, getattr(kind, name).__get__(connection))
+        if isinstance(connection, psycopg.Connection):
+            meanwhile = {"commit": self._nothing, "rollback": self._anew, "close": self._nothing}
+        else:
+            meanwhile = {"commit": self._anothing, "rollback": self._aanew}
+            meanwhile["close"] = self._anothing
+        vars(connection).update(meanwhile)
 
     @property
     def connection(self) -> Any:
@@ -149,14 +153,31 @@ class PsycopgJoined:
         elif not self._over:
             await self._aend(roll_back=True)
 
+    def _nothing(self) -> None:
+        """Do nothing: the commit comes with the result, and the connection is the test's."""
+
+    async def _anothing(self) -> None:
+        """As `_nothing`."""
+
+    def _anew(self) -> None:
+        self._transaction.__exit__(*self._undoing())
+        self._transaction = self._had.transaction()
+        self._transaction.__enter__()
+
+    async def _aanew(self) -> None:
+        await self._transaction.__aexit__(*self._undoing())
+        self._transaction = self._had.transaction()
+        await self._transaction.__aenter__()
+
+    def _undoing(self) -> tuple[Any, Any, None]:
+        return psycopg.Rollback, psycopg.Rollback(self._transaction), None
+
     def _cause(self, roll_back: bool) -> tuple[Any, Any, None]:
         self._over = True
         self._store.give_back()
-        for name in ("commit", "rollback"):
+        for name in ("commit", "rollback", "close"):
             vars(self._had).pop(name, None)
-        if not roll_back:
-            return None, None, None
-        return psycopg.Rollback, psycopg.Rollback(self._transaction), None
+        return self._undoing() if roll_back else (None, None, None)
 
     def _end(self, *, roll_back: bool) -> None:
         cause = self._cause(roll_back)

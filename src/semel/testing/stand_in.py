@@ -14,8 +14,6 @@ from typing import Any, Final
 from semel.idempotency import Idempotency
 from semel.stores import open_store
 from semel.stores.base import Store, StoreSetupError
-from semel.stores.memory import MemoryStore
-from semel.stores.sqlite.store import SQLiteStore
 
 __all__ = ["in_memory", "standing_in"]
 
@@ -69,13 +67,13 @@ def _made(own: Store | None, setup: str, stack: contextlib.ExitStack) -> Store:
             " nothing"
         )
     if own is not None and not own.atomic and not setup:
-        return MemoryStore()
+        return open_store("memory://")
     shared = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="semel-", dir=shared))
     path = Path(folder) / "memory.db"
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.executescript(setup)
-    return SQLiteStore(path, synchronous="normal")
+    return open_store(f"sqlite:///{path}?synchronous=normal")
 
 
 @contextlib.contextmanager
