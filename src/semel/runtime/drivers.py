@@ -37,10 +37,11 @@ from semel.core.policy import Policy
 from semel.core.record import UnreadableRecord
 from semel.failpoints import failpoint
 from semel.runtime.leases import Leases
+from semel.runtime.lending import standing_in
 from semel.runtime.outcomes import Outcomes
 from semel.runtime.transactions import HeldTransaction
 from semel.runtime.waiters import Waiters
-from semel.stores.base import Store
+from semel.stores.base import Store, Transaction
 
 log = logging.getLogger("semel")
 
@@ -67,14 +68,19 @@ CALL_FAILED: Final = "operation %s: a call of op.on_commit() failed; the operati
 class Runtime:
     """The state that operations of one process share: store, leases held, repeats waiting.
 
-    `outcomes` is told of every outcome.
+    `outcomes` is told of every outcome; `max_waiting_threads` as `Idempotency` takes it.
     """
 
-    def __init__(self, store: Store, outcomes: Outcomes | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        outcomes: Outcomes | None = None,
+        max_waiting_threads: int | None = None,
+    ) -> None:
         self.store = store
         self.outcomes = outcomes if outcomes is not None else Outcomes()
         self.leases = Leases(store)
-        self.waiters = Waiters()
+        self.waiters = Waiters(max_waiting_threads)
 
 
 class _Driver(HeldTransaction):
@@ -222,6 +228,13 @@ class AsyncDriver(_Driver):
 
     __slots__ = ()
 
+    def begun(self) -> Transaction:
+        """As `abegun`, for plain code on a thread beside the loop, which others may need."""
+        if self.transaction is not None:
+            return super().begun()
+        with standing_in():
+            return super().begun()
+
     async def look(self) -> Outcome | None:
         """Wait where the first request is in flight. None: a claim has to be made, with `begin`.
 
@@ -358,7 +371,7 @@ class ThreadDriver(_Driver):
         points = _POINTS.get(kind)
         if points is None:
             if kind is Wait:
-                return self.runtime.waiters.wait_end(command)
+                return self._wait(command)
             if kind is Sleep:
                 return time.sleep(command.seconds)
             return self.runtime.store.execute(command)
@@ -383,6 +396,18 @@ class ThreadDriver(_Driver):
         transaction, self.transaction = self.transaction, None
         if transaction is not None:
             transaction.rollback()
+
+    def _wait(self, command: Wait) -> float | None:
+        return self.runtime.waiters.wait_end(command)
+
+
+class ServerThreadDriver(ThreadDriver):
+    """The same on a thread that a server has for requests: few of them may wait for each other."""
+
+    __slots__ = ()
+
+    def _wait(self, command: Wait) -> float | None:
+        return self.runtime.waiters.wait_on_server_thread(command)
 
 
 current: ContextVar[AsyncDriver | ThreadDriver | None] = ContextVar("semel_operation", default=None)
