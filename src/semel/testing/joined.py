@@ -7,13 +7,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from semel.core.commands import Complete, Reply, StoreCommand
 from semel.idempotency import Idempotency
-from semel.stores import open_store
 from semel.stores.base import Store, StoreSetupError
 from semel.testing.stand_in import standing_in
 
-__all__ = ["JoinedRecords", "joined"]
+__all__ = ["joined"]
 
 
 @contextlib.contextmanager
@@ -25,8 +23,8 @@ def joined(idempotency: Idempotency, connection: Any) -> Iterator[None]:
                 ...  # client.post(…); what op.session() writes is seen on `connection`
             transaction.rollback()
 
-    `connection`: for `SQLAlchemyStore` SQLAlchemy's `Connection`, `AsyncConnection` or `Session`;
-    for `postgresql://` psycopg's `Connection` or `AsyncConnection`. Its transaction has begun. Each
+    `connection`: for `SQLAlchemyStore` a connection of SQLAlchemy's, plain or async, or a `Session`;
+    for `postgresql://` one of psycopg's, plain or async. Its transaction has begun. Each
     operation is a savepoint of it: released where it commits, rolled back where its handler raises.
     The keys' records live and end with the block, so the next test finds neither. A plain `with`
     does for async tests too, on the test's own event loop.
@@ -62,49 +60,3 @@ def _store_on(idempotency: Idempotency, connection: Any) -> Store:
         " Connection or AsyncConnection for postgresql://; for other stores there is"
         " semel.testing.in_memory"
     )
-
-
-class JoinedRecords:
-    """Records of this process's own, for operations whose transactions are a test's savepoints."""
-
-    lookup_first = False
-
-    def __init__(self) -> None:
-        self._records = open_store("memory://")
-        self._busy = False
-
-    @property
-    def file(self) -> None:
-        """No file: nothing is written to one."""
-        return None
-
-    def now(self) -> float:
-        """Return this machine's time."""
-        return self._records.now()
-
-    def start(self) -> None:
-        """Nothing to open."""
-
-    def stop(self) -> None:
-        """Nothing to close: a service that stops in the middle of a test has its records still."""
-
-    def execute(self, command: StoreCommand) -> Reply:
-        """Carry out one command."""
-        return self._records.execute(command)
-
-    def take(self) -> None:
-        """Note that an operation has the connection. Raises `StoreSetupError` where one has it."""
-        if self._busy:
-            raise StoreSetupError(
-                "joined: another operation of this test has the connection: send requests one after"
-                " another, or give each operation a database connection of its own"
-            )
-        self._busy = True
-
-    def give_back(self) -> None:
-        """Note that the operation has ended."""
-        self._busy = False
-
-    def complete(self, command: Complete) -> bool:
-        """Complete the record. False: fenced."""
-        return self._records.execute(command) is True

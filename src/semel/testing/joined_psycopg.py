@@ -11,7 +11,7 @@ from psycopg.pq import TransactionStatus
 
 from semel.core.commands import Complete, Open, Reply, StoreCommand, StoreUnavailable
 from semel.stores.base import StoreSetupError
-from semel.testing.joined import JoinedRecords
+from semel.testing.joined_records import JoinedRecords
 
 __all__ = ["PsycopgJoinedStore"]
 
@@ -90,11 +90,10 @@ class PsycopgJoined:
         self._had = connection
         self._transaction = transaction
         self._over = False
-        if isinstance(connection, psycopg.Connection):
-            meanwhile = {"commit": self._nothing, "rollback": self._anew, "close": self._nothing}
-        else:
-            meanwhile = {"commit": self._anothing, "rollback": self._aanew}
-            meanwhile["close"] = self._anothing
+        plain = isinstance(connection, psycopg.Connection)
+        nothing: Any = self._nothing if plain else self._anothing
+        anew: Any = self._anew if plain else self._aanew
+        meanwhile = {"commit": nothing, "rollback": anew, "close": nothing}
         vars(connection).update(meanwhile)
 
     @property

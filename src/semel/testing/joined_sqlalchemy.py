@@ -23,7 +23,7 @@ from semel.stores.sqlalchemy.transaction import (
     AsyncSQLAlchemyTransaction,
     SQLAlchemyTransaction,
 )
-from semel.testing.joined import JoinedRecords
+from semel.testing.joined_records import JoinedRecords
 
 __all__ = ["SQLAlchemyJoinedStore", "connection_of"]
 
