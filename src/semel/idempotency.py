@@ -16,6 +16,7 @@ from semel.core.commands import Found, Lookup, Settle, StoreError, Sweep
 from semel.core.policy import Policy, RequestView, Routes
 from semel.core.record import Response, State
 from semel.issuer import GRACE, Issuer
+from semel.runtime import servers
 from semel.runtime.drivers import Runtime
 from semel.runtime.operations import Operations
 from semel.runtime.outcomes import Outcomes
@@ -172,6 +173,27 @@ class Idempotency:
             self.started = True
         for line in self.promises():
             log.info("%s", line)
+        self._warn_of_greenlets()
+
+    def _warn_of_greenlets(self) -> None:
+        """Say what does not work where greenlets stand in for threads."""
+        library = servers.greenlets()
+        if library is None:
+            return
+        if type(self._lock) is not type(threading.Lock()):
+            log.warning(
+                "%s has patched threads after Semel was set up: a lock may block every request;"
+                " patch first, and do not preload the application",
+                library,
+            )
+        if library != "gevent" or getattr(self.store, "for_a_thread", None) is None:
+            log.warning(
+                "under %s, leases on %s are not renewed while a handler computes without waiting:"
+                " set Policy(lease=…) longer than any computation, or serve with threads"
+                " (gunicorn -k gthread)",
+                library,
+                self.store.name,
+            )
 
     def ready(self) -> bool:
         """Start, where that has not been done. False: it cannot be, the log says why."""
