@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import sqlite3
 import subprocess
 import time
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from semel import ASGIMiddleware, Idempotency, Policy, current_async_operation
 from tests.http.processes import (
     HYPERCORN,
     UVICORN,
@@ -268,3 +272,93 @@ def test_a_process_killed_as_it_cuts_a_stream_off(setup: str, tmp_path: Path) ->
     with serving(tmp_path, source, server, PROTOCOL=protocol) as (port, _):
         assert ask(port, "POST", "/once/1", "k") == 409
     assert noted(tmp_path).count("began") == 1
+
+
+async def asked(middleware: ASGIMiddleware, left: asyncio.Event | None = None) -> list[Any]:
+    """Send a request under one key, whose client leaves when `left` is set."""
+    sent: list[Any] = []
+    messages = [{"type": "http.request", "body": b""}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await (left or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"idempotency-key", b"k")]
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
+    await middleware(scope, receive, send)
+    return sent
+
+
+class Handler:
+    """Writes a row, begins to stream, and goes on until it hears that its client has left."""
+
+    def __init__(self, path: Path, **rules: Any) -> None:
+        self.path = path
+        self.writing = asyncio.Event()
+        self.runs = 0
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("create table charges (n)")
+        policy = Policy(on_disconnect="cancel", wait=timedelta(), **rules)
+        self.idempotency = Idempotency(f"sqlite:///{path}", policy=policy, sweep_every=None)
+        self.middleware = ASGIMiddleware(self.app, self.idempotency)
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        self.runs += 1
+        await receive()
+        if self.idempotency.routes.default.guarantee == "atomic":
+            db = await current_async_operation().connection()
+            await db.execute("insert into charges values (1)")
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        if self.runs == 1:
+            await send({"type": "http.response.body", "body": b"token", "more_body": True})
+            self.writing.set()
+            assert (await receive())["type"] == "http.disconnect"
+            return
+        await send({"type": "http.response.body", "body": b"whole"})
+
+    def rows(self) -> int:
+        with contextlib.closing(sqlite3.connect(self.path)) as database:
+            return int(database.execute("select count(*) from charges").fetchone()[0])
+
+
+@pytest.mark.parametrize("how", ["leaves", "cancelled"])
+@pytest.mark.parametrize("guarantee", ["atomic", "at-least-once", "at-most-once"])
+async def test_what_a_client_that_leaves_cuts_off(guarantee: Any, how: str, tmp_path: Path) -> None:
+    """Its server tells of a client that leaves, or cancels its request."""
+    handler = Handler(tmp_path / "shop.db", guarantee=guarantee)
+    left = asyncio.Event()
+    request = asyncio.create_task(asked(handler.middleware, left))
+    await handler.writing.wait()
+    if how == "leaves":
+        left.set()
+    else:
+        request.cancel()
+    await asyncio.wait([request])
+    for _ in range(1000):
+        sent = await asked(handler.middleware)
+        if b"in-flight" not in sent[1]["body"]:
+            break
+        await asyncio.sleep(0.01)
+    once = guarantee == "at-most-once"
+    assert sent[0]["status"] == (409 if once else 201), sent
+    assert b"outcome-unknown" in sent[1]["body"] if once else sent[1]["body"] == b"whole"
+    assert handler.runs == (1 if once else 2)
+    assert handler.rows() == (1 if guarantee == "atomic" else 0)
+    handler.idempotency.stop()
+
+
+async def test_a_response_that_is_whole_is_kept_though_its_client_has_left(tmp_path: Path) -> None:
+    """It was not cut off: its effect is there, and a retry is to hear of it."""
+    handler = Handler(tmp_path / "shop.db", guarantee="atomic")
+    handler.runs = 1
+    left = asyncio.Event()
+    left.set()
+    await asked(handler.middleware, left)
+    assert (await asked(handler.middleware))[1]["body"] == b"whole"
+    assert (handler.runs, handler.rows()) == (2, 1)
+    handler.idempotency.stop()
