@@ -25,12 +25,23 @@ def endpoints_of(app: object, around: object = None) -> Iterator[Endpoint]:
         yield endpoint._replace(identified=known or bool(endpoint.credentials))
 
 
+def layers_of(app: object) -> Iterator[Any]:
+    """The middlewares around an application, itself, and what builds its own middleware."""
+    for _ in range(_DEEPEST):
+        if app is None:
+            return
+        yield app
+        built = getattr(app, "build_middleware_stack", None)
+        if built is not None:
+            yield built
+        app = getattr(app, "app", None)
+
+
 def application_within(app: object) -> Any:
     """Return the application with routes that is within these middlewares, None without one."""
-    for _ in range(_DEEPEST):
-        if app is None or isinstance(getattr(app, "routes", None), (list, tuple)):
-            return app
-        app = getattr(app, "app", None)
+    for layer in layers_of(app):
+        if isinstance(getattr(layer, "routes", None), (list, tuple)):
+            return layer
     return None
 
 
