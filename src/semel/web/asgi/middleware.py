@@ -62,9 +62,6 @@ from semel.web.http.callers import (
 
 log = logging.getLogger("semel")
 
-DRAIN_TIMEOUT = 30.0
-"""Seconds that a shutdown waits for operations whose clients have gone."""
-
 
 class ASGIMiddleware:
     """Gives an ASGI application idempotency keys.
@@ -195,7 +192,7 @@ class ASGIMiddleware:
                 body.close()
         if task is not None:
             try:
-                await self._detached.outlive(done, task)
+                await self._detached.outlive(done, task, exchange)
             finally:
                 _leave(scope, around, task)
 
@@ -371,7 +368,7 @@ class ASGIMiddleware:
         async def stopped(message: Message) -> None:
             if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
                 self._completing.stop()
-                await self._detached.wait(DRAIN_TIMEOUT)
+                await self._detached.drain(self._idempotency.drain.total_seconds())
                 await asyncio.to_thread(self._idempotency.stop)
             await send(message)
 

@@ -9,10 +9,12 @@ from typing import Any
 from semel.core import failures
 from semel.core.commands import Answer
 from semel.core.engine import Deliver, Outcome
+from semel.core.policy import Policy
 from semel.core.record import Response
 from semel.failpoints import failpoint
 from semel.operation import current
 from semel.runtime.drivers import ThreadDriver
+from semel.runtime.servers import Shutdown
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import Body
 from semel.web.wsgi.messages import Environ, Headers, StartResponse, WSGIApp, send_outcome
@@ -21,21 +23,22 @@ log = logging.getLogger("semel")
 
 
 class WSGIExchange:
-    """One operation: the application's response, and what becomes of it."""
+    """One request to the application: its response, and what becomes of it once `begin` was called.
 
-    def __init__(
-        self,
-        app: WSGIApp,
-        problem_base: str,
-        driver: ThreadDriver,
-        body: Body,
-        start_response: StartResponse,
-    ) -> None:
+    `begin` comes before `run`, or from within the application: until then nothing is held back.
+    """
+
+    _driver: ThreadDriver
+    _policy: Policy
+    _body: Body
+
+    def __init__(self, app: WSGIApp, problem_base: str, start_response: StartResponse) -> None:
+        self.begun = False
+        self._running = False
+        self.raised = False
+        """Whether the response is known to come from an exception that left the handler."""
         self._app = app
         self._problem_base = problem_base
-        self._policy = driver.policy
-        self._driver = driver
-        self._body = body
         self._start_response = start_response
         self._status = ""
         self._headers: Headers = []
@@ -47,26 +50,42 @@ class WSGIExchange:
         self._passing = False
         self._broken = False
 
+    def begin(self, driver: ThreadDriver, body: Body) -> None:
+        """Take charge of an operation whose handler is to run now."""
+        self._driver, self._policy, self._body = driver, driver.policy, body
+        self.begun = True
+        if self._running:
+            current.set(driver)
+
     def run(self, environ: Environ) -> Iterable[bytes]:
         """Call the application; return what the server is to send."""
-        before = current.set(self._driver)
+        before = current.set(self._driver if self.begun else current.get())
+        self._running = True
         try:
             self._iterable = self._app(environ, self._started)
+            if not self.begun:
+                return self._iterable
             chunks = iter(self._iterable)
             length = self._gather(chunks)
             if length is not None:  # a stream: it goes out as it is made
                 self._passing = True
                 self._write = self._start_response(self._status, self._headers)
                 return _Stream(self, chunks)
-        except BaseException as error:  # noqa: BLE001  # raised again, or answered and logged
-            return self._raised(error)
+        except BaseException as error:
+            if not self.begun:
+                raise
+            return self._failed(error)
         finally:
+            self._running = False
             current.reset(before)
         return self._finish_whole(chunks)
 
     def _started(
         self, status: str, headers: Headers, exc_info: Any = None
     ) -> Callable[[bytes], object]:
+        if not self.begun:
+            told = (status, headers) if exc_info is None else (status, headers, exc_info)
+            return self._start_response(*told)
         if self._passing and exc_info is not None:
             raise exc_info[1].with_traceback(exc_info[2])
         self._status, self._headers, self._exc_info = status, list(headers), exc_info
@@ -125,7 +144,8 @@ class WSGIExchange:
         return Response(status, answer_headers.kept(fields, self._policy), body)
 
     def _finish(self, response: Response) -> Outcome:
-        return self._record_outcome(Answer(response, self._driver.taken, self._passing))
+        taken = self._driver.taken
+        return self._record_outcome(Answer(response, taken, self._passing, raised=self.raised))
 
     def _record_outcome(self, answer: Answer) -> Outcome:
         driver = self._driver
@@ -133,7 +153,7 @@ class WSGIExchange:
             return driver.outcome
         return driver.finish(answer)
 
-    def _raised(self, error: BaseException) -> Iterable[bytes]:
+    def _failed(self, error: BaseException) -> Iterable[bytes]:
         failed = failures.failed(self._problem_base, atomic=self._driver.taken)
         outcome = failures.told(self._record_outcome(failed), error)
         self.close()
@@ -149,16 +169,46 @@ class WSGIExchange:
             yield from self._chunks
             yield from following
         except GeneratorExit:
-            # The server has closed it, its client being gone; the handler runs to its end.
-            for _ in self._recorded(self._following(chunks)):
-                pass
-            self._finish_stream()
+            # The server has closed it, its client being gone.
+            if self._goes_on(chunks):
+                self._finish_stream()
+            else:
+                self._cut_off()
             raise
         except BaseException:
             self._broken = True
             self._finish_stream()
             raise
         self._finish_stream()
+
+    def _goes_on(self, chunks: Iterator[bytes]) -> bool:
+        """Go on without a client. False: the handler has been ended before its end.
+
+        Unless it is to be cancelled it runs on, as long as its response can still be kept and the
+        server does not shut down.
+        """
+        if self._policy.on_disconnect == "cancel":
+            return self._driver.outcome is not None
+        shutdown = Shutdown()
+        rest = self._recorded(self._following(chunks))
+        while self._driver.outcome is None:
+            if shutdown.is_due():
+                return False
+            if next(rest, None) is None:
+                break
+        return True
+
+    def _cut_off(self) -> None:
+        """Have the handler end, then record that it was ended."""
+        failpoint("cut_off")
+        log.info("operation %s was ended: its client had left", self._driver.key[:6].hex())
+        before = current.set(self._driver)
+        try:
+            self._close_iterable()
+        finally:
+            current.reset(before)
+            atomic, policy = self._driver.taken, self._policy
+            self._record_outcome(failures.cut_off(self._problem_base, policy=policy, atomic=atomic))
 
     def _recorded(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
@@ -189,8 +239,13 @@ class WSGIExchange:
 
     def close(self) -> None:
         """Close the application's iterable and the request's body."""
-        self._body.close()
+        if self.begun:
+            self._body.close()
+        self._close_iterable()
+
+    def _close_iterable(self) -> None:
         close = getattr(self._iterable, "close", None)
+        self._iterable = ()
         if close is not None:
             close()
 
@@ -235,6 +290,4 @@ class _Rest:
     def close(self) -> None:
         """Called by the server at the end."""
         failpoint("after_answer")
-        for _ in self._rest:  # the client may have gone; the handler still runs to its end
-            pass
         self._exchange.close()
