@@ -137,9 +137,9 @@ def _word(value: Any) -> Any:
 
 
 def authenticates(app: object) -> bool:
-    """Say whether an application has Starlette's `AuthenticationMiddleware`, or one of its kind."""
+    """Say whether an application has middleware of Starlette's that tells users apart."""
     return any(
-        kind.__name__ == "AuthenticationMiddleware"
+        kind.__name__ in ("AuthenticationMiddleware", "SessionMiddleware")
         for middleware in getattr(app, "user_middleware", ())
         for kind in getattr(middleware.cls, "__mro__", ())
     )
