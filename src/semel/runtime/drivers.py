@@ -7,8 +7,11 @@ hands the answer to `finish`. What may be sent is what these return; nothing is 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any, Final
 
 from semel.core import problems
@@ -29,12 +32,14 @@ from semel.core.commands import (
     Undo,
     Wait,
 )
-from semel.core.engine import Life, Outcome, Refuse
+from semel.core.engine import Deliver, Life, Outcome, Refuse
 from semel.core.policy import Policy
 from semel.core.record import UnreadableRecord
 from semel.failpoints import failpoint
 from semel.runtime.leases import Leases
+from semel.runtime.lending import standing_in
 from semel.runtime.outcomes import Outcomes
+from semel.runtime.transactions import HeldTransaction
 from semel.runtime.waiters import Waiters
 from semel.stores.base import Store, Transaction
 
@@ -57,6 +62,9 @@ ERROR: Final = 400
 """Raised responses below are none of an error: some frameworks raise a redirect after success."""
 
 
+CALL_FAILED: Final = "operation %s: a call of op.on_commit() failed; the operation is committed"
+
+
 class Runtime:
     """The state that operations of one process share: store, leases held, repeats waiting.
 
@@ -75,7 +83,7 @@ class Runtime:
         self.waiters = Waiters(max_waiting_threads)
 
 
-class _Driver:
+class _Driver(HeldTransaction):
     """The state of one operation, and the steps that both drivers share."""
 
     __slots__ = (
@@ -83,10 +91,12 @@ class _Driver:
         "_life",
         "_pending",
         "claim",
-        "finishing",
+        "exits",
         "keep",
         "key",
         "looked_up",
+        "names",
+        "on_commit",
         "outcome",
         "parked",
         "policy",
@@ -94,11 +104,10 @@ class _Driver:
         "released",
         "runtime",
         "stepped",
-        "taken",
-        "transaction",
     )
 
     def __init__(self, runtime: Runtime, life: Life, key: bytes, policy: Policy) -> None:
+        super().__init__(runtime.store, current.get())
         self.runtime = runtime
         self.key = key
         self.policy = policy
@@ -107,10 +116,6 @@ class _Driver:
         """The claim under which the handler runs."""
         self.looked_up = False
         """Whether the key's record has been read already, and does not say the outcome."""
-        self.transaction: Transaction | None = None
-        """The business transaction: that the handler has asked for, or that is the claim."""
-        self.taken = False
-        """Whether the handler has asked for it."""
         self.parked: str | None = None
         """Why the handler has given up on knowing what it did."""
         self.released = False
@@ -119,10 +124,14 @@ class _Driver:
         """Whether the framework makes a response of what the handler has raised."""
         self.stepped = False
         """Whether the handler has taken a step."""
+        self.names: set[str] = set()
+        """The steps that were taken, or are being taken."""
+        self.exits: list[Callable[[], Awaitable[None]]] = []
+        """What the handler's dependencies do at their exit: to be done before the record."""
+        self.on_commit: list[Callable[[], Any]] = []
+        """To be called once the record and what was written with it are known to be committed."""
         self.keep = policy.seconds.keep_steps
         """Seconds that recorded steps outlive an operation that ended without a record."""
-        self.finishing = False
-        """Whether what came of the handler is being recorded, or was."""
         self.outcome: Outcome | None = None
         """What `finish` returned: the operation is over."""
         self._life = life
@@ -167,7 +176,10 @@ class _Driver:
 
     def _with_notes(self, answer: Answer) -> Answer:
         """Begin to finish: add to what came of the handler what it has said while it ran."""
-        self.finishing = True
+        with self.lock:  # from here on nobody gets the transaction who does not have it
+            self.finishing = True
+        if self.taken and not answer.atomic:
+            answer = answer._replace(atomic=True)
         if self.parked is None and not (self.released or self.stepped or self.raised):
             return answer
         return answer._replace(
@@ -176,6 +188,11 @@ class _Driver:
             released=self.released or answer.released,
             stepped=self.stepped or answer.stepped,
         )
+
+    def _to_call(self, answer: Answer, outcome: Outcome) -> list[Callable[[], Any]]:
+        """What is to be called now: nothing, unless what the handler did stands."""
+        calls, self.on_commit = self.on_commit, []
+        return calls if outcome == Deliver(kept=True) and not answer.raised else []
 
     def _started(self, claim: RunHandler) -> None:
         self.claim = claim
@@ -211,6 +228,13 @@ class AsyncDriver(_Driver):
 
     __slots__ = ()
 
+    def begun(self) -> Transaction:
+        """As `abegun`, for plain code on a thread beside the loop, which others may need."""
+        if self.transaction is not None:
+            return super().begun()
+        with standing_in():
+            return super().begun()
+
     async def look(self) -> Outcome | None:
         """Wait where the first request is in flight. None: a claim has to be made, with `begin`.
 
@@ -221,10 +245,16 @@ class AsyncDriver(_Driver):
     async def begin(self) -> Outcome | None:
         """Claim. None: the handler is to run now, then `finish` to be called, come what may."""
         command = self._pending if self._pending is not None else self._next(None)
+        self._refuse_nested(claim=type(command) is not Open)
         outcome = await self._drive(command, _HANDLER)
         if outcome is None:
             self._started(self._pending)
         return outcome
+
+    async def leave(self) -> None:
+        """Do what the handler's dependencies do at their exit. Raises what they raise."""
+        while self.exits:
+            await self.exits.pop()()
 
     async def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""
@@ -236,6 +266,14 @@ class AsyncDriver(_Driver):
         finally:
             self._ended()
         assert outcome is not None
+        if self.on_commit:
+            for call in self._to_call(answer, outcome):
+                try:
+                    awaitable = call()
+                    if inspect.isawaitable(awaitable):
+                        await awaitable
+                except Exception:
+                    log.exception(CALL_FAILED, self.key[:6].hex())
         return outcome
 
     async def _drive(self, command: Any, until: frozenset[type]) -> Outcome | None:
@@ -290,7 +328,9 @@ class ThreadDriver(_Driver):
 
     def begin(self) -> Outcome | None:
         """Wait and claim. None: the handler is to run now, then `finish` to be called."""
-        outcome = self._drive(self._next(None), _HANDLER)
+        command = self._next(None)
+        self._refuse_nested(claim=type(command) is not Open)
+        outcome = self._drive(command, _HANDLER)
         if outcome is None:
             self._started(self._pending)
         return outcome
@@ -305,6 +345,12 @@ class ThreadDriver(_Driver):
         finally:
             self._ended()
         assert outcome is not None
+        if self.on_commit:
+            for call in self._to_call(answer, outcome):
+                try:
+                    call()
+                except Exception:
+                    log.exception(CALL_FAILED, self.key[:6].hex())
         return outcome
 
     def _drive(self, command: Any, until: frozenset[type]) -> Outcome | None:
@@ -362,3 +408,7 @@ class ServerThreadDriver(ThreadDriver):
 
     def _wait(self, command: Wait) -> float | None:
         return self.runtime.waiters.wait_on_server_thread(command)
+
+
+current: ContextVar[AsyncDriver | ThreadDriver | None] = ContextVar("semel_operation", default=None)
+"""Set by the adapters while a handler runs."""

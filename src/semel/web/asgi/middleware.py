@@ -9,27 +9,33 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
+from semel.applications import Endpoint
 from semel.core import problems
 from semel.core.engine import Bypass, Replay
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.remembered import RememberedRequest
 from semel.idempotency import Idempotency
-from semel.operation import NoOperation
 from semel.runtime.drivers import AsyncDriver
 from semel.runtime.operations import Known
 from semel.web.asgi.completing import Completing
-from semel.web.asgi.exchange import ASGIExchange, Detached, start_operation
+from semel.web.asgi.endpoints import endpoints_of, layers_of
+from semel.web.asgi.exchange import ASGIExchange, Detached
 from semel.web.asgi.messages import (
+    OPERATION,
+    SERVED,
     ASGIApp,
     ASGIScope,
     ASGIView,
+    Ask,
     Message,
     Receive,
     Send,
     Unread,
+    is_reused,
     looked_at,
     read_body,
     route_path,
@@ -39,11 +45,20 @@ from semel.web.asgi.messages import (
     wanted,
     with_length,
 )
+from semel.web.asgi.raised import note_within
 from semel.web.asgi.replays import CachedResponse, Replays
+from semel.web.asgi.slashes import redirects
+from semel.web.asgi.unkeyed import UnkeyedRun
 from semel.web.http import admission, issue, key_source
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import Body
-from semel.web.http.callers import Caller, caller_of, credential_headers, scope_name
+from semel.web.http.callers import (
+    Caller,
+    caller_of,
+    credential_headers,
+    one_way_to_ask,
+    scope_name,
+)
 
 log = logging.getLogger("semel")
 
@@ -52,11 +67,31 @@ class ASGIMiddleware:
     """Gives an ASGI application idempotency keys.
 
     `app.add_middleware(ASGIMiddleware, idempotency=idempotency)`, or `ASGIMiddleware(app, …)`.
+
+    `caller`, for adapters: finds out who has sent a request, once its body is read and before its
+    key is looked at, so that who is refused gets neither a claim nor a replay. Not asked on routes
+    with `Policy(shared=True)`, which are public. `endpoints`, for adapters: finds the endpoints of
+    the application, where it has no `routes` as Starlette's have; `registers=False`: another knows
+    of them.
+
+    Raises `PolicyError` where `Idempotency(scope=…)` names the caller already.
     """
 
-    def __init__(self, app: ASGIApp, idempotency: Idempotency) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        idempotency: Idempotency,
+        *,
+        caller: Ask | None = None,
+        endpoints: Callable[[], Iterable[Endpoint]] | None = None,
+        registers: bool = True,
+    ) -> None:
+        one_way_to_ask(idempotency, caller)
         self.app = app
         self._idempotency = idempotency
+        self.idempotency = idempotency
+        self._ask = caller
+        self._idle = False
         self._detached = Detached()
         self._replays = Replays()
         self._completing = Completing(app, idempotency, self._detached)
@@ -64,21 +99,57 @@ class ASGIMiddleware:
         self._credentials = credential_headers(idempotency.credentials)
         self._wanted = looked_at(self._credentials)
         self._keys_path = idempotency.issuer.path if idempotency.issuer is not None else None
+        self._find_endpoints = endpoints
+        self._around: object = None
+        self.identified = caller is not None
+        self._applications = idempotency.applications
+        if registers:
+            idempotency.serve(self)
+
+    def endpoints(self) -> list[Endpoint]:
+        """Return the endpoints of the application, none where they are unknown."""
+        find = self._find_endpoints
+        found = list(find() if find is not None else endpoints_of(self.app, self._around))
+        self.learn(found)
+        return found
+
+    def within(self) -> tuple[ASGIMiddleware, ...]:
+        """Return this one, where another inside it serves its requests; see `Application`."""
+        self._idle = any(
+            layer is not self and getattr(layer, "idempotency", None) is self.idempotency
+            for layer in layers_of(self.app)
+        )
+        if self._idle:
+            log.warning("ASGIMiddleware: Semel is in its place inside already; drop this one")
+        return (self,) if self._idle else ()
+
+    def has_met(self) -> None:
+        """Look at the application, once, when the rules of its routes are known."""
+        note_within(self.app)
+
+    def learn(self, endpoints: Iterable[Endpoint]) -> None:
+        """Have the headers that their security schemes read tell callers apart."""
+        more = sorted({name for endpoint in endpoints for name in endpoint.credentials})
+        self._credentials = credential_headers((*self._idempotency.credentials, *more))
+        self._wanted = looked_at(self._credentials)
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         kind = scope["type"]
-        if kind == "http":
-            if scope["path"] == self._keys_path:
+        if not self._applications.met:
+            self._around = scope.get("app")
+            self._idempotency.meet()
+            self.has_met()
+        if kind == "http" and not self._idle:
+            path = route_path(scope) if scope.get("root_path") else scope["path"]
+            if path == self._keys_path:
                 await self._issue(scope, receive, send)
                 return
-            policy = self._idempotency.routes.find(
-                scope["method"], route_path(scope) if scope.get("root_path") else scope["path"]
-            )
-            if policy is not None:
+            policy = self._idempotency.routes.find(scope["method"], path)
+            if policy is not None and scope.get(SERVED) is not self._idempotency:
                 await self._covered(policy, scope, receive, send)
                 return
-        elif kind == "lifespan":
+        elif kind == "lifespan" and not self._idle:
             await self._lifespan(scope, receive, send)
             return
         await self.app(scope, receive, send)
@@ -87,8 +158,7 @@ class ASGIMiddleware:
         self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send
     ) -> None:
         idempotency = self._idempotency
-        if not idempotency.started and (problem := admission.unready(idempotency)) is not None:
-            await self._refuse_unread(problem, policy, receive, send)
+        if not idempotency.started and await self._unready(policy, receive, send):
             return
         fields, found = wanted(scope, self._wanted)
         keyed = bool(fields) or key_source.may_be_in_content(policy)
@@ -96,26 +166,63 @@ class ASGIMiddleware:
             await self._without_key(policy, scope, receive, send)
             return
         request = ASGIView(scope, found)
-        caller = self._caller(request)
-        if policy.next_key:
+        caller = self._known(request) if self._ask is None or policy.shared else None
+        if policy.next_key and caller is not None:
             send = self._handing_out(caller, send)
-        if not keyed:
-            await self._without_key(policy, scope, receive, send)
-            return
+            if not keyed:
+                await self._without_key(policy, scope, receive, send)
+                return
         body = Body(policy.algorithm, request.line)
-        length = found.get(b"content-length", b"")
-        task = None
+        own = None
         try:
-            driver = await self._admit(policy, fields, request, caller, body, length, receive, send)
+            length = found.get(b"content-length", b"")
+            refusal = await read_body(policy, receive, body.write, length)
+            if refusal is not None:
+                await self._unread(refusal, scope, send)
+                return
+            if caller is None:
+                caller = await self._asked(scope, receive, send, body)
+                if caller is None:
+                    return
+                send = self._handing_out(caller, send) if policy.next_key else send
+            driver = await self._admit(policy, fields, request, caller, body, receive, send)
             if driver is not None:
+                around = _enter(scope, idempotency, driver)
                 base = self.problem_base
                 exchange = ASGIExchange(self.app, base, driver, scope, receive, send, body)
-                done, task = start_operation(exchange.operate)
+                own = self._detached.start(exchange)
         finally:
-            if task is None:  # else the body is the operation's
+            if own is None:  # else the body is the operation's
                 body.close()
-        if task is not None:
-            await self._detached.outlive(done, task, exchange)
+        if own is not None:
+            try:
+                await self._detached.outlive(own, exchange)
+            finally:
+                _leave(scope, around, own.task)
+
+    async def _unready(self, policy: Policy, receive: Receive, send: Send) -> bool:
+        """Open the store, or refuse a request as that cannot be done."""
+        problem = admission.unready(self._idempotency)
+        if problem is not None:
+            await self._refuse_unread(problem, policy, receive, send)
+        return problem is not None
+
+    async def _unread(self, refusal: Problem | bool, scope: ASGIScope, send: Send) -> None:
+        """Refuse a request whose body cannot be had; True: its client has gone."""
+        if isinstance(refusal, Problem):
+            self._idempotency.operations.refuse(refusal)
+            await send_problem(refusal, self.problem_base, send, scope)
+
+    async def _asked(
+        self, scope: ASGIScope, receive: Receive, send: Send, body: Body
+    ) -> Caller | None:
+        """Ask who has sent a request whose body has been read. None: refused, the client knows."""
+        assert self._ask is not None
+        caller = await self._ask(scope, Unread(body, receive))
+        if isinstance(caller, (str, tuple)):
+            return caller
+        await caller(scope, Unread(body, receive), send)
+        return None
 
     async def _admit(
         self,
@@ -124,18 +231,13 @@ class ASGIMiddleware:
         request: ASGIView,
         caller: Caller,
         body: Body,
-        length: bytes,
         receive: Receive,
         send: Send,
     ) -> AsyncDriver | None:
-        """Read the body, and find out what the key says. None: the request has had its response."""
+        """Find out what the key says. None: the request has had its response."""
         idempotency, scope = self._idempotency, request.native
-        refusal = await read_body(policy, receive, body.write, length)
-        if refusal is not None:
-            if isinstance(refusal, Problem):
-                idempotency.operations.refuse(refusal)
-                await send_problem(refusal, self.problem_base, send, scope)
-            return None
+        if SERVED in scope:  # its keys are not those of the service around this one
+            caller = f"within {scope_name(caller)}"
         asked: Hashable = None  # known again byte by byte, where nothing but these bytes names it
         if fields and idempotency.store.lookup_first and (small := body.small()) is not None:
             asked = (*fields, caller, request.line, small)
@@ -160,6 +262,9 @@ class ASGIMiddleware:
             await self._without_key(policy, scope, Unread(body, receive), send)
             return None
         if isinstance(admitted, Known):
+            if is_reused(admitted.outcome) and redirects(self.app, scope):
+                await self.app(scope, Unread(body, receive), send)
+                return None
             await send_outcome(admitted.outcome, self.problem_base, send)
             if type(admitted.outcome) is Replay and asked is not None:
                 self._replays.keep(asked, body.size, _cached(admitted))
@@ -173,7 +278,7 @@ class ASGIMiddleware:
                 return None
         return admitted
 
-    def _caller(self, request: ASGIView) -> Caller:
+    def _known(self, request: ASGIView) -> Caller:
         own = self._idempotency
         return caller_of(request, own.scope, own.session_cookie, self._credentials)
 
@@ -183,14 +288,20 @@ class ASGIMiddleware:
         idempotency = self._idempotency
         _, found = wanted(scope, self._wanted)
         request = ASGIView(scope, found)
-        body = bytearray()
         policy = dataclasses.replace(idempotency.routes.default, max_request_body=issue.LARGEST)
-        refusal = await read_body(policy, receive, body.extend, found.get(b"content-length", b""))
-        if isinstance(refusal, Problem):
-            await send_problem(refusal, self.problem_base, send, scope)
-        elif refusal is None:
-            owner = scope_name(self._caller(request))
-            answer = issue.issue(idempotency, owner, scope["method"], bytes(body))
+        body = Body(policy.algorithm, request.line)
+        refusal = await read_body(policy, receive, body.write, found.get(b"content-length", b""))
+        if refusal is not None:
+            await self._unread(refusal, scope, send)
+            return
+        caller: Caller | None
+        if self._ask is None:
+            caller = self._known(request)
+        else:
+            caller = await self._asked(scope, receive, send, body)
+        if caller is not None:
+            wanting = b"".join(body.chunks())
+            answer = issue.issue(idempotency, scope_name(caller), scope["method"], wanting)
             told = answer.body or b""
             headers = with_length(answer.headers, answer.status, told)
             await send_whole(answer.status, headers, told, send)
@@ -219,25 +330,14 @@ class ASGIMiddleware:
         if problem is not None:
             await self._refuse_unread(problem, policy, receive, send)
             return
-        sent = read = False
-
-        async def reading() -> Message:
-            nonlocal read
-            message = await receive()
-            read = not message.get("more_body", False)
-            return message
-
-        async def sending(message: Message) -> None:
-            nonlocal sent
-            sent = True
-            await send(message)
-
+        unkeyed = UnkeyedRun(receive, send)
+        around = _enter(scope, self._idempotency)
         try:
-            await self.app(scope, reading, sending)
-        except NoOperation:  # the handler asked for the operation, so it cannot do without a key
-            if sent:
-                raise
-            if not read:
+            done = await unkeyed.run(self.app, scope)
+        finally:
+            _leave(scope, around)
+        if not done:
+            if not unkeyed.read:
                 await self._drain(policy, receive)
             refusal = self._idempotency.operations.refuse(problems.KEY_MISSING)
             await send_outcome(refusal, self.problem_base, send)
@@ -277,6 +377,26 @@ class ASGIMiddleware:
             await send(message)
 
         await self.app(scope, started, stopped)
+
+
+def _enter(scope: ASGIScope, idempotency: Idempotency, driver: Any = None) -> object:
+    """Mark a request as in hand; return who had it in hand before."""
+    around: object = scope.get(SERVED)
+    scope[SERVED] = idempotency
+    if driver is not None:
+        scope[OPERATION] = driver
+    return around
+
+
+def _leave(scope: ASGIScope, around: object, task: asyncio.Task[None] | None = None) -> None:
+    """Take the marks away, as a test may use the scope again, once the operation has ended."""
+    if task is not None and not task.done():
+        return
+    scope.pop(OPERATION, None)
+    if around is None:
+        scope.pop(SERVED, None)
+    else:
+        scope[SERVED] = around
 
 
 def _cached(known: Known) -> CachedResponse:

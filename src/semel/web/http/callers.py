@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 from uuid import UUID
 
-from semel.core.policy import RequestView
-from semel.idempotency import Scope
+from semel.core.policy import PolicyError, RequestView
+from semel.idempotency import Idempotency, Scope
 
 ANONYMOUS: Final = "anonymous"
 """The scope of requests that nothing tells apart."""
@@ -51,6 +51,14 @@ class CallerView(RequestView, Protocol):
 
         `cookie` is the one that the service has named; None: the framework's own, if it has one.
         """
+
+
+def one_way_to_ask(idempotency: Idempotency, caller: object) -> None:
+    """Raise `PolicyError` where both `caller=` and `Idempotency(scope=…)` name the caller."""
+    if caller is not None and idempotency.scope is not None:
+        raise PolicyError(
+            "caller=: Idempotency(scope=…) names the caller already; give one of the two"
+        )
 
 
 @functools.lru_cache(maxsize=64)
@@ -132,6 +140,39 @@ def named_caller(user: object) -> str:
             f" string or a number, or something that has one of {', '.join(_NAMES)}"
         )
     return f"user:{kind}{name}"
+
+
+SESSION_KEYS: Final = (
+    "_user_id",  # Flask-Login's
+    "user_id",
+    "userid",
+    "uid",
+    "user",
+    "username",
+    "identity.id",  # Flask-Principal's
+    "profile",
+    "email",
+    "account_id",
+)
+"""Where sessions say whose they are, in the order in which they are looked at."""
+
+
+def session_user(session: Mapping[str, object]) -> str | None:
+    """Return the name of the user whom a session names, None where it names none.
+
+    For sessions that are in a signed cookie: what else they hold changes, and with it the cookie.
+    """
+    for key in SESSION_KEYS:
+        found = session.get(key)
+        if isinstance(found, Mapping) and isinstance(found.get("userinfo"), Mapping):
+            found = found["userinfo"]  # an OpenID token, as Authlib puts it into a session
+        try:
+            name = named_caller(found)
+        except TypeError:
+            continue
+        if name != ANONYMOUS:
+            return name.removeprefix("user:")
+    return None
 
 
 def _plain_name(value: object) -> str | None:

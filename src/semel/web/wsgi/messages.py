@@ -10,12 +10,16 @@ from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import CHUNK, Body, Input, Intake, RequestLine
-from semel.web.http.callers import Credentials
+from semel.web.http.callers import Caller, Credentials
 
 Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
 StartResponse = Callable[..., Callable[[bytes], object]]
 WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+Ask = Callable[[Environ], Caller | WSGIApp]
+"""Finds out who has sent a request: the name of its scope (`callers.named_caller`), or a WSGI
+application that sends the refusal. It may read the body: the application gets it all the same."""
 
 _REASONS = {
     200: "OK",
@@ -58,6 +62,10 @@ class WSGIView:
         value: str | None = self.native.get(wanted)
         return value
 
+    def places(self) -> set[str]:
+        below: str = self.native.get("PATH_INFO", "")
+        return {below.encode("latin-1").decode("utf-8", "replace"), self.path}
+
     def credentials(self, names: Iterable[bytes]) -> Credentials:
         found = []
         for name in names:
@@ -77,6 +85,39 @@ class WSGIView:
 
     def user(self) -> str | None:
         return self.native.get("REMOTE_USER") or None
+
+
+class HeldStart:
+    """A `start_response` that waits until the application has returned, or writes."""
+
+    def __init__(self, start_response: StartResponse) -> None:
+        self._start_response = start_response
+        self._told: tuple[Any, ...] = ()
+        self._write: Callable[[bytes], object] = len
+        self.begun = False
+        """Whether the response may have begun to leave."""
+
+    def __call__(
+        self, status: str, headers: Headers, exc_info: Any = None
+    ) -> Callable[[bytes], object]:
+        told = (status, headers) if exc_info is None else (status, headers, exc_info)
+        if self.begun:
+            return self._start_response(*told)
+        self._told = told
+        return lambda data: self.begin()(data)
+
+    @property
+    def failed(self) -> bool:
+        """Whether what waits is a server error."""
+        return not self.begun and bool(self._told) and self._told[0].startswith("5")
+
+    def begin(self) -> Callable[[bytes], object]:
+        """Let the response begin; return what writes to it."""
+        if not self.begun:
+            self.begun = True
+            if self._told:
+                self._write = self._start_response(*self._told)
+        return self._write
 
 
 def full_path(environ: Environ) -> str:
