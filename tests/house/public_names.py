@@ -32,6 +32,7 @@ MODULES = (
     "semel.core.record",
     "semel.failpoints",
     "semel.functions",
+    "semel.sessions",
     "semel.gateway",
     "semel.stores",
     "semel.stores.django",
@@ -190,7 +191,7 @@ def _said(thing: Any) -> str:
     if isinstance(thing, (int, float, str, bytes, type(None))):
         return repr(thing)
     if hasattr(thing, "__metadata__"):  # a type that is ready made
-        return f"Annotated[{thing.__origin__.__name__}, …]"
+        return f"Annotated[{getattr(thing.__origin__, '__name__', thing.__origin__)}, …]"
     return type(thing).__name__
 
 
