@@ -8,7 +8,7 @@ from typing import Any, Final
 try:
     import falcon
 except ImportError as error:  # pragma: no cover
-    raise ImportError("semel.web.falcon needs Falcon: pip install falcon") from error
+    raise ImportError("semel.web.falcon_wsgi needs Falcon: pip install falcon") from error
 
 from semel.core.record import Response
 from semel.idempotency import Idempotency
@@ -37,13 +37,13 @@ def init_app(
     """
     who = None if caller is None else lambda environ: named_caller(caller(environ[_REQUEST]))
     around = InsideMiddleware(app, idempotency, who)
-    app.add_middleware(FalconMiddleware(around))
+    app.add_middleware(FalconWSGIMiddleware(around))
     if idempotency.issuer is not None:
         app.add_route(idempotency.issuer.path, _Keys(around))
     return around
 
 
-class FalconMiddleware:
+class FalconWSGIMiddleware:
     """The half of Semel that Falcon calls between its middleware and the responder."""
 
     def __init__(self, around: InsideMiddleware) -> None:
