@@ -139,7 +139,9 @@ class Running:
                 start_new_session=True,
             )
             try:
-                yield Served(self.application, listening.getsockname()[1], process)
+                server = Served(self.application, listening.getsockname()[1], process)
+                server.wait()
+                yield server
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -175,6 +177,14 @@ class Served:
         self._process = process
         self._clients: dict[str | None, httpx.Client] = {}
 
+    def wait(self) -> None:
+        """Wait until it has started: whatever it answers, its tables are there."""
+        while True:
+            assert self._process.poll() is None, "the server did not start"
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(self._base, timeout=1)
+                return
+
     def _client(self, who: str | None) -> httpx.Client:
         if who not in self._clients:
             client = httpx.Client(base_url=self._base, timeout=60)
@@ -185,7 +195,6 @@ class Served:
 
     def send(self, ask: Ask, key: str | None = None, who: str | None = "") -> httpx.Response:
         """Send a request, by `who` in the place of the one whom it names."""
-        assert self._process.poll() is None, "the server did not start"
         client = self._client(ask.who if who == "" else who)
         headers = {"Idempotency-Key": key} if key else {}
         return client.request(ask.method, ask.path, json=ask.json, data=ask.form, headers=headers)
