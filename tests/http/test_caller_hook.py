@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from semel import ASGIMiddleware, Idempotency, Issuer, Policy, WSGIMiddleware
 from semel.core.policy import PolicyError
+from semel.web.http.callers import named_caller
 from tests.http.harness import Client, asgi_server, wsgi_server
 
 LET_IN: dict[str, str] = {}
@@ -156,3 +158,41 @@ def test_scope_and_caller_together_are_refused() -> None:
         ASGIMiddleware(service.asgi, idempotency, caller=service.ask_asgi)
     with pytest.raises(PolicyError, match=r"caller=: Idempotency\(scope=…\)"):
         WSGIMiddleware(service.wsgi, idempotency, caller=service.ask_wsgi)
+
+
+class _Row:
+    """As asyncpg's `Record`: items by name, no attributes, and no `Mapping`."""
+
+    def __init__(self, **columns: Any) -> None:
+        self._columns = columns
+
+    def keys(self) -> Any:
+        return iter(self._columns)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._columns[name]
+
+
+def _sqlite_row(query: str) -> sqlite3.Row:
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.row_factory = sqlite3.Row
+        row: sqlite3.Row = connection.execute(query).fetchone()
+        return row
+
+
+@pytest.mark.parametrize(
+    ("user", "name"),
+    [
+        (_Row(id=7, name="ann"), "user:7"),
+        (_Row(user_id=8, username="bob"), "user:8"),
+        (_sqlite_row("select 9 as id, 'eve' as username"), "user:9"),
+        (_sqlite_row("select 'eve' as username"), "user:eve"),
+    ],
+)
+def test_a_drivers_row_names_the_user_as_a_mapping_does(user: Any, name: str) -> None:
+    assert named_caller(user) == name
+
+
+def test_a_row_that_names_nobody_is_said_to() -> None:
+    with pytest.raises(TypeError, match="nothing names the user"):
+        named_caller(_Row(role="admin"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 from semel.core.policy import PolicyError, RequestView
@@ -118,7 +118,8 @@ def named_caller(user: object) -> str:
     A string, a whole number or a UUID is the name itself. Of an object it is the first of `id`,
     `pk`, `identity`, `user_id`, `sub` and `username` that it has, together with the name of its
     class, since an administrator and a customer may share a number; of a mapping (the claims of a
-    token) the first of these keys. None: nobody is logged in, and the scope is `anonymous`.
+    token) or a driver's row (asyncpg's `Record`, `sqlite3.Row`) the first of these keys. None:
+    nobody is logged in, and the scope is `anonymous`.
 
     Raises `TypeError` where nothing names the user.
     """
@@ -127,8 +128,9 @@ def named_caller(user: object) -> str:
     name = _plain_name(user)
     if name is not None:
         return f"user:{name}"
-    if isinstance(user, Mapping):
-        found = (_plain_name(user.get(key)) for key in _NAMES)
+    items = _items(user)
+    if items is not None:
+        found = (_plain_name(items.get(key)) for key in _NAMES)
         kind = ""
     else:
         found = (_plain_name(_attribute(user, key)) for key in _NAMES)
@@ -179,6 +181,18 @@ def _plain_name(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (str, int, UUID)):
         return None
     return str(value) or None
+
+
+def _items(user: object) -> Mapping[str, object] | None:
+    """Return what a mapping or a driver's row holds by name; None for any other object."""
+    if isinstance(user, Mapping):
+        return user
+    read: Any = user
+    if not (hasattr(read, "keys") and hasattr(read, "__getitem__")) or any(
+        hasattr(read, name) for name in _NAMES
+    ):
+        return None
+    return {name: read[name] for name in _NAMES if name in read.keys()}  # noqa: SIM118
 
 
 def _attribute(user: object, name: str) -> object:
