@@ -17,6 +17,8 @@ BOTH = (
     "before_claim",
     "after_claim",
     "after_begin",
+    "before_undo",
+    "after_undo",
     "before_complete",
     "before_commit",
     "after_commit",

@@ -67,6 +67,8 @@ from semel.testing.servers import PostgreSQL, running
 SCOPE = "chaos"
 FINGERPRINT = "charge"
 LEASE = timedelta(milliseconds=100)
+RAISED, RAISES = 402, 4
+"""What every fourth handler raises, once it has written, and its framework answers with."""
 STATES = {1: "in_flight", 2: "completed", 3: "parked", 4: "expired"}
 
 FIRST_RUN = SQLiteUnderTest.points
@@ -145,7 +147,7 @@ class Rig:
     def history(self) -> History:
         """Return everything that was seen and everything that is there."""
         now = time.time()
-        promise = Promise(self.guarantee, effects_in_order=False, clock_error=5.0)
+        promise = Promise(self.guarantee, effects_in_order=False, clock_error=5.0, raised=RAISED)
         with open(self._log, encoding="utf-8") as file:
             events: History = [promise, *load(file)]
         stored = self.database.states()
@@ -203,7 +205,7 @@ class Rig:
         self._sent(attempt, key)
         driver = AsyncDriver(*self._life(idempotency, attempt, key))
         outcome = await driver.begin()
-        answer = HANDLER_FAILED.response()
+        answer, raised = HANDLER_FAILED.response(), False
         if outcome is None:
             if _unlucky(attempt, 7):
                 outcome = await driver.finish(Answer(answer))  # the handler raised
@@ -214,20 +216,20 @@ class Rig:
                     try:
                         connection = await AsyncOperation(driver).connection()
                         await connection.execute(*self._insert(driver, attempt, key))
-                        answer = _answer(attempt)
+                        answer, raised = _answer(attempt), _unlucky(attempt, RAISES)
                     except Exception:  # noqa: BLE001  # its database has crashed: it raises
                         atomic = False
                 else:
                     self._elsewhere(driver, attempt, key)
                     answer = _answer(attempt)
-                outcome = await driver.finish(Answer(answer, atomic=atomic))
+                outcome = await driver.finish(Answer(answer, atomic, raised=raised))
         self._answered(attempt, outcome, answer)
 
     def _on_thread(self, idempotency: Idempotency, attempt: str, key: str) -> None:
         self._sent(attempt, key)
         driver = ThreadDriver(*self._life(idempotency, attempt, key))
         outcome = driver.begin()
-        answer = HANDLER_FAILED.response()
+        answer, raised = HANDLER_FAILED.response(), False
         if outcome is None:
             if _unlucky(attempt, 7):
                 outcome = driver.finish(Answer(answer))
@@ -238,13 +240,13 @@ class Rig:
                     try:
                         connection = Operation(driver).connection()
                         connection.execute(*self._insert(driver, attempt, key))
-                        answer = _answer(attempt)
+                        answer, raised = _answer(attempt), _unlucky(attempt, RAISES)
                     except Exception:  # noqa: BLE001  # its database has crashed: it raises
                         atomic = False
                 else:
                     self._elsewhere(driver, attempt, key)
                     answer = _answer(attempt)
-                outcome = driver.finish(Answer(answer, atomic=atomic))
+                outcome = driver.finish(Answer(answer, atomic, raised=raised))
         self._answered(attempt, outcome, answer)
 
     def _insert(self, driver: AsyncDriver | ThreadDriver, attempt: str, key: str) -> Any:
@@ -285,7 +287,8 @@ def _unlucky(attempt: str, one_in: int) -> bool:
 
 
 def _answer(attempt: str) -> Response:
-    return Response(201, (), f"charged by {attempt}".encode())
+    status = RAISED if _unlucky(attempt, RAISES) else 201
+    return Response(status, (), f"by {attempt}".encode())
 
 
 def append(path: Path, line: str) -> None:

@@ -1,1 +1,1 @@
-"""Judges histories: the checker of S1-S14 and L1, and an independent oracle."""
+"""Judges histories: the checker of S1-S15 and L1, and an independent oracle."""

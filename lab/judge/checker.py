@@ -22,7 +22,7 @@ from lab.judge.key_history import gather
 
 
 def check(history: Iterable[Event], promise: Promise | None = None) -> HistoryReport:
-    """Judge a history by the invariants S1-S10 and L1, in time linear in its length.
+    """Judge a history by the invariants S1-S10, S13, S15 and L1, in time linear in its length.
 
     Without a `promise` the history must begin with one. Keys are judged one by one: every attempt,
     effect and write names its own, so no search is needed. Of invariants whose events the history

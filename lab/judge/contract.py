@@ -40,6 +40,9 @@ class Promise(NamedTuple):
     """Claims are transactions, which have no record while they are open: nothing tells a step of an
     attempt that has lost its transaction unnoticed from one of the attempt that holds the key.
     A known weakness of `guarantee="atomic"` on PostgreSQL; what comes of it is admitted (S10)."""
+    raised: int = 0
+    """The status that handlers give only by raising, once they have written: under atomic nothing
+    of that stands, and the response is kept (S15). 0: the workload has none."""
     time: float = 0.0
 
 

@@ -9,7 +9,7 @@ from lab.judge.history import Event
 from lab.judge.invariants.catalogue import CATALOGUE
 from lab.judge.key_history import KeyHistory
 
-JUDGED: Final = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S13", "L1")
+JUDGED: Final = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S13", "S15", "L1")
 INVARIANTS: Final[dict[str, str]] = {i.name: i.title for i in CATALOGUE if i.name in JUDGED}
 """The invariants that histories are judged by, and their short names."""
 

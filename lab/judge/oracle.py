@@ -254,9 +254,13 @@ class Oracle:
         self, world: SearchState, slot: Slot, answer: ResponseSeen, place: int
     ) -> bool:
         if answer.kind == "ok":
-            return self._has_its_effect(world, slot, answer) and self._takes_a_made_answer(
-                world, answer
+            return (
+                self._has_its_effect(world, slot, answer)
+                and self._was_undone(world, slot, answer)
+                and self._takes_a_made_answer(world, answer)
             )
+        if answer.kind == "released" and self._is_raised(answer):
+            return False
         if answer.status not in {409, 422} or answer.kind == "released":
             return True
         mine = self.sent[answer.attempt].fingerprint
@@ -277,6 +281,16 @@ class Oracle:
             if name == answer.attempt
             for _, _, by, then in slot.effects
         )
+
+    def _was_undone(self, world: SearchState, slot: Slot, answer: ResponseSeen) -> bool:
+        """A response that was raised has no effect in the database, in its life."""
+        lives = {life for (name, life), _ in world.bound if name == answer.attempt}
+        return not self._is_raised(answer) or not any(
+            where == "database" and then in lives for where, _, _, then in slot.effects
+        )
+
+    def _is_raised(self, answer: ResponseSeen) -> bool:
+        return self.promise.guarantee == "atomic" and answer.status == self.promise.raised
 
     def _takes_a_made_answer(self, world: SearchState, answer: ResponseSeen) -> bool:
         """Its maker's other answers are the same, and no other maker made the same body."""

@@ -44,8 +44,8 @@ class Clients:
         lost = rng.random() < self.profile.network and not simulation.healed
         gone = lost and rng.random() < 0.5
 
-        def reply(outcome: Any, first: bool) -> None:
-            answers.append(self._answered(attempt, outcome, first))
+        def reply(outcome: Any, first: bool, status: int = 503) -> None:
+            answers.append(self._answered(attempt, outcome, first, status))
 
         if not gone:
             server = rng.choice(simulation.servers)
@@ -62,7 +62,7 @@ class Clients:
             self.happened["answer lost on the way"] += lost
             self.note(ResponseSeen(clock(), attempt, "unknown", 0, b""))
 
-    def _answered(self, attempt: str, outcome: Any, first: bool) -> ResponseSeen:
+    def _answered(self, attempt: str, outcome: Any, first: bool, status: int) -> ResponseSeen:
         happened = self.happened
         if isinstance(outcome, engine.Replay):
             response = outcome.response
@@ -79,7 +79,7 @@ class Clients:
             kind = KIND_OF_PROBLEM[problem.slug]
             return ResponseSeen(0.0, attempt, kind, problem.status, problem.slug.encode())
         happened["released"] += 1
-        return ResponseSeen(0.0, attempt, "released", 503, b"")
+        return ResponseSeen(0.0, attempt, "released", status, b"")
 
     def client(self, scope: str, key: str) -> Process:
         """Somebody who wants one thing done, and retries until told what became of it."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lab.judge.history import Effect, Sent, StepBegun, StepSkipped
 from lab.sim.provider import NoResponse, Provider
 from lab.sim.store_model import step_digest
+from lab.sim.surroundings import RAISED
 from semel.core import commands as c
 from semel.core import engine, steps
 from semel.core.keys import hash_key
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 _AFTER_A_ROLLBACK = frozenset({c.Open, c.Takeover, c.Park})
 """Before these a driver rolls back the transaction that was the claim; a release is that alone."""
-Reply = Callable[[Any, bool], None]
-"""Takes the outcome, and whether it is of a first run or a look-up alone."""
+Reply = Callable[..., None]
+"""Takes the outcome, whether it is of a first run or a look-up alone, and the handler's status."""
 
 
 class Service:
@@ -69,6 +70,7 @@ class Service:
         else:
             life = self.life(request, policy, found)
         opened = 0
+        undone = False
         running = [False]
         transaction: list[Effect] = []
         answer = c.Answer(HANDLER_FAILED.response())
@@ -84,7 +86,7 @@ class Service:
                 if isinstance(end.value, engine.Deliver) and end.value.kept:
                     reply(engine.Replay(answer.response), True)
                 else:
-                    reply(end.value, True)
+                    reply(end.value, True, answer.response.status)
                 return
             kind, send, value = type(command), life.send, None
             if kind is c.RunHandler:
@@ -101,6 +103,9 @@ class Service:
                 value = (simulation.scheduler.now - began) / server.pace
             elif kind is c.Sleep:
                 yield command.seconds
+            elif kind is c.Undo:
+                yield from self._undo(server, name, opened, transaction)
+                opened, undone = 0, bool(opened)
             elif kind is c.Release and opened:
                 store.end_transaction(name, opened)
                 value = True
@@ -109,10 +114,33 @@ class Service:
                     store.end_transaction(name, opened)
                 try:
                     value = yield from store.ask(server, attempt, command, transaction)
-                    if kind is c.Open and type(value) is c.Claimed:
-                        opened = value.token
+                    if kind is c.Open:
+                        opened = self._opened(value, opened, undone=undone)
                 except c.StoreError as error:
                     send, value = life.throw, error
+
+    def _opened(self, reply: Any, before: int, *, undone: bool) -> int:
+        """Return the token of the transaction that the attempt holds by now."""
+        claimed = type(reply) is c.Claimed
+        self.simulation.happened["claimed anew after an undo"] += undone and claimed
+        self.simulation.happened["another had the key after an undo"] += undone and not claimed
+        token: int = reply.token if claimed else before
+        return token
+
+    def _undo(
+        self, server: ServerProcess, name: bytes, opened: int, transaction: list[Effect]
+    ) -> Process:
+        """Roll the handler's transaction back; a crash may come before it, or after."""
+        for done in (False, True):
+            yield self.rng.uniform(0.001, 0.05)
+            if not self.simulation.healed and self.rng.random() < self.profile.crash:
+                self.store.crash(server, "undo under way")
+                yield 0.0
+            if not done:
+                transaction.clear()
+                if opened:
+                    self.store.end_transaction(name, opened)
+                self.simulation.happened["undone"] += 1
 
     def rules(self, sent: Sent) -> tuple[Policy | None, bool]:
         """The rules for a request (None: its key is refused), and whether its key comes late."""
@@ -168,6 +196,9 @@ class Service:
         if not simulation.healed and rng.random() < profile.fails / 2:
             return failed
         body = f"by {sent.attempt}".encode()
+        if not simulation.healed and rng.random() < profile.raises:
+            simulation.happened["raised after a write"] += 1
+            return failed._replace(response=Response(RAISED, (), body), raised=True)
         response = Response(201, ((b"content-type", b"text/plain"),), body)
         return failed._replace(response=response)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from datetime import timedelta
+from typing import Final
 
 from lab.judge.contract import Promise
 from lab.judge.history import History, ResponseSeen
@@ -12,6 +13,9 @@ from lab.sim.fault_profile import FaultProfile
 from lab.sim.scheduler import Scheduler, ServerProcess
 from semel.core.policy import Guarantee, Policy
 from semel.issuer import Issuer
+
+RAISED: Final = 402
+"""The status of what handlers raise after they have written."""
 
 
 class Surroundings:
@@ -44,6 +48,7 @@ class Surroundings:
                 on_unknown=profile.on_unknown,
                 clock_jumps=2 * profile.clock,
                 unfenced_steps=self.opens,
+                raised=RAISED,
             )
         ]
         self.note = self.history.append

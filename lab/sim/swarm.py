@@ -19,6 +19,7 @@ MUST_HAPPEN: Final = (
     "crash: step under way",
     "crash: step called",
     "pause past the lease",
+    "raised after a write",
     "takeover",
     "completion fenced",
     "claim answer lost",
@@ -31,6 +32,8 @@ MUST_HAPPEN: Final = (
     "late release",
     "late step",
     "waited for a commit",
+    "undone",
+    "crash: undo under way",
     "clock set forward",
     "clock set back",
     "step called",
@@ -60,6 +63,8 @@ WHERE_TRANSACTIONS_CLAIM: Final = (
     "database ended a transaction",
     "commit lost",
     "commit delayed past its answer",
+    "claimed anew after an undo",
+    "another had the key after an undo",
 )
 """The same for the store whose transactions are claims."""
 RERUNS: Final = frozenset(
@@ -73,7 +78,9 @@ RERUNS: Final = frozenset(
     }
 )
 """What cannot happen at most once: it follows from a second run."""
-ATOMIC_ONLY: Final = frozenset({"waited for a commit", *WHERE_TRANSACTIONS_CLAIM})
+ATOMIC_ONLY: Final = frozenset(
+    {"waited for a commit", "undone", "crash: undo under way", *WHERE_TRANSACTIONS_CLAIM}
+)
 
 
 class Run(NamedTuple):

@@ -23,6 +23,8 @@ NAMES = (
     "before_takeover",
     "after_takeover",
     "after_begin",
+    "before_undo",
+    "after_undo",
     "before_upstream",
     "upstream_sent",
     "upstream_answered",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -18,6 +19,8 @@ from semel.core.steps import OnUnknown, OutcomeUnknown
 from semel.failpoints import failpoint
 from semel.runtime.drivers import AsyncDriver, ThreadDriver
 from semel.stores.base import StoreSetupError, Transaction
+
+log = logging.getLogger("semel")
 
 _JSON = JSONCodec()
 
@@ -284,6 +287,21 @@ def _session(transaction: Transaction, kind: str) -> Any:
 
 current: ContextVar[AsyncDriver | ThreadDriver | None] = ContextVar("semel_operation", default=None)
 """Set by the adapters while a handler runs."""
+
+
+def note_raised(error: BaseException) -> None:
+    """Say that the framework makes a response of an exception that has left the handler.
+
+    For adapters: the hooks that turn an exception into a response (404, 402, a problem) call it.
+    What the handler wrote in the operation's transaction is then undone, and a response that is
+    kept is recorded without it. Where the response is none of an error (a status below 400, such
+    as a raised redirect) nothing changes. It may be called more than once; outside an operation,
+    and after its end, it does nothing.
+    """
+    driver = current.get()
+    if driver is not None and not driver.finishing:
+        log.debug("operation %s: a response is made of %r", driver.key[:6].hex(), error)
+        driver.raised = True
 
 
 class NoOperation(RuntimeError):

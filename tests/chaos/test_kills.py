@@ -22,7 +22,7 @@ pytestmark = pytest.mark.chaos
 def test_atomic_survives_kills_at_every_failpoint_and_at_any_time(seed: int) -> None:
     report, killed = storm("atomic", 150, seed=seed)
     print(summary(report), killed)
-    report.require("S1", "S2", "S3", "S8", "L1")
+    report.require("S1", "S2", "S3", "S8", "S15", "L1")
     assert not report.admitted
 
 

@@ -28,7 +28,7 @@ def test_atomic_survives_kills_at_every_failpoint_and_at_any_time(server: Postgr
         "atomic", 150, seed=1, database=lambda folder: PostgreSQLUnderTest(server)
     )
     print(summary(report), killed)
-    report.require("S1", "S2", "S3", "S8", "L1")
+    report.require("S1", "S2", "S3", "S8", "S15", "L1")
     assert not report.admitted
     assert killed[DATABASE]
 
@@ -77,7 +77,7 @@ def test_atomic_survives_kills_behind_pgbouncer_in_transaction_mode(server: Post
             "atomic", 40, seed=8, database=lambda folder: PostgreSQLUnderTest(server, bouncer)
         )
     print(summary(report), killed)
-    report.require("S1", "S2", "S3", "S8", "L1")
+    report.require("S1", "S2", "S3", "S8", "S15", "L1")
     assert not report.admitted
 
 

@@ -30,7 +30,7 @@ def test_atomic_survives_kills_at_every_failpoint_and_at_any_time(
 ) -> None:
     report, killed = storm("atomic", 60, seed=1, database=database_on(server))
     print(summary(report), killed)
-    report.require("S1", "S2", "S3", "S8", "L1")
+    report.require("S1", "S2", "S3", "S8", "S15", "L1")
     assert not report.admitted
     assert killed[DATABASE]
 

@@ -438,8 +438,13 @@ async def test_commit_and_rollback_belong_to_the_operation(
     await connection.execute("insert into orders values ('a', 1)")
     await connection.commit()
     assert sql.execute("select count(*) from orders").fetchone() == (0,)
-    with pytest.raises(psycopg.ProgrammingError, match="belongs to the operation"):
-        await connection.rollback()
+    for word in ("commit", "rollback", "begin; select 1"):
+        with pytest.raises(psycopg.ProgrammingError, match="belongs to the operation"):
+            await connection.execute(word)
+    await connection.execute("insert into orders values ('undone', 1)")
+    await connection.rollback()
+    assert await (await connection.execute("select key from orders")).fetchall() == []
+    await connection.execute("insert into orders values ('a', 1)")
     with pytest.raises(ZeroDivisionError):
         async with connection.transaction():
             await connection.execute("insert into orders values ('savepoint', 1)")

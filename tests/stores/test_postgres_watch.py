@@ -97,7 +97,10 @@ async def _rolled_back(order: Order) -> None:
 
 async def _closed_by_its_handler(order: Order) -> None:
     await order.db.execute("select 1")
-    await order.db.close()
+    await order.db.close()  # does nothing
+    await order.db.execute("select 1")
+    assert watched() == 1
+    order.db.finish()
     assert watched() == 0
     with pytest.raises(StoreError):
         await order.commit()

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_invariant_is_in_it_once_and_in_order() -> None:
-    names = [f"S{number}" for number in range(1, 15)] + [f"L{number}" for number in range(1, 8)]
+    names = [f"S{number}" for number in range(1, 16)] + [f"L{number}" for number in range(1, 8)]
     assert [invariant.name for invariant in CATALOGUE] == names
 
 

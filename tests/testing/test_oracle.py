@@ -35,6 +35,8 @@ from lab.judge.oracle import MOST_ATTEMPTS, Slot, legal, service
 GUARANTEES: tuple[Guarantee, ...] = ("atomic", "at-least-once", "at-most-once")
 AFTER_EXPIRY: tuple[Literal["refuse", "run"], ...] = ("refuse", "refuse", "run")
 SEED = 20_261_124
+RAISED = 404
+"""What the handlers of the specimens answer without an effect."""
 
 Damage = Callable[[random.Random, History], History | None]
 E = TypeVar("E", bound=Event)
@@ -256,7 +258,25 @@ def a_crash_did_not_happen(rng: random.Random, history: History) -> History | No
     return None if found is None else _replaced(history, found[0])
 
 
+def a_raised_response_leaves_an_effect(rng: random.Random, history: History) -> History | None:
+    made = [a for _, a in _kept(history) if a.status == RAISED and not a.replayed]
+    if not made:
+        return None
+    attempt = rng.choice(made).attempt
+    sent = next(s for _, s in _places(history, Sent) if s.attempt == attempt)
+    tokens = [c.token for _, c in _places(history, ClaimGranted) if c.attempt == attempt]
+    for place, event in enumerate(history):
+        completes = isinstance(event, Wrote) and event.action == "complete"
+        answers = isinstance(event, ResponseSeen)
+        if (completes or answers) and event.attempt == attempt:  # type: ignore[union-attr]
+            token = tokens[-1] if tokens else None
+            effect = Effect(event.time, *sent[1:4], token, "database")
+            return [*history[:place], effect, *history[place:]]
+    return None
+
+
 DAMAGES: tuple[Damage, ...] = (
+    a_raised_response_leaves_an_effect,
     an_effect_is_doubled,
     another_attempt_has_the_effect_too,
     an_effect_is_lost,
@@ -298,7 +318,11 @@ def _verdicts(seed: int, histories: int, *, inside: bool) -> Verdicts:
     rng = random.Random(seed)
     verdicts = Verdicts(Counter(), [], [])
     while verdicts.agreed.total() + len(verdicts.missed) < histories:
-        promise = Promise(rng.choice(GUARANTEES), after_expiry=rng.choice(AFTER_EXPIRY))
+        promise = Promise(
+            rng.choice(GUARANTEES),
+            after_expiry=rng.choice(AFTER_EXPIRY),
+            raised=rng.choice((0, RAISED)),
+        )
         history = grow(rng, promise, Size(attempts=rng.randint(2, 5)), inside=inside)
         name = "legal"
         if rng.random() < 0.75:

@@ -1,4 +1,4 @@
-"""The catalogue of invariants: safety S1 to S14 and liveness L1 to L7, and where each is checked.
+"""The catalogue of invariants: safety S1 to S15 and liveness L1 to L7, and where each is checked.
 
 `docs/architecture.md` prints it as a table.
 """
@@ -175,6 +175,20 @@ CATALOGUE: Final[tuple[Invariant, ...]] = (
             _REDIS_KILLS,
         ),
         "Redis may lose acknowledged records with a failover; that this weakness shows is tested.",
+    ),
+    Invariant(
+        "S15",
+        "what was raised is undone",
+        "Where a handler wrote in the operation's transaction and then raised what its framework"
+        " answers with a status that is kept, nothing of it is committed, and the response is"
+        " recorded and replayed.",
+        (
+            "lab/judge/invariants/raised.py",
+            _SIMULATION,
+            "tests/core/test_engine.py",
+            "tests/operation/test_raised.py",
+            *_KILLS[:2],
+        ),
     ),
     Invariant(
         "L1",

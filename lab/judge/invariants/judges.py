@@ -21,6 +21,7 @@ from lab.judge.invariants.effects import (
     no_means_no,
 )
 from lab.judge.invariants.expiry import honest_expiry, once_for_ever
+from lab.judge.invariants.raised import what_was_raised_is_undone
 from lab.judge.invariants.records import (
     fencing,
     nothing_stays_in_flight,
@@ -43,5 +44,6 @@ JUDGES: Final[dict[str, Judge]] = {
     "S9": honest_expiry,
     "S10": steps,
     "S13": once_for_ever,
+    "S15": what_was_raised_is_undone,
     "L1": nothing_stays_in_flight,
 }

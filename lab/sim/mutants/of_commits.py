@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from lab.sim import servers
-from lab.sim.mutants.planting import Mutant, in_the_table, patched
+from lab.sim.mutants.planting import Mutant, driven, in_the_engine, in_the_table, patched
 from lab.sim.servers import Service
 from lab.sim.store_model import StoreModel
 from semel.core import commands as c
-from semel.core import engine, problems
+from semel.core import ending, engine, problems
 from semel.core.keys import hash_key
 from semel.core.policy import Policy
 from semel.core.record import State
@@ -95,6 +95,45 @@ def _lease_for_a_fence(original: Any) -> Any:
     return apply
 
 
+def _forgets_the_undo(request: Any, policy: Policy, life: Any) -> Any:
+    """What a handler wrote before it raised is committed with the response."""
+    return (yield from driven(life, skipped=lambda command: type(command) is c.Undo or None))
+
+
+def _completes_before_the_undo(request: Any, policy: Policy, life: Any) -> Any:
+    """The record is completed in the handler's transaction, which is rolled back after that."""
+    undo = None
+
+    def skipped(command: Any) -> Any:
+        nonlocal undo
+        undo = command if type(command) is c.Undo else undo
+        return type(command) is c.Undo or None
+
+    outcome = yield from driven(life, skipped=skipped)
+    if undo is not None:
+        yield undo
+    return outcome
+
+
+def _gives_back_what_was_raised(request: Any, policy: Policy, life: Any) -> Any:
+    """What was raised is rolled back, and its response with it: a retry runs again."""
+
+    def heard(command: Any, value: Any) -> Any:
+        raised = type(command) is c.RunHandler and value.raised
+        return value._replace(released=True) if raised else value
+
+    return (yield from driven(life, heard=heard))
+
+
+def _takes_a_raise_for_a_return(request: Any, policy: Policy, life: Any) -> Any:
+    """The adapter does not say that the response was made from an exception."""
+
+    def heard(command: Any, value: Any) -> Any:
+        return value._replace(raised=False) if type(command) is c.RunHandler else value
+
+    return (yield from driven(life, heard=heard))
+
+
 COMMIT_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "no-scope",
@@ -124,12 +163,12 @@ COMMIT_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "read-back-too-soon",
         "a late commit is reported undone",
-        patched(engine, "_read_back", _reads_back_too_soon),
+        patched(ending, "_read_back", _reads_back_too_soon),
     ),
     Mutant(
         "read-back-too-soon-opened",
         "the same where the transaction is the claim",
-        patched(engine, "_read_back_opened", _reads_back_too_soon),
+        patched(ending, "_read_back_opened", _reads_back_too_soon),
     ),
     Mutant(
         "expiry-not-asked-again",
@@ -140,5 +179,25 @@ COMMIT_MUTANTS: tuple[Mutant, ...] = (
         "lease-for-a-fence",
         "a lease by one's own clock stands in for the token",
         patched(StoreModel, "apply", _lease_for_a_fence),
+    ),
+    Mutant(
+        "undo-forgotten",
+        "what was written before a raise is committed",
+        in_the_engine(_forgets_the_undo),
+    ),
+    Mutant(
+        "undo-too-late",
+        "the response is recorded before the undo",
+        in_the_engine(_completes_before_the_undo),
+    ),
+    Mutant(
+        "raised-given-back",
+        "what was raised is released, not kept",
+        in_the_engine(_gives_back_what_was_raised),
+    ),
+    Mutant(
+        "raise-not-noted",
+        "a raise of the handler is taken for a return",
+        in_the_engine(_takes_a_raise_for_a_return),
     ),
 )

@@ -15,7 +15,7 @@ from lab.sim.mutants.planting import (
     whatever_token,
 )
 from semel.core import commands as c
-from semel.core import engine, problems, steps
+from semel.core import ending, problems, steps
 from semel.core.policy import Policy
 from semel.stores.memory import MemoryTable
 
@@ -114,7 +114,7 @@ STEP_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "stepped-and-undone",
         "what took steps is reported undone",
-        patched(engine, "_rolled_back", lambda original: lambda answer: problems.STORE_UNAVAILABLE),
+        patched(ending, "_rolled_back", lambda original: lambda answer: problems.STORE_UNAVAILABLE),
     ),
     Mutant(
         "steps-go-with-their-key",

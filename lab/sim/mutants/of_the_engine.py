@@ -18,7 +18,7 @@ from lab.sim.mutants.planting import (
 )
 from lab.sim.servers import Service
 from semel.core import commands as c
-from semel.core import engine, issued, problems
+from semel.core import ending, engine, issued, problems
 from semel.core.policy import Policy
 from semel.core.record import Record, Response, State
 from semel.stores.memory import MemoryTable
@@ -39,7 +39,7 @@ def _settled(change: Callable[[Any, Policy, Record, float, Any], Any]) -> Planti
 
         return settled
 
-    return patched(engine, "settled", wrap)
+    return together(patched(engine, "settled", wrap), patched(ending, "settled", wrap))
 
 
 def _any_fingerprint(fp: Any, policy: Policy, record: Record, now: float, original: Any) -> Any:
@@ -235,13 +235,13 @@ ENGINE_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "parked-is-completed",
         "a parked key is taken for a completion whose answer was lost",
-        patched(engine, "_told_by", _own_park_is_done),
+        patched(ending, "_told_by", _own_park_is_done),
         "at-most-once",
     ),
     Mutant(
         "given-back-is-in-flight",
         "a 409 whose cause is the attempt's own, released claim",
-        patched(engine, "_told_by", _given_back_is_in_flight),
+        patched(ending, "_told_by", _given_back_is_in_flight),
     ),
     Mutant(
         "record-goes-with-its-key",

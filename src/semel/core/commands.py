@@ -34,6 +34,7 @@ __all__ = [
     "StoreUnknown",
     "Sweep",
     "Takeover",
+    "Undo",
 ]
 
 
@@ -284,6 +285,17 @@ class RunHandler(NamedTuple):
     attempt: int
 
 
+class Undo(NamedTuple):
+    """Roll the handler's transaction back. Reply: nothing; it cannot fail.
+
+    A claim that is a record stays, and is completed without the transaction. Where the transaction
+    was the claim, it has to be opened anew.
+    """
+
+    key: bytes
+    token: int
+
+
 class Answer(NamedTuple):
     """The outcome of running the handler."""
 
@@ -299,6 +311,9 @@ class Answer(NamedTuple):
     """Nothing happened, it says: give the claim back, whatever the policy keeps."""
     stepped: bool = False
     """It took steps: rolling its writes back does not undo what they did elsewhere."""
+    raised: bool = False
+    """The response was made from an exception that left the handler: what it wrote in the
+    transaction is undone, and the response is recorded without it."""
 
 
 class StoreError(Exception):

@@ -9,85 +9,55 @@ holds for all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
-from typing import Any, Final, NamedTuple
+from collections.abc import Generator
+from typing import Any, Final
 
-from semel.core import problems
+from semel.core import ending, problems
 from semel.core.commands import (
-    Answer,
     Claim,
     Claimed,
-    Complete,
     Found,
     Lookup,
     Open,
     Park,
     Release,
     RunHandler,
-    Sleep,
     StoreError,
     StoreUnknown,
     Takeover,
     Wait,
 )
 from semel.core.keys import reference
-from semel.core.policy import NOT_AN_OUTCOME, Policy
-from semel.core.problems import Problem
-from semel.core.record import Record, Response, State, UnreadableRecord
+from semel.core.outcomes import (
+    Bypass,
+    Deliver,
+    Life,
+    Outcome,
+    Refuse,
+    Replay,
+    Request,
+    settled,
+)
+from semel.core.policy import Policy
+from semel.core.record import Record, State, UnreadableRecord
+
+__all__ = [
+    "Bypass",
+    "Deliver",
+    "Life",
+    "Outcome",
+    "Refuse",
+    "Replay",
+    "Request",
+    "run",
+    "settled",
+]
 
 FIRST_POLL: Final = 0.02
 LONGEST_POLL: Final = 0.5
 POLL_GROWTH: Final = 1.6
 """A repeat that cannot see the first request's process looks at the record after 20 ms, then ever
 less often, to at most twice a second: short operations end soon, long ones cost little."""
-
-READ_BACK_PAUSES: Final = (0.05, 0.2, 0.6)
-"""Seconds between attempts to learn what became of a write whose answer was lost."""
-
-
-class Request(NamedTuple):
-    """A request, as far as the engine needs to know it."""
-
-    key: bytes
-    """`keys.hash_key(scope, key)`."""
-    owner: bytes
-    """Random bytes of this attempt."""
-    fingerprint: Callable[[int], bytes]
-    """Gives the fingerprint by the algorithm of that number; `ValueError` where it is unknown."""
-    remembered: bytes | None = None
-    """The request itself, to be stored with its claim."""
-    resumes: bool = False
-    """Made by the completer: it takes a claim over or does nothing, and what fails is left to the
-    next round."""
-    late: bool = False
-    """Its issued key is past its not-after: nothing runs any more."""
-
-
-class Deliver(NamedTuple):
-    """Send the handler's own response (or let what it raised go on)."""
-
-    kept: bool
-
-
-class Replay(NamedTuple):
-    """Send the stored response."""
-
-    response: Response
-
-
-class Refuse(NamedTuple):
-    """Send the problem; nothing runs, or what ran could not be recorded."""
-
-    problem: Problem
-
-
-class Bypass(NamedTuple):
-    """Run the handler without a record (`on_store_error="run"`)."""
-
-
-Outcome = Deliver | Replay | Refuse | Bypass
-Life = Generator[Any, Any, Outcome]
-"""Yields a command, is sent its result: the pairs are written at each command in `commands`."""
 
 
 def run(
@@ -115,8 +85,8 @@ def run(
         return outcome
     answer = yield RunHandler(claimed.token, claimed.attempt)
     if answer.parked is not None:
-        return (yield from _park(request, policy, claimed, answer))
-    return (yield from _finish(request, policy, claimed, answer))
+        return (yield from ending.park(request, policy, claimed, answer))
+    return (yield from ending.finish(request, policy, claimed, answer))
 
 
 def _refuse_late(request: Request, policy: Policy) -> Life:
@@ -253,194 +223,3 @@ def _parked_for(record: Record, policy: Policy) -> str | None:
     if record.attempt >= policy.max_attempts:
         return f"{record.attempt} processes have ended while they ran it"
     return None
-
-
-def settled(
-    fingerprint: Callable[[int], bytes], policy: Policy, record: Record, now: float
-) -> Outcome | None:
-    """Return what a record says by itself, or None while it is in flight or free to be taken.
-
-    Raises `UnreadableRecord` where a newer version has written it.
-    """
-    over = record.state is State.EXPIRED or (
-        record.state is State.COMPLETED and record.expires_at <= now
-    )
-    if over:
-        return None if policy.after_expiry == "run" else Refuse(problems.KEY_EXPIRED)
-    try:
-        asked = fingerprint(record.fingerprint[0])
-    except (ValueError, IndexError) as error:
-        raise UnreadableRecord("its fingerprint is of a kind this version does not know") from error
-    if asked != record.fingerprint:
-        return Refuse(problems.KEY_REUSED)
-    if record.state is State.PARKED:
-        return Refuse(problems.OUTCOME_UNKNOWN._replace(reference=reference(record.key)))
-    if record.state is State.COMPLETED:
-        response = record.response
-        if response is None or response.body is None:
-            return Refuse(problems.RESPONSE_NOT_KEPT._replace(reference=reference(record.key)))
-        return Replay(response)
-    return None
-
-
-def _finish(request: Request, policy: Policy, claimed: Claimed, answer: Answer) -> Life:
-    """Record what came of the handler, and say what may be sent."""
-    key, token = request.key, claimed.token
-    response = answer.response
-    outcome = Deliver(kept=True)
-    forgotten = (
-        policy.guarantee == "atomic"
-        and not answer.atomic
-        and response.status < 400
-        and response.status not in NOT_AN_OUTCOME  # 307, 308: it went elsewhere
-    )
-    kept = not answer.released and not forgotten and policy.keeps(response.status)
-    if request.resumes and not kept:
-        if response.status in (401, 403):
-            reason = f"its caller may no longer do this: {response.status}"
-            return (yield from _park(request, policy, claimed, answer._replace(parked=reason)))
-        return Refuse(problems.OUTCOME_UNRECORDED)  # and tried again once its lease has ended
-    if not kept:
-        yield from _release(key, token)
-        return Refuse(problems.CONNECTION_NOT_TAKEN) if forgotten else Deliver(kept=False)
-    complete = Complete(key, token, response, policy.seconds.expires, policy.seconds.tombstone)
-    for pause in (*READ_BACK_PAUSES, None):
-        try:
-            if (yield complete):
-                return outcome
-            return (yield from _fenced(request, policy, token, answer, outcome))
-        except StoreUnknown:
-            read_back = _read_back_opened if claimed.opened else _read_back
-            known = yield from read_back(request, policy, token, answer, outcome)
-            if known is not None:
-                return known
-        except StoreError:
-            if answer.atomic or claimed.opened:  # definitely not committed
-                yield from _release(key, token)
-                return Refuse(_rolled_back(answer))
-        if pause is not None:
-            yield Sleep(pause)
-    return Refuse(problems.OUTCOME_UNRECORDED)
-
-
-def _fenced(request: Request, policy: Policy, token: int, answer: Answer, outcome: Outcome) -> Life:
-    """The completion was refused: answer from what the record says now."""
-    try:
-        found = yield Lookup(request.key)
-    except (StoreError, UnreadableRecord):
-        return Refuse(problems.OUTCOME_UNRECORDED)
-    return _told_by(found, request, policy, token, answer, outcome)
-
-
-def _told_by(
-    found: Found | None,
-    request: Request,
-    policy: Policy,
-    token: int,
-    answer: Answer,
-    outcome: Outcome,
-) -> Outcome:
-    """Return what may be sent by one whose claim is over, to judge by the record."""
-    if found is None:  # given back, so an atomic operation's writes can never commit
-        return Refuse(_undone(answer, problems.STORE_UNAVAILABLE))
-    record = found.record
-    if record.token == token and record.state in (State.COMPLETED, State.EXPIRED):
-        return outcome  # by an earlier try of ours, whose answer was lost
-    try:
-        there = settled(request.fingerprint, policy, *found)
-    except UnreadableRecord:
-        return Refuse(problems.OUTCOME_UNRECORDED)
-    if there is None:
-        return Refuse(_undone(answer, problems.IN_FLIGHT))
-    if isinstance(there, Refuse) and there.problem in (problems.KEY_REUSED, problems.KEY_EXPIRED):
-        return Refuse(_undone(answer, there.problem))  # said of the record: this one did run
-    return there
-
-
-def _undone(answer: Answer, problem: Problem) -> Problem:
-    """A problem that says nothing was done: true of atomic operations without steps only."""
-    return problem if answer.atomic and not answer.stepped else problems.OUTCOME_UNRECORDED
-
-
-def _rolled_back(answer: Answer) -> Problem:
-    """The problem after a transaction that is known to be undone: steps are not undone with it."""
-    return problems.OUTCOME_UNRECORDED if answer.stepped else problems.STORE_UNAVAILABLE
-
-
-def _release(key: bytes, token: int) -> Generator[Any, Any, None]:
-    """Give the claim back; where that fails, the lease ends by itself."""
-    try:
-        yield Release(key, token)
-    except StoreError:
-        return
-
-
-def _read_back(
-    request: Request, policy: Policy, token: int, answer: Answer, outcome: Outcome
-) -> Generator[Any, Any, Outcome | None]:
-    """Learn what became of a completion whose answer was lost.
-
-    An outcome, or None where it was not written and may be tried again. Atomic: giving the claim
-    back settles it, for the release waits for a commit still under way and is refused after it.
-    """
-    for pause in READ_BACK_PAUSES:
-        try:
-            found = yield Lookup(request.key)
-            record = found.record if found is not None else None
-            if record is None or record.token != token or record.state is not State.IN_FLIGHT:
-                return _told_by(found, request, policy, token, answer, outcome)
-            if not answer.atomic:
-                return None
-            if (yield Release(request.key, token)):
-                return Refuse(_rolled_back(answer))
-        except (StoreError, UnreadableRecord):
-            yield Sleep(pause)
-    return Refuse(problems.OUTCOME_UNRECORDED)
-
-
-def _read_back_opened(
-    request: Request, policy: Policy, token: int, answer: Answer, outcome: Outcome
-) -> Generator[Any, Any, Outcome | None]:
-    """The same where the transaction was the claim: the key can be had again only once that ended.
-
-    What is read then is final: the record, or nothing, and nothing happened.
-    """
-    for pause in READ_BACK_PAUSES:
-        try:
-            found = yield Open(request.key, request.fingerprint(policy.algorithm), request.owner)
-            if isinstance(found, Claimed):
-                yield Release(request.key, found.token)
-                return Refuse(_rolled_back(answer))
-            if found is not None:
-                return _told_by(found, request, policy, token, answer, outcome)
-        except (StoreError, UnreadableRecord):
-            pass
-        yield Sleep(pause)
-    return Refuse(problems.OUTCOME_UNRECORDED)
-
-
-def _park(request: Request, policy: Policy, claimed: Claimed, answer: Answer) -> Life:
-    """Record that nobody can say what the handler did."""
-    key, token = request.key, claimed.token
-    assert answer.parked is not None
-    holds = claimed.opened
-    for pause in (*READ_BACK_PAUSES, None):
-        try:
-            if claimed.opened:  # there is no record yet; better made while the key is still held
-                if not holds:
-                    yield Release(key, token)
-                mine = request.fingerprint(policy.algorithm)
-                found = yield Claim(key, mine, policy.seconds.lease, request.owner)
-                token = found.token if isinstance(found, Claimed) else found.record.token
-                if not isinstance(found, Claimed) and found.record.owner != request.owner:
-                    return _told_by(found, request, policy, token, answer, Deliver(kept=True))
-            yield Park(key, token, answer.parked, lapsed=False)
-            found = yield Lookup(key)
-            return _told_by(found, request, policy, -1, answer, Deliver(kept=True))
-        except UnreadableRecord:
-            break
-        except StoreError:
-            holds = False
-        if pause is not None:
-            yield Sleep(pause)
-    return Refuse(problems.OUTCOME_UNRECORDED)

@@ -25,7 +25,7 @@ def failed(base: str = problems.BASE, *, atomic: bool, sent: Response | None = N
     """
     if sent is not None:
         return Answer(sent._replace(body=None), atomic, sent=True)
-    return Answer(problems.HANDLER_FAILED.response(base), atomic)
+    return Answer(problems.HANDLER_FAILED.response(base), atomic, raised=True)
 
 
 def told(outcome: Outcome, error: BaseException) -> Outcome:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any
+from typing import Any, Final
 
 from semel.core import problems
 from semel.core.commands import (
@@ -26,6 +26,7 @@ from semel.core.commands import (
     StoreError,
     StoreUnknown,
     Takeover,
+    Undo,
     Wait,
 )
 from semel.core.engine import Life, Outcome, Refuse
@@ -45,10 +46,15 @@ _POINTS: dict[type, tuple[str, str]] = {
     Claim: ("before_claim", "after_claim"),
     Open: ("before_claim", "after_claim"),
     Takeover: ("before_takeover", "after_takeover"),
+    Undo: ("before_undo", "after_undo"),
     Complete: ("before_complete", "after_complete"),
     Release: ("before_release", "after_release"),
     Park: ("before_park", "after_park"),
 }
+
+
+ERROR: Final = 400
+"""Raised responses below are none of an error: some frameworks raise a redirect after success."""
 
 
 class Runtime:
@@ -79,6 +85,7 @@ class _Driver:
         "outcome",
         "parked",
         "policy",
+        "raised",
         "released",
         "runtime",
         "stepped",
@@ -103,6 +110,8 @@ class _Driver:
         """Why the handler has given up on knowing what it did."""
         self.released = False
         """Whether the handler knows that it did nothing."""
+        self.raised = False
+        """Whether the framework makes a response of what the handler has raised."""
         self.stepped = False
         """Whether the handler has taken a step."""
         self.keep = policy.seconds.keep_steps
@@ -154,10 +163,11 @@ class _Driver:
     def _with_notes(self, answer: Answer) -> Answer:
         """Begin to finish: add to what came of the handler what it has said while it ran."""
         self.finishing = True
-        if self.parked is None and not self.released and not self.stepped:
+        if self.parked is None and not (self.released or self.stepped or self.raised):
             return answer
         return answer._replace(
-            parked=self.parked or answer.parked,
+            raised=answer.raised or (self.raised and answer.response.status >= ERROR),
+            parked=self.parked if self.parked is not None else answer.parked,
             released=self.released or answer.released,
             stepped=self.stepped or answer.stepped,
         )
@@ -250,6 +260,9 @@ class AsyncDriver(_Driver):
         transaction = self.transaction
         if transaction is not None and kind is Complete:
             value: Any = await transaction.acomplete(command)
+        elif kind is Undo:
+            await self._end_transaction()
+            value = None
         elif self._undo(kind):
             value = True
         elif kind is Open:
@@ -258,6 +271,11 @@ class AsyncDriver(_Driver):
             value = await self.runtime.store.aexecute(command)
         failpoint(after)
         return value
+
+    async def _end_transaction(self) -> None:
+        transaction, self.transaction = self.transaction, None
+        if transaction is not None:
+            await transaction.arollback()
 
 
 class ThreadDriver(_Driver):
@@ -311,6 +329,9 @@ class ThreadDriver(_Driver):
         transaction = self.transaction
         if transaction is not None and kind is Complete:
             value: Any = transaction.complete(command)
+        elif kind is Undo:
+            self._end_transaction()
+            value = None
         elif self._undo(kind):
             value = True
         elif kind is Open:
@@ -319,3 +340,8 @@ class ThreadDriver(_Driver):
             value = self.runtime.store.execute(command)
         failpoint(after)
         return value
+
+    def _end_transaction(self) -> None:
+        transaction, self.transaction = self.transaction, None
+        if transaction is not None:
+            transaction.rollback()

@@ -37,7 +37,13 @@ class Transaction(Protocol):
         """As `complete`, without blocking the event loop."""
 
     def rollback(self) -> None:
-        """Undo everything. Does not block for long and never raises."""
+        """Undo everything. Does not block for long and never raises.
+
+        It may only be asked for when this returns, and be carried out meanwhile.
+        """
+
+    async def arollback(self) -> None:
+        """As `rollback`, and return once it has been carried out."""
 
 
 @runtime_checkable

@@ -34,9 +34,6 @@ class DjangoTransaction:
         self._connection: Any = connections[alias]
         self._testing = testing(alias) is not None
         self._ending: asyncio.Task[None] | None = None
-        self._begin()
-
-    def _begin(self) -> None:
         connection = self._connection
         if connection.in_atomic_block and not self._testing:
             raise StoreUnavailable(
@@ -44,7 +41,6 @@ class DjangoTransaction:
                 " of another, or two requests share a thread (serve with get_asgi_application())"
             )
         self._committed = False
-        self._undone = False
         self._atomic = transaction.atomic(using=self._alias, durable=True)
         try:
             self._atomic.__enter__()
@@ -91,18 +87,8 @@ class DjangoTransaction:
         """Whether Django has decided that this transaction may only be rolled back."""
         return bool(self._connection.needs_rollback)
 
-    def undo(self) -> None:
-        """Undo what the view has written; its answer is recorded all the same.
-
-        For an exception that Django has turned into an answer of its own, such as a 404.
-        """
-        self._rollback()
-        self._undone = True
-
     def complete(self, command: Complete) -> bool:
         """Write the completion and commit, both or neither. False: fenced, rolled back."""
-        if self._undone:
-            self._begin()
         connection = self._connection
         if self._over or not self._innermost():
             raise StoreUnavailable(
@@ -160,6 +146,11 @@ class DjangoTransaction:
         elif self._ending is None:
             roll_back = sync_to_async(self._rollback, thread_sensitive=True)
             self._ending = asyncio.get_running_loop().create_task(roll_back())
+
+    async def arollback(self) -> None:
+        """As `rollback`, and wait until it is done."""
+        self.rollback()
+        await self.ended()
 
     async def ended(self) -> None:
         """Wait until a rollback that was asked for has been carried out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import psycopg
 from psycopg import pq
@@ -12,7 +12,8 @@ from psycopg.waiting import Ready, Wait
 
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
 from semel.stores.base import StoreSetupError
-from semel.stores.postgres.messages import Message, R, Talk, converse, say
+from semel.stores.postgres.lent import Lent
+from semel.stores.postgres.messages import Message, R, Talk, converse
 from semel.stores.postgres.watch import Watch
 
 POLL: Final = 0.1
@@ -50,24 +51,26 @@ def _bounded(talk: Talk[R], wanted: Any, limit: float | None) -> Talk[R]:
 C = TypeVar("C", "PostgreSQLConnection", "AsyncPostgreSQLConnection")
 
 
-class PostgreSQLConnection(psycopg.Connection[Any]):
+class PostgreSQLConnection(Lent, psycopg.Connection[Any]):
     """The connection of a plain handler (`op.connection()`): psycopg's own, in the transaction.
 
-    What is written commits with the key's record, or not at all. `commit()` does nothing; the
-    commit comes with the response. `with connection.transaction():` is a savepoint.
+    What is written commits with the key's record, or not at all. `commit()` and `close()` do
+    nothing: the commit comes with the response. `rollback()` undoes what was written since the
+    operation began, which goes on. `with connection.transaction():` is a savepoint. After the end
+    of the operation all that is asked of it raises `psycopg.ProgrammingError`.
     """
 
-    limit: float | None = None
-    """Seconds that the server has for a reply; None leaves it to the handler."""
-    born = 0.0
-    """When it was made, by the monotonic clock."""
-    prepared: set[bytes] | None = None
-    """Names of statements prepared on it; None: a pooler may be between it and the server."""
-
     def wait(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
+        """Carry a conversation of the handler's out."""
+        self.require_operation(gen)
+        if self.limit is None or timeout is not None:
+            return super().wait(gen, interval, timeout)
+        return self._carry(gen)
+
+    def _carry(self, gen: Talk[R]) -> R:
         """Carry a conversation out, within the limit."""
         if self.limit is None:
-            return super().wait(gen, interval)
+            return super().wait(gen, POLL)
         limit = time.monotonic() + self.limit
         try:
             wanted = next(gen)
@@ -76,47 +79,53 @@ class PostgreSQLConnection(psycopg.Connection[Any]):
         return super().wait(_bounded(gen, wanted, limit), POLL)
 
     def finish(self) -> None:
-        """End the connection, whatever it is in the middle of."""
-        self.pgconn.finish()
+        """End the connection, unless a thread is using it, which then has it to the end."""
+        if not self.busy:
+            self.pgconn.finish()
 
     def send(self, message: Message) -> list[pq.abc.PGresult]:
         """Send several statements in one message; return their results."""
         with self.lock:
-            return self.wait(converse(self.pgconn, message, self.prepared))
-
-    def say(self, query: bytes) -> list[pq.abc.PGresult]:
-        """Send one statement without values."""
-        with self.lock:
-            return self.wait(say(self.pgconn, query))
+            return self._carry(converse(self.pgconn, message, self.prepared))
 
     def undo(self) -> None:
-        """Roll back as psycopg does, which then forgets what it has prepared: a table may have been
-        altered, and what was prepared before would fail for ever."""
+        """Roll back, and make the session what it was."""
         with self.lock:
-            self.wait(self._rollback_gen())
+            self._carry(self._undo())
 
-    def _deallocate(self, name: bytes | None) -> Talk[None]:
-        if name is None and self.prepared:  # psycopg says DEALLOCATE ALL: ours is gone with its own
-            self.prepared.clear()
-        return super()._deallocate(name)
+    def interrupt(self) -> bool:
+        """Have the server stop what a thread of the handler's still does. False: it goes on."""
+        self.cancel_safe(timeout=_STOPPING)
+        ended: bool = self.lock.acquire(timeout=_STOPPING)
+        if ended:
+            self.lock.release()
+        return ended
 
     def commit(self) -> None:
         """Do nothing: the commit comes with the response, together with the key's record."""
 
-    def rollback(self) -> NoReturn:
-        """Refuse: raise an error in the handler, and all is rolled back."""
-        raise psycopg.ProgrammingError(_NO_ROLLBACK)
+    def rollback(self) -> None:
+        """Undo what was written since the operation began; it goes on, and may complete."""
+        with self.lock:
+            self.wait(self._begin_anew())
+
+    def close(self) -> None:
+        """Do nothing: the connection is the operation's, and goes back with its end."""
 
 
-class AsyncPostgreSQLConnection(psycopg.AsyncConnection[Any]):
+class AsyncPostgreSQLConnection(Lent, psycopg.AsyncConnection[Any]):
     """The connection of an async handler: as `PostgreSQLConnection`, awaitable."""
 
-    limit: float | None = None
-    born = 0.0
-    prepared: set[bytes] | None = None
+    borrowed: Borrowed | None = None
+    """As a thread beside the event loop has it."""
     _watch: Watch | None = None
 
     async def wait(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
+        """Carry a conversation of the handler's out."""
+        self.require_operation(gen)
+        return await self._carry(gen, interval, timeout)
+
+    async def _carry(self, gen: Talk[R], interval: float = POLL, timeout: float | None = None) -> R:
         """Carry a conversation out, within the limit."""
         try:
             wanted = next(gen)
@@ -187,41 +196,55 @@ class AsyncPostgreSQLConnection(psycopg.AsyncConnection[Any]):
             self._watch.end_from_any_thread()
 
     def finish(self) -> None:
-        """End the connection, whatever it is in the middle of."""
+        """End the connection, unless a thread is using it, which then has it to the end."""
         self.unwatch()
-        self.pgconn.finish()
-
-    async def close(self) -> None:
-        """End the connection: the operation is undone."""
-        self.unwatch()
-        await super().close()
+        if self.borrowed is None or not self.borrowed.busy:
+            self.pgconn.finish()
 
     async def send(self, message: Message) -> list[pq.abc.PGresult]:
         """Send several statements in one message; return their results."""
         async with self.lock:
-            return await self.wait(converse(self.pgconn, message, self.prepared))
-
-    async def say(self, query: bytes) -> list[pq.abc.PGresult]:
-        """Send one statement without values."""
-        async with self.lock:
-            return await self.wait(say(self.pgconn, query))
+            return await self._carry(converse(self.pgconn, message, self.prepared))
 
     async def undo(self) -> None:
         """As `PostgreSQLConnection.undo`."""
         async with self.lock:
-            await self.wait(self._rollback_gen())
+            await self._carry(self._undo())
 
-    def _deallocate(self, name: bytes | None) -> Talk[None]:
-        if name is None and self.prepared:
-            self.prepared.clear()
-        return super()._deallocate(name)
+    @property
+    def busy(self) -> bool:
+        """Whether a statement is under way, here or on a thread, or waits to be."""
+        return self.lock.locked() or (self.borrowed is not None and self.borrowed.busy)
+
+    async def interrupt(self) -> None:
+        """Have the server stop what the handler's tasks and threads still do."""
+        await self.cancel_safe(timeout=_STOPPING)
+        if self.borrowed is not None and self.borrowed.busy:
+            await asyncio.to_thread(self.borrowed.interrupt)
+        try:
+            async with asyncio.timeout(_STOPPING), self.lock:
+                pass
+        except TimeoutError:  # it waits for notifications, say
+            self.finish()
+
+    def for_the_next(self) -> Self:
+        """As `Lent.for_the_next`; what a thread has refuses to work too."""
+        borrowed, self.borrowed = self.borrowed, None
+        if borrowed is not None and not borrowed.end():
+            self.over = True
+            return type(self)(pq.PGconn())  # whoever uses the session has it to the end
+        return super().for_the_next()
 
     async def commit(self) -> None:
         """Do nothing: the commit comes with the response, together with the key's record."""
 
-    async def rollback(self) -> NoReturn:
-        """Refuse: raise an error in the handler, and all is rolled back."""
-        raise psycopg.ProgrammingError(_NO_ROLLBACK)
+    async def rollback(self) -> None:
+        """Undo what was written since the operation began; it goes on, and may complete."""
+        async with self.lock:
+            await self.wait(self._begin_anew())
+
+    async def close(self) -> None:
+        """Do nothing: the connection is the operation's, and goes back with its end."""
 
 
 class Connector:
@@ -285,8 +308,10 @@ class Connector:
         (bounded,) = row
         if bounded is not None:
             connection.prepared = set()
+            connection.bound = bounded.encode()
             if prepares:
-                connection.prepare_threshold = _THRESHOLD
+                connection.threshold = _THRESHOLD
+        connection._prepared.for_the_next(connection.threshold)
         return connection
 
 
@@ -306,18 +331,23 @@ class Borrowed(PostgreSQLConnection):
 
     def __init__(self, lender: AsyncPostgreSQLConnection) -> None:
         super().__init__(lender.pgconn)
+        self._autocommit = True
         # On one session: neither may use a name of the other's, nor what the other has deallocated.
         self._prepared = lender._prepared
         self.prepared = lender.prepared
+        self.bound, self.beginning = lender.bound, lender.beginning
+        self.handed = True
+
+    def end(self) -> bool:
+        """Refuse to work from now on. False: a statement is still under way."""
+        self.over = True
+        if self.busy:
+            return False
+        self.pgconn = pq.PGconn()
+        return True
 
     def __del__(self, _warn: Any = None) -> None:
         """It is the lender's to close."""
-
-
-_NO_ROLLBACK = (
-    "the transaction belongs to the operation: raise an error to roll all of it back, or use"
-    " `with connection.transaction():` for a part"
-)
 
 
 NOT_DONE: Final = frozenset(

@@ -61,6 +61,41 @@ COMPLETE: Final = Statement(
 Message = Sequence[tuple[Statement, Sequence[bytes | None]]]
 """Statements with their values, in binary; the first that fails stops those after it."""
 
+_AS_LOGGED_IN: Final[Message] = (
+    (Statement(b"semel_own_user", b"reset session authorization", ()), ()),
+    (Statement(b"semel_own_role", b"reset role", ()), ()),
+)
+BEFORE_THE_RECORD: Final[Message] = (
+    # What the handler has put off is checked as its role and with its settings.
+    (Statement(b"semel_checks", b"set constraints all immediate", ()), ()),
+    *_AS_LOGGED_IN,
+    (Statement(b"semel_own_path", b"reset search_path", ()), ()),
+)
+"""Where a handler has changed its session: whoever it made itself, the record is Semel's."""
+_UNLOCK: Final = Statement(b"semel_unlock", b"select pg_advisory_unlock_all()", ())
+_UNLOCK_AND_BOUND: Final = Statement(
+    b"semel_as_it_came",
+    b"select pg_advisory_unlock_all(),"
+    b" set_config('idle_in_transaction_session_timeout', $1, false)",
+    (_TEXT,),
+)
+_RESET: Final[Message] = (
+    *_AS_LOGGED_IN,
+    (Statement(b"semel_settings", b"reset all", ()), ()),
+    (Statement(b"semel_cursors", b"close all", ()), ()),
+    (Statement(b"semel_channels", b"unlisten *", ()), ()),
+    (Statement(b"semel_temporary", b"discard temp", ()), ()),
+    (Statement(b"semel_sequences", b"discard sequences", ()), ()),
+)
+
+
+def reset_message(bound: bytes | None) -> Message:
+    """What DISCARD ALL does, but for the statements that are prepared, as one message.
+
+    `bound`: the session's own for a transaction that stands still, milliseconds; None: none.
+    """
+    return *_RESET, ((_UNLOCK, ()) if bound is None else (_UNLOCK_AND_BOUND, (bound,)))
+
 
 def converse(
     pgconn: pq.abc.PGconn, message: Message, prepared: set[bytes] | None
@@ -116,15 +151,8 @@ def _exchange(
     return results
 
 
-def say(pgconn: pq.abc.PGconn, query: bytes) -> Talk[list[pq.abc.PGresult]]:
-    """Send a statement without values as text."""
-    pgconn.send_query(query)
-    results: list[pq.abc.PGresult] = yield from generators.execute(pgconn)
-    return results
-
-
 def failure(
-    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
+    connection: psycopg.BaseConnection[Any],
     results: Sequence[pq.abc.PGresult],
 ) -> psycopg.Error | None:
     """Return the error that a message ended with, or None."""
@@ -135,7 +163,7 @@ def failure(
 
 
 def require(
-    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
+    connection: psycopg.BaseConnection[Any],
     results: Sequence[pq.abc.PGresult],
 ) -> None:
     """Raise the error that a message ended with, if it did."""

@@ -26,7 +26,11 @@ LIFETIME: Final = 1800.0
 
 def is_clean(connection: Any) -> bool:
     """Whether a connection may be used by the next as it is."""
-    return bool(connection.pgconn.transaction_status == TransactionStatus.IDLE)
+    return (
+        connection.pgconn.transaction_status == TransactionStatus.IDLE
+        and not connection.effect
+        and connection.left_open is None
+    )
 
 
 def _alive(connection: Any) -> bool:
@@ -65,6 +69,7 @@ class _Idle:
     def keep(self, connection: Any) -> None:
         """Keep a connection for the next, or end it."""
         usable = not self.closed and is_clean(connection)
+        connection = connection.for_the_next()
         if usable and time.monotonic() - connection.born < LIFETIME:
             self._idle.append((connection, connection.born))
         else:

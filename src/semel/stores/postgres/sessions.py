@@ -103,7 +103,8 @@ class ThreadSessions:
         def once() -> tuple[PostgreSQLConnection, list[pq.abc.PGresult]]:
             connection = self._transactions.get()
             try:
-                results = connection.send(message(connection))
+                connection.beginning = message(connection)
+                results = connection.send(connection.beginning)
                 require(connection, results)
             except BaseException:
                 self._discard(connection)
@@ -189,7 +190,8 @@ class LoopSessions:
         async def once() -> tuple[AsyncPostgreSQLConnection, list[pq.abc.PGresult]]:
             connection = await self._transactions.get()
             try:
-                results = await connection.send(message(connection))
+                connection.beginning = message(connection)
+                results = await connection.send(connection.beginning)
                 require(connection, results)
             except BaseException:
                 self._discard(connection)
@@ -201,14 +203,15 @@ class LoopSessions:
         except psycopg.Error as error:
             raise translate(error, sent=False) from error
 
-    def give_back(self, connection: AsyncPostgreSQLConnection) -> None:
+    def give_back(self, connection: AsyncPostgreSQLConnection) -> asyncio.Task[None] | None:
         """Take a transaction's connection back; what is open on it is rolled back meanwhile."""
-        if connection.closed or is_clean(connection):
+        if is_clean(connection):
             self._transactions.put(connection)
-            return
+            return None
         task = self._loop.create_task(self._finish(connection))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+        return task
 
     async def _finish(self, connection: AsyncPostgreSQLConnection) -> None:
         try:
@@ -230,6 +233,8 @@ class LoopSessions:
 def finish_sync(connection: PostgreSQLConnection) -> None:
     """End what is open on a connection, or the connection. Never raises."""
     try:
+        if connection.busy and not connection.interrupt():
+            return
         if not connection.closed and not is_clean(connection):
             connection.undo()
     except Exception as error:  # noqa: BLE001  # the server's own timeouts end the transaction
@@ -240,6 +245,8 @@ def finish_sync(connection: PostgreSQLConnection) -> None:
 async def finish_async(connection: AsyncPostgreSQLConnection) -> None:
     """As `finish_sync`; where it is cancelled, the connection is ended."""
     try:
+        if connection.busy:
+            await connection.interrupt()
         if not connection.closed and not is_clean(connection):
             await connection.undo()
     except asyncio.CancelledError:

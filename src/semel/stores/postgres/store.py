@@ -26,12 +26,12 @@ from semel.stores.per_loop import PerLoop
 from semel.stores.postgres import commands
 from semel.stores.postgres import migrations as postgres_migrations
 from semel.stores.postgres.connections import Connector
+from semel.stores.postgres.lent import token_of
 from semel.stores.postgres.sessions import LoopSessions, SessionSettings, ThreadSessions
 from semel.stores.postgres.transaction import (
     PostgreSQLTransaction,
     begin_message,
     open_message,
-    token_of,
 )
 
 __all__ = ["PostgreSQLStore"]

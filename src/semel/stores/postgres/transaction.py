@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from semel.core.commands import Complete, Open, StoreUnknown
+from semel.core.commands import Complete, Open, StoreUnavailable, StoreUnknown
 from semel.core.record import encode_response
 from semel.failpoints import failpoint
 from semel.stores.postgres.connections import (
@@ -19,7 +19,9 @@ from semel.stores.postgres.connections import (
     fenced,
     translate,
 )
+from semel.stores.postgres.lent import OVER, REFUSED
 from semel.stores.postgres.messages import (
+    BEFORE_THE_RECORD,
     BEGIN,
     BOUND,
     COMMIT,
@@ -31,8 +33,10 @@ from semel.stores.postgres.messages import (
     pack_bigint,
     pack_double,
 )
+from semel.stores.postgres.statements import Effect
 
-GiveBack = Callable[[Any], None]
+GiveBack = Callable[[Any], "asyncio.Task[None] | None"]
+"""Takes a connection back; returns the task that rolls it back meanwhile, if there is one."""
 
 
 def begin_message(
@@ -50,12 +54,6 @@ def open_message(
     """Begin, lock the key, look it up: one message. See `semel_open`."""
     bound = None if connection.prepared is not None else idle
     return (BEGIN, ()), (OPEN, (command.key[:8], command.key, bound))
-
-
-def token_of(results: list[Any]) -> int | None:
-    """Read what `semel_open` said: a token, 0 for a record, None while another has the key."""
-    value: bytes | None = results[-1].get_value(0, 0)
-    return int.from_bytes(value, "big", signed=True) if value is not None else None
 
 
 class PostgreSQLTransaction:
@@ -83,9 +81,11 @@ class PostgreSQLTransaction:
     def connection(self) -> PostgreSQLConnection:
         """For plain code."""
         had = self._had()
+        had.handed = True
         if isinstance(had, AsyncPostgreSQLConnection):
             had.unwatch_for_thread()
-            return Borrowed(had)
+            had.borrowed = had.borrowed or Borrowed(had)
+            return had.borrowed
         connection: PostgreSQLConnection = had
         return connection
 
@@ -93,27 +93,40 @@ class PostgreSQLTransaction:
     def async_connection(self) -> AsyncPostgreSQLConnection:
         """For async code."""
         connection: AsyncPostgreSQLConnection = self._had()
+        connection.handed = True
         connection.watch()
         return connection
 
     def _had(self) -> Any:
         if self._connection is None:
-            raise psycopg.ProgrammingError("the operation is over: its transaction has ended")
+            raise psycopg.ProgrammingError(OVER)
         return self._connection
 
-    def _message(self, command: Complete) -> Message:
+    def _message(self, connection: Any, command: Complete) -> Message:
         """Write the record and commit: one message; what refuses the first part stops the other."""
+        record = self._record(command)
+        if not connection.effect:
+            return *record, (COMMIT, ())
+        return *BEFORE_THE_RECORD, *record, (COMMIT, ()), *connection.reset
+
+    def _record(self, command: Complete) -> Message:
         key, token = command.key, pack_bigint(command.token)
         answer = encode_response(command.response)
         times = pack_double(command.expires), pack_double(command.tombstone)
         opened = self._opened
         if opened is not None and self.token == command.token:
             row = (key, token, opened.owner, opened.fingerprint, answer, *times)
-            return (FINISH, row), (COMMIT, ())
-        return (COMPLETE, (key, token, answer, *times)), (COMMIT, ())
+            return ((FINISH, row),)
+        return ((COMPLETE, (key, token, answer, *times)),)
 
     def _begun(self) -> Any:
         connection = self._had()
+        left_open = connection.left_open
+        if connection.effect is Effect.TRANSACTION:
+            left_open = REFUSED
+        if left_open is not None:
+            self.rollback()
+            raise StoreUnavailable(f"{left_open}, so nothing was committed")
         status = connection.pgconn.transaction_status
         if status not in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
             self.rollback()
@@ -121,6 +134,7 @@ class PostgreSQLTransaction:
                 "the transaction had ended before its operation: the handler has said commit or"
                 " rollback itself, or the server has ended the connection"
             )
+        connection.over = connection.handed
         return connection
 
     def complete(self, command: Complete) -> bool:
@@ -129,7 +143,7 @@ class PostgreSQLTransaction:
         connection.limit = COMMIT_LIMIT
         failpoint("before_commit")
         try:
-            results = connection.send(self._message(command))
+            results = connection.send(self._message(connection, command))
         except BaseException as error:
             self._discard()
             if isinstance(error, Exception):
@@ -148,7 +162,7 @@ class PostgreSQLTransaction:
         connection.limit = COMMIT_LIMIT
         failpoint("before_commit")
         try:
-            results = await connection.send(self._message(command))
+            results = await connection.send(self._message(connection, command))
         except BaseException as error:
             self._discard()
             if isinstance(error, Exception):
@@ -158,6 +172,7 @@ class PostgreSQLTransaction:
         return self._judge(connection, results)
 
     def _judge(self, connection: Any, results: list[Any]) -> bool:
+        connection.is_reset(results)
         self.rollback()
         if any(result.command_status == b"COMMIT" for result in results):
             return True  # whatever became of the connection after it
@@ -170,15 +185,27 @@ class PostgreSQLTransaction:
 
     def rollback(self) -> None:
         """Undo what is not committed, and give the connection back."""
+        self._end()
+
+    async def arollback(self) -> None:
+        """As `rollback`, and wait until it is done."""
+        ending = self._end()
+        if ending is not None:
+            await asyncio.shield(ending)
+
+    def _end(self) -> asyncio.Task[None] | None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.limit = COMMIT_LIMIT
-            self._give_back(connection)
+        if connection is None:
+            return None
+        connection.limit = COMMIT_LIMIT
+        connection.over = connection.handed
+        return self._give_back(connection)
 
     def _discard(self) -> None:
         """Close the connection: it is not known what it is in the middle of."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            connection.over = connection.handed
             connection.finish()
             self._give_back(connection)
 

@@ -93,7 +93,9 @@ class Watch:
             self._waiter.set_result(False)
 
     def end(self) -> None:
-        """Watch no more, until somebody waits again."""
+        """Watch no more, until somebody waits again. Who waits now finds what has happened."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(True)
         if self._watching:
             self._watching = False
             # `RuntimeError`: the socket was closed after all, and its number is another's.

@@ -162,6 +162,12 @@ class SQLAlchemyTransaction:
         else:
             self._close(connection)
 
+    async def arollback(self) -> None:
+        """As `rollback`, and wait until it is done."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await asyncio.to_thread(self._close, connection)
+
     def _close(self, connection: Connection) -> None:
         with _quietly():
             self._work.roll_back()
@@ -241,6 +247,12 @@ class AsyncSQLAlchemyTransaction:
         connection, self._connection = self._connection, None
         if connection is not None:
             self._start(self._close(connection))
+
+    async def arollback(self) -> None:
+        """As `rollback`, and wait until it is done."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await asyncio.shield(self._start(self._close(connection)))
 
     def _start(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self._loop.create_task(work)

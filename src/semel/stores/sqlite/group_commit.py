@@ -16,6 +16,7 @@ from typing import Any
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
 from semel.failpoints import failpoint
 from semel.stores.sqlite.file import File, translate
+from semel.stores.sqlite.permissions import Permissions, drop_temporary
 from semel.stores.sqlite.turnstile import Turnstile
 
 log = logging.getLogger("semel")
@@ -59,13 +60,13 @@ class GroupCommit:
         self._first_unsettled = 0.0
         self._turns = 0
         self._commit_cost = 0.0  # seconds, a moving mean of what commits take here
-        self._internal = False
+        self.permissions = Permissions()
         self._broken = False  # the connection was given up; another is made for the next
         self.connection = self._connect()
 
     def _connect(self) -> sqlite3.Connection:
         connection = self._file.connect()
-        connection.set_authorizer(self._authorize)
+        connection.set_authorizer(self.permissions.authorize)
         return connection
 
     # --- how it stands ---------------------------------------------------------------------
@@ -135,11 +136,11 @@ class GroupCommit:
 
     def run(self, write: Callable[[sqlite3.Connection], Any]) -> Any:
         """Run statements of Semel's own."""
-        self._internal = True
+        self.permissions.internal = True
         try:
             return write(self.connection)
         finally:
-            self._internal = False
+            self.permissions.internal = False
 
     def _execute(self, statement: str) -> None:
         self.run(lambda connection: connection.execute(statement))
@@ -150,14 +151,23 @@ class GroupCommit:
             self._execute(_SAVEPOINT)
         except sqlite3.Error as error:
             raise translate(error) from error
+        self.permissions.lent = True
         self._turns += 1
 
     def keep_turn(self) -> None:
         """Make what was written since the mark part of the transaction. Raises `sqlite3.Error`."""
+        if self.permissions.temporary:
+            self.run(drop_temporary)
+        self.permissions.taken_back()
         self._execute(_MERGE)
+
+    def rewind_turn(self) -> None:
+        """Undo what was written since the mark, and keep the mark. Raises `sqlite3.Error`."""
+        self._execute(_UNDO)
 
     def undo_turn(self) -> None:
         """Undo what was written since the mark."""
+        self.permissions.taken_back()  # what was made is undone too
         try:
             self._execute(_UNDO)
             self._execute(_MERGE)
@@ -193,7 +203,7 @@ class GroupCommit:
         self._settle(outcome)
         try:
             if outcome is None:
-                self._checkpoint(self.connection)
+                self.run(self._checkpoint)
         except Exception:
             log.exception("a checkpoint failed; the WAL grows until the next")
         self._turnstile.leave()
@@ -220,16 +230,6 @@ class GroupCommit:
         unsettled, self._unsettled = self._unsettled, []
         for done in unsettled:
             tell(done, outcome)
-
-    def _authorize(self, action: int, first: str | None, second: str | None, *_: object) -> int:
-        """Refuse handlers' statements that would end the transaction, or a turn, under us."""
-        if self._internal:
-            return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_TRANSACTION:
-            return sqlite3.SQLITE_DENY
-        if action == sqlite3.SQLITE_SAVEPOINT and (second or "").lower() == "semel_turn":
-            return sqlite3.SQLITE_DENY
-        return sqlite3.SQLITE_OK
 
     # --- the end of the connection ---------------------------------------------------------
 

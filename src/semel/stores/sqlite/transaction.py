@@ -3,73 +3,127 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from semel.core.commands import Complete, StoreError, StoreUnavailable
+from semel.stores.sqlite.aio import AsyncSQLiteConnection
 from semel.stores.sqlite.group_commit import UNDONE, Done
+from semel.stores.sqlite.handed import OVER, Cursor, EndedCursor, Factory, SQLiteConnection
 from semel.stores.sqlite.writer import Turn, Writer
 
-Parameters = Any
-"""A sequence, or a mapping for named parameters, of what `sqlite3` takes."""
+T = TypeVar("T")
 Write = Callable[[sqlite3.Connection, Complete], bool]
 
 
-class SQLiteTransaction:
-    """One atomic operation's turn with the writer."""
+class TurnUse:
+    """How the handler uses its turn: its cursors, and what it has set on the connection."""
 
-    __slots__ = ("_cursors", "_turn", "_write", "_writer", "token")
-
-    def __init__(self, writer: Writer, turn: Turn, write: Write) -> None:
+    def __init__(self, writer: Writer, turn: Turn) -> None:
         self._writer = writer
         self._turn = turn
-        self._write = write
+        self._using = threading.RLock()  # a turn does not end in the middle of a statement
         self._cursors: list[Cursor] = []
-        self.token: int | None = None  # the claim is a record of its own
+        self._added: list[Callable[[], object]] = []
+        self._changes = writer.connection.total_changes
+        self.row_factory: Factory | None = None
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._using.acquire()
+        connection = self._writer.connection
+        if self._turn.had and connection.in_transaction:
+            return connection
+        self._using.release()
+        if not self._turn.had:
+            raise sqlite3.ProgrammingError(OVER)
+        raise StoreUnavailable(UNDONE)
+
+    def __exit__(self, *error: object) -> None:
+        self._using.release()
 
     @property
-    def connection(self) -> SQLiteConnection:
-        """For plain code."""
-        return SQLiteConnection(self)
-
-    @property
-    def async_connection(self) -> AsyncSQLiteConnection:
-        """For async code."""
-        return AsyncSQLiteConnection(self)
+    def changes(self) -> int:
+        """How many rows were changed in the turn."""
+        with self as connection:
+            return connection.total_changes - self._changes
 
     def cursor(self) -> Cursor:
-        """Return a cursor for this turn. Raises as `require_turn` does."""
-        self.require_turn()
-        cursor = self._writer.connection.cursor(Cursor)
-        cursor.transaction = self
+        """Return a cursor for this turn. Raises as entering does."""
+        with self as connection:
+            cursor = connection.cursor(Cursor)
+        cursor._use = self
+        if self.row_factory is not None:
+            cursor.row_factory = self.row_factory
         return cursor
-
-    def require_turn(self) -> None:
-        """Raise where a statement would be outside the turn, or outside any transaction."""
-        if not self._turn.had:
-            raise sqlite3.ProgrammingError("the operation is over: its transaction has ended")
-        if not self._writer.connection.in_transaction:
-            raise StoreUnavailable(UNDONE)
 
     def reads(self, cursor: Cursor) -> None:
         """Note a cursor with rows to fetch: an unfinished query would outlive the transaction."""
         self._cursors.append(cursor)
 
-    def _finish(self, command: Complete, done: Done, *, may_block: bool) -> bool:
-        self._close_cursors()
-        return self._writer.finish_turn(
-            self._turn,
-            lambda connection: self._write(connection, command),
-            done,
-            may_block=may_block,
-        )
+    def refusal(self, error: sqlite3.DatabaseError) -> sqlite3.DatabaseError:
+        """Return an error that says why a statement was refused, where Semel has refused it."""
+        return self._writer.permissions.explain(error)
+
+    def add(self, remove: Callable[[], object]) -> None:
+        """Note how to remove, at the end of the turn, what was added to the connection."""
+        self._added.append(remove)
+
+    def rewind(self) -> None:
+        """Undo what was written in the turn, which goes on."""
+        with self:
+            self._close_cursors()
+            self._writer.rewind()
 
     def _close_cursors(self) -> None:
         for cursor in self._cursors:
             cursor.close()
+            cursor.__class__ = EndedCursor
         self._cursors.clear()
+
+    def end(self, finish: Callable[[], T]) -> T:
+        """End the turn by what is given, once no thread is in the middle of a statement."""
+        with self._using:
+            self._close_cursors()
+            while self._added:
+                with contextlib.suppress(sqlite3.Error):  # a thread still reads by it
+                    self._added.pop()()
+            return finish()
+
+
+class SQLiteTransaction:
+    """One atomic operation's turn with the writer."""
+
+    __slots__ = ("_turn", "_use", "_write", "_writer", "token")
+
+    def __init__(self, writer: Writer, turn: Turn, write: Write) -> None:
+        self._writer = writer
+        self._turn = turn
+        self._write = write
+        self._use = TurnUse(writer, turn)
+        self.token: int | None = None  # the claim is a record of its own
+
+    @property
+    def connection(self) -> SQLiteConnection:
+        """For plain code."""
+        return SQLiteConnection(self._use)
+
+    @property
+    def async_connection(self) -> AsyncSQLiteConnection:
+        """For async code."""
+        return AsyncSQLiteConnection(self._use)
+
+    def _finish(self, command: Complete, done: Done, *, may_block: bool) -> bool:
+        return self._use.end(
+            lambda: self._writer.finish_turn(
+                self._turn,
+                lambda connection: self._write(connection, command),
+                done,
+                may_block=may_block,
+            )
+        )
 
     def complete(self, command: Complete) -> bool:
         """Write the completion and wait for the commit."""
@@ -102,8 +156,11 @@ class SQLiteTransaction:
     def rollback(self) -> None:
         """Undo what was written in this turn."""
         if self._turn.had:
-            self._close_cursors()
-            self._writer.abandon_turn(self._turn)
+            self._use.end(lambda: self._writer.abandon_turn(self._turn))
+
+    async def arollback(self) -> None:
+        """As `rollback`."""
+        self.rollback()
 
 
 def resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: object) -> None:
@@ -114,76 +171,3 @@ def resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value:
             future.set_result(value)
 
     loop.call_soon_threadsafe(settle)
-
-
-class Cursor(sqlite3.Cursor):
-    """A standard cursor that serves its operation only, and only until that ends."""
-
-    transaction: SQLiteTransaction
-
-    def execute(self, statement: str, parameters: Parameters = (), /) -> Cursor:
-        """Run one statement. Raises `sqlite3.Error` as the standard library does."""
-        self.transaction.require_turn()
-        super().execute(statement, parameters)
-        if self.description is not None:
-            self.transaction.reads(self)
-        return self
-
-    def executemany(self, statement: str, parameters: Iterable[Parameters], /) -> Cursor:
-        """Run one statement for each set of parameters."""
-        self.transaction.require_turn()
-        super().executemany(statement, parameters)
-        return self
-
-    def executescript(self, script: str, /) -> Cursor:
-        """Refuse: the standard library would commit first."""
-        raise sqlite3.NotSupportedError(
-            "executescript() commits first; give the statements one by one to execute()"
-        )
-
-
-class SQLiteConnection:
-    """The connection of a plain handler (`op.connection()`), to the file that holds the key.
-
-    What is written here commits with the key's record, or not at all. `commit`, `begin` and
-    `rollback` as statements are refused; savepoints of your own are yours.
-    """
-
-    def __init__(self, transaction: SQLiteTransaction) -> None:
-        self._transaction = transaction
-
-    def execute(self, statement: str, parameters: Parameters = ()) -> Cursor:
-        """Run one statement. Raises `sqlite3.Error` as the standard library does.
-
-        Fetch before the handler returns: what is left unread is closed with the transaction.
-        """
-        return self._transaction.cursor().execute(statement, parameters)
-
-    def executemany(self, statement: str, parameters: Iterable[Parameters]) -> Cursor:
-        """Run one statement for each set of parameters."""
-        return self._transaction.cursor().executemany(statement, parameters)
-
-    def commit(self) -> None:
-        """Do nothing: the commit comes with the response, together with the key's record."""
-
-
-class AsyncSQLiteConnection:
-    """The connection of an async handler: as `SQLiteConnection`, with awaitable methods.
-
-    Statements run on the event loop's thread (microseconds for indexed rows of a local file); the
-    commit, with its fsync, does not.
-    """
-
-    def __init__(self, transaction: SQLiteTransaction) -> None:
-        self._transaction = transaction
-
-    async def execute(self, statement: str, parameters: Parameters = ()) -> Cursor:
-        """Run one statement; fetch from the cursor without awaiting."""
-        return self._transaction.cursor().execute(statement, parameters)
-
-    async def executemany(self, statement: str, parameters: Iterable[Parameters]) -> Cursor:
-        """Run one statement for each set of parameters."""
-        return self._transaction.cursor().executemany(statement, parameters)
-
-    async def commit(self) -> None:
-        """Do nothing: the commit comes with the response, together with the key's record."""

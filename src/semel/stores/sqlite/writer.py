@@ -26,6 +26,7 @@ from semel.failpoints import failpoint
 from semel.stores.sqlite.batches import PendingCommand
 from semel.stores.sqlite.file import translate
 from semel.stores.sqlite.group_commit import UNDONE, Done, GroupCommit, tell
+from semel.stores.sqlite.permissions import Permissions
 
 log = logging.getLogger("semel")
 
@@ -91,6 +92,15 @@ class Writer:
     def connection(self) -> sqlite3.Connection:
         """The connection, for whoever has the turn."""
         return self._group.connection
+
+    @property
+    def permissions(self) -> Permissions:
+        """What the statements of whoever has the turn may do."""
+        return self._group.permissions
+
+    def rewind(self) -> None:
+        """Undo what was written in the turn, which goes on. Raises `sqlite3.Error`."""
+        self._group.rewind_turn()
 
     # --- asking for the writer -------------------------------------------------------------
 

@@ -120,24 +120,24 @@ class DjangoExchange:
         """Whether a stream goes out as it is made; where a transaction is open it is held."""
         return self.driver.transaction is None and self.policy.guarantee != "atomic"
 
-    def undoes(self, response: Any) -> DjangoTransaction | None:
-        """Return the transaction whose writes an answer disowns: an error that was turned into it.
+    def _raised(self, response: Any) -> bool:
+        """Whether a response disowns what the view has written: an error was turned into it.
 
-        The answer (a 404 that was raised, a serializer's 400, the redirect that a middleware has
-        made of an error) is recorded all the same.
+        A 404 that was raised, a serializer's 400, the redirect that a middleware has made of an
+        error. It is recorded all the same.
         """
         transaction = self.driver.transaction
-        if not isinstance(transaction, DjangoTransaction):
-            return None
-        raised = self.error is not None or getattr(response, "exception", False)  # REST framework's
-        broken = response.status_code >= 400 and transaction.broken
-        return transaction if raised or broken else None
+        if self.error is not None or getattr(response, "exception", False):  # REST framework's
+            return True
+        broken = isinstance(transaction, DjangoTransaction) and transaction.broken
+        return broken and response.status_code >= 400
 
     def answer(self, response: Any, body: bytes | None, *, sent: bool = False) -> Answer:
         """Return what came of the view, as the engine takes it."""
         if self._failed(response):
             return self.failed()._replace(sent=sent)
-        return Answer(answers.stored(response, body, self.policy), self.driver.taken, sent)
+        stored = answers.stored(response, body, self.policy)
+        return Answer(stored, self.driver.taken, sent, raised=self._raised(response))
 
     def _failed(self, response: Any) -> bool:
         """Whether the response is what a server says where a view has raised."""

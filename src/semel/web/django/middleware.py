@@ -119,9 +119,6 @@ class IdempotencyMiddleware:
         if response.streaming and exchange.passes:
             response.streaming_content = PassingStream(exchange, response)
             return response
-        transaction = exchange.undoes(response)
-        if transaction is not None:
-            transaction.undo()
         body, chunks = consume(exchange, response)
         outcome = exchange.driver.finish(exchange.answer(response, body))
         return exchange.sent(outcome, response, chunks)
@@ -196,9 +193,6 @@ class IdempotencyMiddleware:
         if response.streaming and exchange.passes:
             response.streaming_content = AsyncPassingStream(exchange, response)
             return response
-        transaction = exchange.undoes(response)
-        if transaction is not None:
-            await sync_to_async(transaction.undo, thread_sensitive=True)()
         body, chunks = await aconsume(exchange, response)
         outcome = await exchange.driver.finish(exchange.answer(response, body))
         return exchange.sent(outcome, response, chunks)
