@@ -1,0 +1,351 @@
+"""The middleware round a single handler, for frameworks whose own middleware is not ASGI.
+
+Quart, Sanic, BlackSheep and Falcon know their CORS, sessions and authentication as hooks of their
+own, which an ASGI middleware would be outside of. So their adapters wrap what calls the handler: an
+operation then runs where the handler does, and a replay goes out through the same hooks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from semel.core import failures, problems
+from semel.core.policy import Policy
+from semel.core.problems import Problem
+from semel.core.record import Response
+from semel.idempotency import POLICY_ATTRIBUTE, Idempotency
+from semel.operation import NoOperation, note_raised
+from semel.stores.base import StoreSetupError
+from semel.web.asgi.completing import Completing
+from semel.web.asgi.messages import ASGIApp, ASGIScope, Message, Receive, Send, send_whole
+from semel.web.asgi.middleware import DRAIN_TIMEOUT, ASGIMiddleware
+from semel.web.conditional import NotMet
+from semel.web.http import admission, key_source
+from semel.web.http.callers import Caller, named_caller
+
+Native = TypeVar("Native")
+
+_CALL = "semel.call"
+
+
+class Received(NamedTuple):
+    """A response as it comes out of the middleware."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes | AsyncIterator[bytes]
+    """An iterator where the response is sent while it is being made."""
+
+    def fields(self, *without: bytes) -> list[tuple[str, str]]:
+        """Return the headers as text, without those of these names (lower case)."""
+        return [
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in self.headers
+            if name.lower() not in without
+        ]
+
+
+class HandlerCall(ABC, Generic[Native]):
+    """One request that has come to its handler, in the terms of its framework."""
+
+    scope: ASGIScope
+    """The ASGI scope, or what stands for it where the framework has a server of its own."""
+    path: str
+    """The path as the application's routes are written, without where it is mounted."""
+    policy: Policy | None = None
+    """The rules beside the handler, from `@idempotency.route(…)`."""
+    sent: Message | None = None
+    """The start of the handler's own response."""
+    response: Any = None
+    """The handler's own response."""
+    sending: Send | None = None
+    """Where the response goes, for handlers that send it themselves."""
+
+    @abstractmethod
+    async def read(self) -> bytes:
+        """Return the whole body, and leave it to be read by the handler as if it were unread."""
+
+    @abstractmethod
+    async def who(self) -> object:
+        """Ask who has sent the request: call the `caller` function. Raises what that raises."""
+
+    @abstractmethod
+    async def handle(self) -> Native:
+        """Run the handler. Raises what it raises."""
+
+    @abstractmethod
+    async def failed(self, error: Exception) -> Native:
+        """Return the framework's response to what a handler has raised; raise it if it has none."""
+
+    @abstractmethod
+    async def send(self, response: Native, send: Send) -> None:
+        """Send a response as ASGI messages."""
+
+    @abstractmethod
+    def respond(self, received: Received) -> Native:
+        """Return a response as the framework has them."""
+
+
+class Innermost(ASGIMiddleware):
+    """The middleware, where an adapter calls it for each handler, and not for each connection."""
+
+    def complete_through(self, app: ASGIApp) -> None:
+        """Run abandoned operations through this application, whole."""
+        self._completing = Completing(app, self._idempotency, self._detached)
+
+    async def begin(self) -> None:
+        """Open the store, as the application starts."""
+        await asyncio.to_thread(self._idempotency.start)
+        self._completing.go_on_if_needed({})
+
+    async def end(self) -> None:
+        """Wait for operations whose clients have gone, and close the store."""
+        self._completing.stop()
+        await self._detached.wait(DRAIN_TIMEOUT)
+        await asyncio.to_thread(self._idempotency.stop)
+
+    def rules(self, mark: Policy | None, method: str, path: str) -> Policy | None:
+        """Return the rules of a request: those beside its handler go before the service's."""
+        if mark is not None:
+            return mark if method in mark.methods else None
+        return self._idempotency.routes.find(method, path)
+
+
+class HandlerMiddleware(Innermost):
+    """Gives the handlers of one application idempotency keys, each where it is called.
+
+    `asks`: whether the calls have a `caller` function to ask.
+    """
+
+    def __init__(self, idempotency: Idempotency, *, asks: bool) -> None:
+        super().__init__(self._handle, idempotency, caller=self._who if asks else None)
+
+    async def issue(self, call: HandlerCall[Native]) -> Native:
+        """Answer a request for issued keys."""
+        return await self._through(call, self._issue)
+
+    async def around(self, call: HandlerCall[Native]) -> Native:
+        """Run a handler under its request's key, or give the response that is there already."""
+        scope = call.scope
+        policy = self.rules(call.policy, scope["method"], call.path)
+        if policy is None or "semel.completing" in scope:
+            return await self._plain(call)
+        keyed = key_source.may_be_in_content(policy) or policy.next_key
+        if not keyed and all(name.lower() != b"idempotency-key" for name, _ in scope["headers"]):
+            problem = admission.without_key(policy)
+            if problem is not None:
+                return self._refused(call, problem)
+            try:
+                return await self._plain(call)
+            except NoOperation:
+                return self._refused(call, problems.KEY_MISSING)
+
+        async def covered(scope: ASGIScope, receive: Receive, send: Send) -> None:
+            await self._covered(policy, scope, receive, send)
+
+        return await self._through(call, covered)
+
+    async def _plain(self, call: HandlerCall[Native]) -> Native:
+        """Run a handler without a key of its own."""
+        try:
+            return await call.handle()
+        except NotMet as error:
+            note_raised(error)
+            return call.respond(_received(error.response(self.problem_base)))
+        except Exception as error:
+            note_raised(error)  # where the completer runs an abandoned operation
+            raise
+
+    def _refused(self, call: HandlerCall[Native], problem: Problem) -> Native:
+        refusal = self._idempotency.operations.refuse(problem)
+        return call.respond(_received(refusal.problem.response(self.problem_base)))
+
+    async def _who(self, scope: ASGIScope, receive: Receive) -> Caller:
+        call: HandlerCall[Any] = scope[_CALL]
+        return named_caller(await call.who())
+
+    async def _through(
+        self, call: HandlerCall[Native], serve: Callable[[ASGIScope, Receive, Send], Any]
+    ) -> Native:
+        reply = _Reply()
+        scope = {**call.scope, _CALL: call}
+        task = asyncio.get_running_loop().create_task(reply.run(serve, scope, _receiving(call)))
+        try:
+            await reply.begun.wait()
+        except asyncio.CancelledError:
+            # The client has gone: what the framework keeps for the request has to stay until the
+            # handler has ended. Who cancels once more has no time for it.
+            reply.leave()
+            await asyncio.wait([task])
+            raise
+        if reply.start is None:
+            await task
+            raise RuntimeError("the handler returned without a complete response")
+        if reply.start is call.sent and reply.body is not None:
+            return call.response  # type: ignore[no-any-return]
+        body = reply.body if reply.body is not None else reply.chunks()
+        return call.respond(Received(reply.start["status"], list(reply.start["headers"]), body))
+
+    async def _handle(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        """The application, as the middleware sees it: one handler."""
+        call: HandlerCall[Any] = scope[_CALL]
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                call.sent = message
+            await send(message)
+
+        call.sending = sending
+        try:
+            call.response = await call.handle()
+        except (NoOperation, *failures.OPERATION_ERRORS):
+            raise
+        except NotMet as error:
+            note_raised(error)
+            status, headers, body = error.response(self.problem_base)
+            await send_whole(status, headers, body or b"", send)
+            return
+        except Exception as error:  # noqa: BLE001  # a response of the framework's, or raised anew
+            note_raised(error)
+            call.response = await call.failed(error)
+        await call.send(call.response, sending)
+
+
+class _Reply:
+    """What the middleware sends: a whole response, or one that goes out as it is made."""
+
+    def __init__(self) -> None:
+        self.start: Message | None = None
+        self.body: bytes | None = None
+        self.begun = asyncio.Event()
+        self._streamed: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(1)
+        self._left = False
+
+    async def run(
+        self, serve: Callable[[ASGIScope, Receive, Send], Any], scope: ASGIScope, receive: Receive
+    ) -> None:
+        try:
+            await serve(scope, receive, self.send)
+        except BaseException as error:
+            if self.begun.is_set() and self.body is None:
+                await self._put(error)
+                return
+            self.start = None
+            raise
+        finally:
+            self.begun.set()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.start = message
+            return
+        if message["type"] != "http.response.body":
+            return  # hints and trailers, for which these frameworks have no words
+        more = message.get("more_body", False)
+        chunk = bytes(message.get("body", b""))
+        if not self.begun.is_set():
+            if not more:
+                self.body = chunk
+            self.begun.set()
+            if not more:
+                return
+        if chunk:
+            await self._put(chunk)
+        if not more:
+            await self._put(None)
+
+    async def _put(self, chunk: bytes | BaseException | None) -> None:
+        if not self._left:
+            await self._streamed.put(chunk)
+
+    def leave(self) -> None:
+        """Say that nobody reads on; the handler goes on to its end."""
+        self._left = True
+        while not self._streamed.empty():
+            self._streamed.get_nowait()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        try:
+            while (chunk := await self._streamed.get()) is not None:
+                if isinstance(chunk, BaseException):
+                    raise chunk
+                yield chunk
+        finally:
+            self.leave()
+
+
+def _receiving(call: HandlerCall[Any]) -> Receive:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": await call.read(), "more_body": False}
+
+    return receive
+
+
+def _received(response: Response) -> Received:
+    return Received(response.status, list(response.headers), response.body or b"")
+
+
+async def ask(caller: Callable[..., object], *arguments: object) -> object:
+    """Call a `caller` function, which may be async."""
+    user = caller(*arguments)
+    if inspect.isawaitable(user):
+        user = await user
+    return user
+
+
+def only_once(marked: Any, name: str) -> None:
+    """Note that an application has Semel. Raises `StoreSetupError` where it has it already."""
+    if name in marked:
+        raise StoreSetupError(
+            "this application has Semel already: call init_app once, or each request would wait for"
+            " itself"
+        )
+
+
+def describe(idempotency: Idempotency, method: str, path: str, policy: Policy | None) -> None:
+    """List the rules of a marked handler among the service's, for its log and its OpenAPI document.
+
+    `path` with its parameters as `{name}`.
+    """
+    if policy is not None and method in policy.methods:
+        idempotency.routes.add(f"{method} {path}", policy)
+
+
+def mark_of(handler: object, method: str) -> Policy | None:
+    """Return the rules that `@idempotency.route(…)` has put beside a handler, for this method.
+
+    Of a view made of a class (`view_class`) those of the method go before those of the class.
+    """
+    view = getattr(handler, "view_class", None)
+    if view is not None:
+        own = mark_of(getattr(view, method.lower(), None), method) or mark_of(view, method)
+        if own is not None:
+            return own
+    policy: Policy | None = getattr(handler, POLICY_ATTRIBUTE, None)
+    if policy is None or method in policy.methods or method in _READS:
+        return policy
+    return dataclasses.replace(policy, methods=(*policy.methods, method))
+
+
+_READS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+
+async def send_body(
+    status: int,
+    headers: Iterable[tuple[bytes, bytes]],
+    body: bytes | AsyncIterator[bytes],
+    send: Send,
+) -> None:
+    """Send a response whose body is there, or is being made."""
+    if isinstance(body, bytes):
+        await send_whole(status, headers, body, send)
+        return
+    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+    async for chunk in body:
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,215 @@
+"""Falcon: `init_app` puts Semel into an ASGI application, inside its middleware."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+try:
+    from falcon import MEDIA_JSON, HTTPNotFound
+    from falcon.asgi import App, Request, Response, SSEvent
+    from falcon.asgi.stream import BoundedStream
+except ImportError as error:  # pragma: no cover
+    raise ImportError("semel.web.falcon needs Falcon: pip install falcon") from error
+
+from semel.idempotency import Idempotency
+from semel.web.asgi.inside import (
+    HandlerCall,
+    HandlerMiddleware,
+    Received,
+    ask,
+    describe,
+    mark_of,
+    only_once,
+    send_body,
+)
+from semel.web.asgi.messages import Send
+
+__all__ = ["init_app"]
+
+Caller = Callable[[Request], object]
+
+
+def init_app(app: App[Any, Any], idempotency: Idempotency, *, caller: Caller | None = None) -> None:
+    """Protect an ASGI application: its responders run under their requests' keys.
+
+    Semel stands inside the application's middleware components, whatever the order of the calls: a
+    replay passes `process_request`, `process_resource` and `process_response` as any other
+    response. Routes may come before or after this call; sinks are left alone. A responder gets its
+    operation from `semel.current_async_operation()`.
+
+    `caller` says who has sent a request: a plain or async function of it that returns the user or
+    the user's id (`lambda req: req.context.user`), and raises `falcon.HTTPUnauthorized` where it is
+    nobody. It is asked before a claim and before a replay.
+
+    Raises `StoreSetupError` for an application that has Semel already, `PolicyError` where
+    `Idempotency(scope=…)` names the caller, too, `TypeError` for a WSGI application.
+    """
+    if not isinstance(app, App):
+        raise TypeError(f"app: give a falcon.asgi.App, not {type(app).__name__}")
+    only_once(getattr(app._router_search, "__dict__", {}), "semel")
+    middleware = HandlerMiddleware(idempotency, asks=caller is not None)
+    middleware.complete_through(app)  # type: ignore[arg-type]
+    issuer = idempotency.issuer
+    find: Any = app._router_search
+
+    @functools.cache
+    def wrap(responder: Any, method: str, template: str | None) -> Any:
+        policy = mark_of(responder, method)
+        if template is not None:
+            describe(idempotency, method, _PARAMETER.sub(r"{\1}", template), policy)
+
+        @functools.wraps(responder)
+        async def around(req: Request, resp: Response, **params: Any) -> None:
+            call = FalconCall(app, req, resp, functools.partial(responder, **params), caller)
+            call.params = params
+            call.policy = policy
+            if isinstance(getattr(responder, "__self__", None), _Issuing):
+                await middleware.issue(call)
+            else:
+                await middleware.around(call)
+
+        return around
+
+    def search(uri: str, req: Any = None) -> Any:
+        found = find(uri, req=req)
+        if found is None or found[0] is None or req is None or req.method not in found[1]:
+            return found
+        resource, methods, params, *template = found
+        if req.is_websocket:
+            return found
+        around = wrap(methods[req.method], req.method, template[0] if template else None)
+        return (resource, {**methods, req.method: around}, params, *template)
+
+    vars(search)["semel"] = idempotency
+    app._router_search = search
+    if issuer is not None and issuer.path is not None:
+        app.add_route(issuer.path, _Issuing())
+    app.add_middleware(_Life(middleware))
+
+
+class _Issuing:
+    """A place among the routes; the middleware answers."""
+
+    async def on_post(self, req: Request, resp: Response) -> None:
+        raise HTTPNotFound
+
+
+class _Life:
+    """A component that opens and closes the store."""
+
+    def __init__(self, middleware: HandlerMiddleware) -> None:
+        self._middleware = middleware
+
+    async def process_startup(self, scope: Any, event: Any) -> None:
+        await self._middleware.begin()
+
+    async def process_shutdown(self, scope: Any, event: Any) -> None:
+        await self._middleware.end()
+
+
+class FalconCall(HandlerCall[Response]):
+    """A request at its responder."""
+
+    params: dict[str, Any]
+
+    def __init__(
+        self,
+        app: App[Any, Any],
+        req: Request,
+        resp: Response,
+        responder: Callable[[Request, Response], Any],
+        caller: Caller | None,
+    ) -> None:
+        self.scope = req.scope
+        self.path = req.path
+        self._app = app
+        self._req = req
+        self._resp = resp
+        self._responder = responder
+        self._caller = caller
+        self._before = dict(resp._headers), list(resp._extra_headers or ()), resp._cookies
+
+    async def read(self) -> bytes:
+        req = self._req
+        body = await req.stream.read()
+
+        async def receive() -> Any:
+            return await req._receive()
+
+        first = {"type": "http.request", "body": body, "more_body": False}
+        req._stream = BoundedStream(receive, first_event=first, content_length=len(body))
+        return bytes(body)
+
+    async def who(self) -> object:
+        assert self._caller is not None
+        return await ask(self._caller, self._req)
+
+    async def handle(self) -> Response:
+        await self._responder(self._req, self._resp)
+        return self._resp
+
+    async def failed(self, error: Exception) -> Response:
+        if not await self._app._handle_exception(self._req, self._resp, error, self.params):
+            raise error
+        return self._resp
+
+    async def send(self, response: Response, send: Send) -> None:
+        body: bytes | AsyncIterator[bytes] = await response.render_body() or b""
+        kind = self._app.resp_options.default_media_type
+        if response.sse:
+            kind, body = "text/event-stream", self._events(response.sse)
+        elif not body and response.stream:
+            body = _stream(response.stream)
+        if response.status_code in (204, 304):
+            kind = None
+        headers = response._asgi_headers(kind)
+        await send_body(response.status_code, headers, body, send)
+
+    async def _events(self, emitter: Any) -> AsyncIterator[bytes]:
+        handler, _, _ = self._app.resp_options.media_handlers._resolve(
+            MEDIA_JSON, MEDIA_JSON, raise_not_found=False
+        )
+        async for event in emitter:
+            yield (event or SSEvent()).serialize(handler)
+
+    def respond(self, received: Received) -> Response:
+        resp = self._resp
+        headers, extra, resp._cookies = self._before
+        resp._headers, resp._extra_headers = dict(headers), list(extra)
+        resp.status = received.status
+        for kind in ("text", "media", "data", "stream", "sse"):
+            setattr(resp, kind, None)
+        seen = set()
+        for name, value in received.fields(b"content-length"):
+            if name in seen or name == "set-cookie":
+                resp.append_header(name, value)
+            else:
+                resp.set_header(name, value)
+            seen.add(name)
+        if isinstance(received.body, bytes):
+            resp.data = received.body
+        else:
+            resp.stream = received.body
+        return resp
+
+
+async def _stream(stream: Any) -> AsyncIterator[bytes]:
+    if not hasattr(stream, "read"):
+        async for chunk in stream:
+            if chunk is None:
+                return
+            yield bytes(chunk)
+        return
+    try:
+        while chunk := await stream.read(_BLOCK):
+            yield bytes(chunk)
+    finally:
+        if hasattr(stream, "close"):
+            await stream.close()
+
+
+_BLOCK = 8192
+_PARAMETER = re.compile(r"\{(\w+)(?::[^{}]*)?\}")
