@@ -1,5 +1,6 @@
 """Semel makes HTTP APIs safe to retry: retry anything; it happens once."""
 
+from semel.codecs import StepResultNotKept
 from semel.core.commands import StoreError, StoreUnavailable, StoreUnknown
 from semel.core.keys import InvalidKey, derive, hash_key, parse_key
 from semel.core.policy import Policy, PolicyError
@@ -10,6 +11,7 @@ from semel.idempotency import Idempotency
 from semel.issuer import Issuer
 from semel.operation import (
     AsyncOperation,
+    NestedOperation,
     NoOperation,
     Operation,
     OperationOver,
@@ -28,6 +30,7 @@ __all__ = [
     "Idempotency",
     "InvalidKey",
     "Issuer",
+    "NestedOperation",
     "NoOperation",
     "NotDone",
     "Operation",
@@ -37,6 +40,7 @@ __all__ = [
     "PolicyError",
     "Response",
     "StepFenced",
+    "StepResultNotKept",
     "StoreError",
     "StoreSetupError",
     "StoreUnavailable",

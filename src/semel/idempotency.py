@@ -11,10 +11,12 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from semel.after_fork import call_after_fork
+from semel.applications import Application, Applications
 from semel.core import problems
 from semel.core.commands import Found, Lookup, Settle, StoreError, Sweep
-from semel.core.policy import Policy, RequestView, Routes
+from semel.core.policy import Policy, RequestView
 from semel.core.record import Response, State
+from semel.core.routes import Routes
 from semel.issuer import GRACE, Issuer
 from semel.runtime.drivers import Runtime
 from semel.runtime.operations import Operations
@@ -27,8 +29,6 @@ __all__ = ["Idempotency", "Scope"]
 log = logging.getLogger("semel")
 
 SWEEP_BATCH = 1000
-POLICY_ATTRIBUTE = "__semel_policy__"
-
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
@@ -85,6 +85,8 @@ class Idempotency:
         self.problem_base = problem_base
         self.outcomes = Outcomes()
         """Told of every outcome; `outcomes.observers` may be added to."""
+        self.applications = Applications()
+        """What the adapters serve, and the marks that `route` has made; for adapters."""
         self.started = False
         self.complete_every = complete_every
         self._sweep_every = sweep_every
@@ -147,6 +149,7 @@ class Idempotency:
             if self.started:
                 return
             self._check()
+            self.meet()
             self.store.start()
             self._stopping.clear()
             if self._sweep_every is not None:
@@ -157,6 +160,19 @@ class Idempotency:
             self.started = True
         for line in self.promises():
             log.info("%s", line)
+
+    def serve(self, application: Application) -> None:
+        """Take note of an application that an adapter serves, before it serves it; for adapters."""
+        self.applications.serve(application)
+
+    def meet(self) -> None:
+        """Look at the routes of the applications, where one or a mark is new; for adapters.
+
+        `start()` does. Raises `PolicyError` for a mark that met no route, and for a key from the
+        content of requests whose callers nothing tells apart.
+        """
+        told_apart = self.scope or self.session_cookie or self.credentials
+        self.applications.meet(self.routes, identified=bool(told_apart))
 
     def ready(self) -> bool:
         """Start, where that has not been done. False: it cannot be, the log says why."""
@@ -248,13 +264,14 @@ class Idempotency:
             @idempotency.route(required=True, guarantee="atomic")
             async def charge(...): ...
 
-        Takes the fields of `Policy`. Works through `init_app` of the FastAPI and Flask adapters,
-        which know the handlers' paths. Raises `PolicyError` as `Policy` does.
+        Takes the fields of `Policy`. Works through the adapters that know the handlers' paths; a
+        mark that none of them has found at a route keeps the service from starting. Raises
+        `PolicyError` as `Policy` does.
         """
         policy = dataclasses.replace(self.routes.default, **rules)
 
         def mark(handler: Handler) -> Handler:
-            setattr(handler, POLICY_ATTRIBUTE, policy)
+            self.applications.mark(handler, policy)
             return handler
 
         return mark

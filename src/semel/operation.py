@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import inspect
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
-from semel.codecs import Codec, JSONCodec
+from semel.codecs import Codec, JSONCodec, StepResult
 from semel.core import keys, steps
-from semel.core.commands import Answer, Sleep
+from semel.core.commands import Answer
 from semel.core.engine import Deliver, Outcome, Refuse
 from semel.core.record import Response
 from semel.core.steps import OnUnknown, OutcomeUnknown
-from semel.failpoints import failpoint
-from semel.runtime.drivers import AsyncDriver, ThreadDriver
-from semel.stores.base import StoreSetupError, Transaction
+from semel.runtime import stepping
+from semel.runtime.drivers import AsyncDriver, ThreadDriver, current
+from semel.runtime.transactions import NestedOperation, OperationOver
+from semel.stores.base import StoreSetupError
+
+__all__ = [
+    "AsyncOperation",
+    "NestedOperation",
+    "NoOperation",
+    "Operation",
+    "OperationOver",
+    "current",
+    "current_async_operation",
+    "current_operation",
+    "note_raised",
+]
 
 log = logging.getLogger("semel")
 
 _JSON = JSONCodec()
-
-
-class OperationOver(RuntimeError):
-    """The operation has ended or lost its claim: what is asked for can no longer be had."""
+_TAKEN = (
+    "step {0!r} has been taken in this operation, or is being taken: each step has a name of its"
+    " own. In a loop put the item's id into it, such as f'{0}-{{item.id}}', the same in every"
+    " attempt"
+)
 
 
 class _Operation:
@@ -73,34 +88,40 @@ class _Operation:
         raise OutcomeUnknown(reason)
 
     def release(self) -> None:
-        """Say that nothing happened: the answer goes out, the key is free, a retry runs anew.
+        """Say that nothing happened: the response goes out, the key is free, a retry runs anew.
 
-        Whatever the answer's status, and under at most once too. For a handler that knows, such as
-        one whose call to another system was refused before a byte of it was sent.
+        Whatever the response's status, and under at most once too. For a handler that knows, such
+        as one whose call to another system was refused before a byte of it was sent.
         """
         self._open()
         self._driver.released = True
 
-    def _step(self, name: str, on_unknown: OnUnknown | Callable[..., Any]) -> Any:
+    @contextlib.contextmanager
+    def _step(self, name: str, on_unknown: OnUnknown | Callable[..., Any]) -> Iterator[steps.Step]:
+        """Have one step of this name under way; one that failed may be taken again."""
         self._open()
         if isinstance(on_unknown, str) and on_unknown not in ("rerun", "park"):
             raise ValueError(f"on_unknown: give 'rerun', 'park' or a probe, not {on_unknown!r}")
         driver = self._driver
-        driver.stepped = True
-        step = steps.Step(driver.key, self.token, name, on_unknown, driver.keep)
-        return steps.run(step)
-
-    def _unknown(self, error: OutcomeUnknown) -> NoReturn:
-        self._driver.parked = str(error)
-        raise error
+        with driver.lock:
+            if name in driver.names:
+                raise ValueError(_TAKEN.format(name))
+            driver.names.add(name)
+            driver.stepped = True
+        try:
+            yield steps.Step(driver.key, self.token, name, on_unknown, driver.keep)
+        except BaseException as error:
+            driver.names.discard(name)
+            if isinstance(error, OutcomeUnknown):
+                driver.parked = str(error)
+            raise
 
     def when_ended(self, call: Callable[[], None]) -> None:
         """Have `call` called once the operation is over, whatever came of it; for adapters."""
         self._driver.runtime.waiters.when_ended(self._driver.key, call)
 
     def _open(self) -> None:
-        if self._driver.outcome is not None:
-            raise OperationOver("the operation is over: its answer has been recorded")
+        self._driver.require_running()
 
 
 class AsyncOperation(_Operation):
@@ -115,26 +136,21 @@ class AsyncOperation(_Operation):
         the store's own kind of connection (for SQLite `semel.stores.sqlite.AsyncSQLiteConnection`).
         SQLite has one writer: do slow work before asking for it.
 
-        Raises `OperationOver` after the end, `StoreSetupError` where the store cannot do this,
+        All tasks and threads of the handler get the same one.
+
+        Raises `OperationOver` after the end, `NestedOperation` where an operation around this one
+        holds a transaction of the same store, `StoreSetupError` where the store cannot do this,
         `StoreUnavailable` where the database cannot be had in time.
         """
-        self._open()
-        return (await self._begun()).async_connection
+        return (await self._driver.abegun()).async_connection
 
     async def session(self) -> Any:
         """Return an SQLAlchemy `AsyncSession` in that transaction; its `commit()` is a savepoint.
 
         Raises as `connection` does, `StoreSetupError` for a store that has no sessions.
         """
-        return _session(await self._begun(), "async_session")
-
-    async def _begun(self) -> Transaction:
-        self._open()
-        driver = self._driver
-        if driver.transaction is None:
-            driver.transaction = await driver.runtime.store.abegin()
-        driver.taken = True
-        return driver.transaction
+        await self._driver.abegun()
+        return _session(self._driver, "async_session")
 
     async def step(
         self,
@@ -151,6 +167,7 @@ class AsyncOperation(_Operation):
         `name` is the step's own in this operation, and stays the same through deployments. `call`
         is given the derived key, the same in every attempt, to hand to the far side; what it
         returns (or its awaitable gives) is recorded by `codec` (default: JSON) before this returns.
+        What has no stored form is recorded as done: a rerun raises `StepResultNotKept`.
 
         `on_unknown` says what to do where an attempt was cut off between the call and its record:
         `"rerun"` (default) calls again under the same derived key, for far sides that honour it;
@@ -160,42 +177,38 @@ class AsyncOperation(_Operation):
 
         Raises what `call` raised (`NotDone` says that the far side has certainly not done it),
         `StepFenced` where another attempt has taken over, `StoreError` where nothing can be
-        recorded, `ValueError` for a name of over 512 bytes. Source of the rule: Temporal's and
+        recorded, `ValueError` for a name of over 512 bytes and for one that was taken already in
+        this attempt (a step that failed may be taken again). Source of the rule: Temporal's and
         DBOS's steps, at least once and recorded once; derived keys make that once.
         """
-        life = self._step(name, on_unknown)
-        store = self._driver.runtime.store
-        send, value = life.send, None
-        while True:
-            try:
-                command = send(value)
-            except StopIteration as end:
-                return codec.decode(end.value)
-            except OutcomeUnknown as error:
-                self._unknown(error)
-            send = life.send
-            try:
-                match command:
-                    case Sleep(seconds):
-                        await asyncio.sleep(seconds)
-                        value = None
-                    case steps.Call(derived) | steps.Probe(derived):
-                        asked = call if isinstance(command, steps.Call) else on_unknown
-                        failpoint("before_step")
-                        value = asked(derived)  # type: ignore[operator]
-                        if inspect.isawaitable(value):
-                            value = await value
-                        failpoint("after_step")
-                        value = codec.encode(value)
-                    case _:
-                        value = await store.aexecute(command)
-            except Exception as error:  # noqa: BLE001  # the step's own life decides
-                send, value = life.throw, error
+        result = StepResult(codec, name)
+        with self._step(name, on_unknown) as step:
+            store = self._driver.runtime.store
+            return result.decode(await stepping.atake(store, step, call, result.encode))
+
+    def on_commit(self, call: Callable[[], Any]) -> None:
+        """Have `call` called once the record, and what was written with it, are committed.
+
+            op.on_commit(lambda: send_mail(order))
+
+        In the order of their registration, before the response is sent, and also where the handler
+        commits by itself (`commit()`); what a call returns is awaited where it can be. Not where
+        the operation is rolled back, released or parked, where the handler raised, or where another
+        attempt has taken the key over. What a call raises is logged and changes nothing: the
+        operation is over.
+
+        A process that dies between the commit and the call loses the call: it is called once or
+        not at all. What has to happen is a step (`step`), or is written in the transaction.
+        Raises `OperationOver` after the end.
+        """
+        self._open()
+        self._driver.on_commit.append(call)
 
     async def commit(self) -> None:
         """Commit now, before the answer is known, and let the answer pass through as it is made.
 
-        The operation is over then: a repeat gets 409 `response-not-kept`. For long streams.
+        The operation is over then, and the calls of `on_commit` are made. A repeat gets 409
+        `response-not-kept`. For long streams.
         Raises `OperationOver` where it cannot be committed, with what is known of it.
         """
         self._open()
@@ -210,19 +223,12 @@ class Operation(_Operation):
 
     def connection(self) -> Any:
         """As `AsyncOperation.connection`, without awaiting."""
-        return self._begun().connection
+        return self._driver.begun().connection
 
     def session(self) -> Any:
         """As `AsyncOperation.session`, without awaiting: an SQLAlchemy `Session`."""
-        return _session(self._begun(), "session")
-
-    def _begun(self) -> Transaction:
-        self._open()
-        driver = self._driver
-        if driver.transaction is None:
-            driver.transaction = driver.runtime.store.begin()
-        driver.taken = True
-        return driver.transaction
+        self._driver.begun()
+        return _session(self._driver, "session")
 
     def step(
         self,
@@ -233,32 +239,22 @@ class Operation(_Operation):
         codec: Codec = _JSON,
     ) -> Any:
         """As `AsyncOperation.step`, without awaiting."""
-        life = self._step(name, on_unknown)
-        store = self._driver.runtime.store
-        send, value = life.send, None
-        while True:
-            try:
-                command = send(value)
-            except StopIteration as end:
-                return codec.decode(end.value)
-            except OutcomeUnknown as error:
-                self._unknown(error)
-            send = life.send
-            try:
-                match command:
-                    case Sleep(seconds):
-                        time.sleep(seconds)
-                        value = None
-                    case steps.Call(derived) | steps.Probe(derived):
-                        asked = call if isinstance(command, steps.Call) else on_unknown
-                        failpoint("before_step")
-                        value = asked(derived)  # type: ignore[operator]
-                        failpoint("after_step")
-                        value = codec.encode(value)
-                    case _:
-                        value = store.execute(command)
-            except Exception as error:  # noqa: BLE001  # the step's own life decides
-                send, value = life.throw, error
+        result = StepResult(codec, name)
+        with self._step(name, on_unknown) as step:
+            store = self._driver.runtime.store
+            return result.decode(stepping.take(store, step, call, result.encode))
+
+    def on_commit(self, call: Callable[[], Any]) -> None:
+        """As `AsyncOperation.on_commit`, for a plain function.
+
+        Under ASGI it is called on a thread. Raises `TypeError` for an async function.
+        """
+        self._open()
+        if inspect.iscoroutinefunction(call):
+            raise TypeError("on_commit: give a plain function; async ones are for AsyncOperation")
+        if isinstance(self._driver, AsyncDriver):  # it may block, and the driver is on the loop
+            call = functools.partial(asyncio.to_thread, call)
+        self._driver.on_commit.append(call)
 
     def commit(self) -> None:
         """As `AsyncOperation.commit`, without awaiting. Not for `def` handlers under ASGI."""
@@ -276,17 +272,14 @@ def _not_committed(outcome: Outcome) -> OperationOver:
     return OperationOver(f"the operation could not be committed{known}")
 
 
-def _session(transaction: Transaction, kind: str) -> Any:
-    session = getattr(transaction, kind, None)
+def _session(driver: AsyncDriver | ThreadDriver, kind: str) -> Any:
+    with driver.lock:  # made by whoever asks first
+        session = getattr(driver.transaction, kind, None)
     if session is None:
         raise StoreSetupError(
             "op.session() is for SQLAlchemyStore; this store's transaction is op.connection()"
         )
     return session
-
-
-current: ContextVar[AsyncDriver | ThreadDriver | None] = ContextVar("semel_operation", default=None)
-"""Set by the adapters while a handler runs."""
 
 
 def note_raised(error: BaseException) -> None:
@@ -304,6 +297,11 @@ def note_raised(error: BaseException) -> None:
         driver.raised = True
 
 
+unkeyed: ContextVar[list[NoOperation] | None] = ContextVar("semel_unkeyed", default=None)
+"""Set by the adapters while a request without a key runs: what its handler is told by us, which a
+framework may have made a response of before the adapter sees it."""
+
+
 class NoOperation(RuntimeError):
     """There is no operation here: the request carries no key, or its route is not covered."""
 
@@ -315,7 +313,7 @@ def current_async_operation() -> AsyncOperation:
     """
     driver = current.get()
     if not isinstance(driver, AsyncDriver):
-        raise NoOperation(_NONE if driver is None else "a plain handler uses current_operation()")
+        raise _no_operation(_NONE if driver is None else "a plain handler uses current_operation()")
     return AsyncOperation(driver)
 
 
@@ -326,8 +324,15 @@ def current_operation() -> Operation:
     """
     driver = current.get()
     if driver is None:
-        raise NoOperation(_NONE)
+        raise _no_operation(_NONE)
     return Operation(driver)
+
+
+def _no_operation(reason: str) -> NoOperation:
+    error, told = NoOperation(reason), unkeyed.get()
+    if told is not None:
+        told.append(error)
+    return error
 
 
 _NONE = (

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from semel.core.policy import Policy, PolicyError, Routes
+from semel.core.policy import Policy, PolicyError
+from semel.core.routes import Routes
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.db import DatabaseError
+from django.db.transaction import TransactionManagementError
 
 from semel.core.commands import (
     Claim,
@@ -468,3 +470,38 @@ def test_a_database_without_the_tables_is_refused_with_the_way_to_them(
         DjangoStore("empty").start()
     with pytest.raises(StoreSetupError, match="command_connections"):
         DjangoStore(command_connections=0)
+
+
+@pytest.mark.parametrize("said", ["commit", "ROLLBACK", "begin", "-- now\nend"])
+def test_a_statement_does_not_end_the_transaction(
+    store: DjangoStore, database: Any, said: str
+) -> None:
+    token = claimed(store)
+    transaction = store.begin()
+    Charge.objects.create(order="before")
+    with database.cursor() as cursor:
+        with pytest.raises(TransactionManagementError, match="belongs to the operation"):
+            cursor.execute(said)
+        cursor.execute("savepoint mine")
+        cursor.execute("rollback to savepoint mine")
+    assert transaction.complete(complete(token)) is True
+    assert orders() == ["before"]
+    assert database.execute_wrappers == []
+
+
+def test_a_thread_does_not_get_at_the_views_connection(store: DjangoStore, database: Any) -> None:
+    transaction = store.begin()
+    told: list[BaseException] = []
+
+    def go_on() -> None:
+        try:
+            transaction.connection.cursor().execute("select 1")
+        except DatabaseError as error:
+            told.append(error)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    thread.join()
+    transaction.rollback()
+    assert "can only be used in that same thread" in str(told[0])
+    assert database.execute_wrappers == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -235,11 +236,71 @@ def test_a_definite_no_is_asked_again(shop: Shop) -> None:
     assert shop.post()[0] == 201
 
 
-def test_a_result_that_has_no_form_is_an_error_that_says_so(
-    shop: Shop, caplog: pytest.LogCaptureFixture
+class Unspeakable:
+    def __str__(self) -> str:
+        raise ValueError("no text either")
+
+    __repr__ = __str__
+
+
+class Unreadable:
+    """A codec that can write and not read."""
+
+    def encode(self, value: Any) -> bytes:
+        return b"written"
+
+    def decode(self, data: bytes) -> Any:
+        raise KeyError(data)
+
+
+def circle() -> list[Any]:
+    turning: list[Any] = []
+    turning.append(turning)
+    return turning
+
+
+WITHOUT_A_FORM = {
+    "set": lambda: {1, 2},
+    "nan": lambda: float("nan"),
+    "lone surrogate": lambda: "\ud800",
+    "lock": threading.Lock,
+    "generator": lambda: (n for n in range(3)),
+    "circle": circle,
+    "no text": Unspeakable,
+}
+
+
+@pytest.mark.parametrize("made", WITHOUT_A_FORM.values(), ids=WITHOUT_A_FORM)
+def test_a_result_without_a_form_is_not_asked_for_again(
+    shop: Shop, made: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    shop.call = lambda derived: {1, 2}
+    results: list[Any] = []
+    shop.call = lambda derived: results.append(made()) or results[-1]
+    shop.fails_after = 1
     assert shop.post()[0] == 500
+    assert "step 'charge': the result is not kept" in caplog.text
+    assert shop.fails_after == 0  # it had the result
+    assert [shop.post()[0] for _ in range(2)] == [500, 500]
+    assert len(results) == 1
+
+
+def test_a_result_that_cannot_be_read_is_not_asked_for_again(shop: Shop) -> None:
+    shop.codec = Unreadable()
+    assert [shop.post()[0] for _ in range(3)] == [500] * 3
+    assert len(shop.far.calls) == 1
+
+
+def test_its_own_attempt_has_a_result_without_a_form(shop: Shop) -> None:
+    seen: list[Any] = []
+
+    class Watched(Unreadable):
+        def encode(self, value: Any) -> bytes:
+            seen.append(value)
+            raise RuntimeError("whatever a codec raises")
+
+    shop.codec = Watched()
+    assert shop.post() == (201, {"charge": 1})
+    assert seen == [{"charge": 1}]
 
 
 def test_a_typed_result(shop: Shop) -> None:

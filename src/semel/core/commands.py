@@ -286,7 +286,7 @@ class RunHandler(NamedTuple):
 
 
 class Undo(NamedTuple):
-    """Roll the handler's transaction back. Reply: nothing; it cannot fail.
+    """Roll the handler's transaction back. Reply: nothing.
 
     A claim that is a record stays, and is completed without the transaction. Where the transaction
     was the claim, it has to be opened anew.

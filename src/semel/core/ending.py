@@ -43,7 +43,7 @@ def finish(request: Request, policy: Policy, claimed: Claimed, answer: Answer) -
         and response.status < 400
         and response.status not in NOT_AN_OUTCOME  # 307, 308: it went elsewhere
     )
-    kept = not answer.released and not forgotten and policy.keeps(response.status)
+    kept = not answer.released and not forgotten and policy.keeps(response, raised=answer.raised)
     if request.resumes and not kept:
         if response.status in (401, 403):
             reason = f"its caller may no longer do this: {response.status}"
@@ -96,7 +96,11 @@ def _undo(
     Where the transaction was the claim it is opened anew. Between the two another may have taken
     the key, and run: then its record says what this client is told.
     """
-    yield Undo(request.key, claimed.token)
+    try:
+        yield Undo(request.key, claimed.token)
+    except StoreError:  # nobody knows whether it is undone: nothing may be committed any more
+        yield from _release(request.key, claimed.token)
+        return Refuse(_rolled_back(answer))
     if not claimed.opened:
         return claimed
     refused = _rolled_back(answer)

@@ -18,8 +18,9 @@ from typing import Final, Protocol
 
 RAW: Final = 1
 JSON: Final = 2
-CUSTOM: Final = 3
 KEY: Final = 4
+CALL: Final = 5
+"""Of a call's arguments (`semel.functions`). 3 was an earlier one."""
 
 MAX_JSON_BODY = 1024 * 1024
 """Largest body, in bytes, that the JSON algorithm reads; a larger one counts as raw bytes."""

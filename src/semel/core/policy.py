@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from semel.core import fingerprint
+from semel.core.record import Response
+
+log = logging.getLogger("semel")
 
 Guarantee = Literal["atomic", "at-least-once", "at-most-once"]
 
@@ -124,6 +127,13 @@ class Policy:
     keep_statuses: frozenset[int] | None = None
     """The exact statuses whose responses are kept and replayed. None: all but 5xx (kept only by
     `guarantee="at-most-once"`) and `NOT_AN_OUTCOME`."""
+    keep: Callable[[Response], bool] | None = None
+    """Decides which responses are kept and replayed, by what they say: `lambda response:
+    response.status == 201 and b"errors" not in response.body`. It is given the response as it would
+    be stored (`semel.Response`: `status`, `headers` as pairs of bytes, `body`, None where it is too
+    large), for each that the handler has given, 5xx and 401 included. An exception that ended as a
+    5xx is judged as without it, and so is a response on which it raises (logged). What is not kept
+    is released: atomic writes roll back, a retry runs again. It must not block."""
     keep_headers: frozenset[str] | None = None
     """Allow-list of header names that a replay carries. None: all but those of one connection or
     one moment (see `semel.web.http.headers`)."""
@@ -157,6 +167,13 @@ class Policy:
             if not isinstance(value := getattr(self, name), kind) or value < least:
                 raise PolicyError(f"{name}: give a {wanted}, not {value!r}")
         self._check_combinations()
+        if self.keep is not None and not callable(self.keep):
+            raise PolicyError(
+                "keep: give a function of the response, such as lambda response: response.status"
+                f" < 400, not {self.keep!r}"
+            )
+        if self.keep is not None and self.keep_statuses is not None:
+            raise PolicyError("keep, keep_statuses: each decides alone; give one of them")
         if self.keep_statuses is not None:
             object.__setattr__(self, "keep_statuses", frozenset(self.keep_statuses))
         if self.keep_headers is not None:
@@ -223,8 +240,17 @@ class Policy:
         rules.__dict__["seconds"] = dataclasses.replace(rules.seconds, keep_steps=kept)
         return rules
 
-    def keeps(self, status: int) -> bool:
-        """Say whether a response with this status ends the operation, or lets a retry run again."""
+    def keeps(self, response: Response, *, raised: bool = False) -> bool:
+        """Say whether a response ends the operation, or lets a retry run again.
+
+        `raised`: it was made from an exception.
+        """
+        status = response.status
+        if self.keep is not None and not (raised and status >= 500):
+            try:
+                return bool(self.keep(response))
+            except Exception:
+                log.exception("Policy.keep failed on a response with status %d", status)
         if self.keep_statuses is not None:
             return status in self.keep_statuses
         if status >= 500:
@@ -287,81 +313,3 @@ class Seconds:
     body_timeout: float
     keep_steps: float
     """How long recorded steps outlive an operation that ended without a record."""
-
-
-_PARAMETER = re.compile(r"\{([A-Za-z_]\w*)(?::(path|int|str|uuid|float))?\}")
-
-
-class Routes:
-    """Finds the policy of a request: the first pattern that matches, else the service's own.
-
-    A pattern is a path, `/charges/{id}` or `/files/{name:path}`, with a method before it where it
-    is for that method only: `"DELETE /charges/{id}"`. The policy None leaves a route alone.
-    """
-
-    def __init__(self, default: Policy, overrides: Mapping[str, Policy | None]) -> None:
-        self.default = default
-        self._exact: dict[tuple[str, str], Policy | None] = {}
-        self._patterns: list[tuple[str, re.Pattern[str], Policy | None]] = []
-        self.described: dict[str, Policy | None] = {}
-        for pattern, policy in overrides.items():
-            self.add(pattern, policy)
-
-    def add(self, pattern: str, policy: Policy | None) -> None:
-        """Add a route. Raises `PolicyError` for a pattern that is none."""
-        method, _, path = pattern.rpartition(" ")
-        if not path.startswith("/") or (method and not method.isupper()):
-            raise PolicyError(
-                f"route {pattern!r}: give a path, with a method before it if it is for that method"
-                ' only, such as "POST /charges/{id}"'
-            )
-        if policy is not None and method and method not in policy.methods:
-            raise PolicyError(f"route {pattern!r}: its policy's methods leave {method} out")
-        self.described[pattern] = policy
-        literal = _PARAMETER.sub("", path)
-        if "{" in literal or "}" in literal:
-            raise PolicyError(f"route {pattern!r}: write a parameter as {{name}} or {{name:path}}")
-        if literal == path:
-            self._exact[method, path] = policy
-            return
-        self._patterns.append((method, re.compile(_expression(path)), policy))
-
-    def find(self, method: str, path: str) -> Policy | None:
-        """Return the policy under which this request runs, or None where it passes untouched."""
-        policy = self.default
-        if self._exact or self._patterns:
-            policy = self._override(method, path)  # type: ignore[assignment]
-        if policy is None or method not in policy.methods:
-            return None
-        return policy
-
-    def _override(self, method: str, path: str) -> Policy | None:
-        for candidate in ((method, path), ("", path)):
-            if candidate in self._exact:
-                return self._exact[candidate]
-        for wanted, expression, policy in self._patterns:
-            if wanted in ("", method) and expression.fullmatch(path):
-                return policy
-        return self.default
-
-    def policies(self) -> list[Policy]:
-        """Return every policy in force, the service's own first."""
-        return [self.default, *(p for p in self.described.values() if p is not None)]
-
-
-def _expression(path: str) -> str:
-    parts: list[str] = []
-    position = 0
-    for match in _PARAMETER.finditer(path):
-        parts += (re.escape(path[position : match.start()]), _SEGMENT[match.group(2) or "str"])
-        position = match.end()
-    return "".join((*parts, re.escape(path[position:])))
-
-
-_SEGMENT = {
-    "str": "[^/]+",
-    "path": ".*",
-    "int": "[0-9]+",
-    "float": r"[0-9]+(?:\.[0-9]+)?",
-    "uuid": "[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}",
-}

@@ -14,7 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from semel.core.policy import MEBIBYTE, Policy, PolicyError, Routes
+from semel.core.policy import MEBIBYTE, Policy, PolicyError
+from semel.core.routes import Routes
 from semel.gateway import values
 from semel.gateway.values import SettingsError
 from semel.issuer import Issuer

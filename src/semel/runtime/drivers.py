@@ -7,8 +7,11 @@ hands the answer to `finish`. What may be sent is what these return; nothing is 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Final
 
 from semel.core import problems
@@ -29,14 +32,15 @@ from semel.core.commands import (
     Undo,
     Wait,
 )
-from semel.core.engine import Life, Outcome, Refuse
+from semel.core.engine import Deliver, Life, Outcome, Refuse
 from semel.core.policy import Policy
 from semel.core.record import UnreadableRecord
 from semel.failpoints import failpoint
 from semel.runtime.leases import Leases
 from semel.runtime.outcomes import Outcomes
+from semel.runtime.transactions import HeldTransaction
 from semel.runtime.waiters import Waiters
-from semel.stores.base import Store, Transaction
+from semel.stores.base import Store
 
 log = logging.getLogger("semel")
 
@@ -57,6 +61,9 @@ ERROR: Final = 400
 """Raised responses below are none of an error: some frameworks raise a redirect after success."""
 
 
+CALL_FAILED: Final = "operation %s: a call of op.on_commit() failed; the operation is committed"
+
+
 class Runtime:
     """The state that operations of one process share: store, leases held, repeats waiting.
 
@@ -70,7 +77,7 @@ class Runtime:
         self.waiters = Waiters()
 
 
-class _Driver:
+class _Driver(HeldTransaction):
     """The state of one operation, and the steps that both drivers share."""
 
     __slots__ = (
@@ -78,10 +85,11 @@ class _Driver:
         "_life",
         "_pending",
         "claim",
-        "finishing",
         "keep",
         "key",
         "looked_up",
+        "names",
+        "on_commit",
         "outcome",
         "parked",
         "policy",
@@ -89,11 +97,10 @@ class _Driver:
         "released",
         "runtime",
         "stepped",
-        "taken",
-        "transaction",
     )
 
     def __init__(self, runtime: Runtime, life: Life, key: bytes, policy: Policy) -> None:
+        super().__init__(runtime.store, current.get())
         self.runtime = runtime
         self.key = key
         self.policy = policy
@@ -102,10 +109,6 @@ class _Driver:
         """The claim under which the handler runs."""
         self.looked_up = False
         """Whether the key's record has been read already, and does not say the outcome."""
-        self.transaction: Transaction | None = None
-        """The business transaction: that the handler has asked for, or that is the claim."""
-        self.taken = False
-        """Whether the handler has asked for it."""
         self.parked: str | None = None
         """Why the handler has given up on knowing what it did."""
         self.released = False
@@ -114,10 +117,12 @@ class _Driver:
         """Whether the framework makes a response of what the handler has raised."""
         self.stepped = False
         """Whether the handler has taken a step."""
+        self.names: set[str] = set()
+        """The steps that were taken, or are being taken."""
+        self.on_commit: list[Callable[[], Any]] = []
+        """To be called once the record and what was written with it are known to be committed."""
         self.keep = policy.seconds.keep_steps
         """Seconds that recorded steps outlive an operation that ended without a record."""
-        self.finishing = False
-        """Whether what came of the handler is being recorded, or was."""
         self.outcome: Outcome | None = None
         """What `finish` returned: the operation is over."""
         self._life = life
@@ -162,7 +167,10 @@ class _Driver:
 
     def _with_notes(self, answer: Answer) -> Answer:
         """Begin to finish: add to what came of the handler what it has said while it ran."""
-        self.finishing = True
+        with self.lock:  # from here on nobody gets the transaction who does not have it
+            self.finishing = True
+        if self.taken and not answer.atomic:
+            answer = answer._replace(atomic=True)
         if self.parked is None and not (self.released or self.stepped or self.raised):
             return answer
         return answer._replace(
@@ -171,6 +179,11 @@ class _Driver:
             released=self.released or answer.released,
             stepped=self.stepped or answer.stepped,
         )
+
+    def _to_call(self, answer: Answer, outcome: Outcome) -> list[Callable[[], Any]]:
+        """What is to be called now: nothing, unless what the handler did stands."""
+        calls, self.on_commit = self.on_commit, []
+        return calls if outcome == Deliver(kept=True) and not answer.raised else []
 
     def _started(self, claim: RunHandler) -> None:
         self.claim = claim
@@ -216,6 +229,7 @@ class AsyncDriver(_Driver):
     async def begin(self) -> Outcome | None:
         """Claim. None: the handler is to run now, then `finish` to be called, come what may."""
         command = self._pending if self._pending is not None else self._next(None)
+        self._refuse_nested(claim=type(command) is not Open)
         outcome = await self._drive(command, _HANDLER)
         if outcome is None:
             self._started(self._pending)
@@ -231,6 +245,14 @@ class AsyncDriver(_Driver):
         finally:
             self._ended()
         assert outcome is not None
+        if self.on_commit:
+            for call in self._to_call(answer, outcome):
+                try:
+                    awaitable = call()
+                    if inspect.isawaitable(awaitable):
+                        await awaitable
+                except Exception:
+                    log.exception(CALL_FAILED, self.key[:6].hex())
         return outcome
 
     async def _drive(self, command: Any, until: frozenset[type]) -> Outcome | None:
@@ -285,7 +307,9 @@ class ThreadDriver(_Driver):
 
     def begin(self) -> Outcome | None:
         """Wait and claim. None: the handler is to run now, then `finish` to be called."""
-        outcome = self._drive(self._next(None), _HANDLER)
+        command = self._next(None)
+        self._refuse_nested(claim=type(command) is not Open)
+        outcome = self._drive(command, _HANDLER)
         if outcome is None:
             self._started(self._pending)
         return outcome
@@ -300,6 +324,12 @@ class ThreadDriver(_Driver):
         finally:
             self._ended()
         assert outcome is not None
+        if self.on_commit:
+            for call in self._to_call(answer, outcome):
+                try:
+                    call()
+                except Exception:
+                    log.exception(CALL_FAILED, self.key[:6].hex())
         return outcome
 
     def _drive(self, command: Any, until: frozenset[type]) -> Outcome | None:
@@ -345,3 +375,7 @@ class ThreadDriver(_Driver):
         transaction, self.transaction = self.transaction, None
         if transaction is not None:
             transaction.rollback()
+
+
+current: ContextVar[AsyncDriver | ThreadDriver | None] = ContextVar("semel_operation", default=None)
+"""Set by the adapters while a handler runs."""

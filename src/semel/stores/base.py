@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from semel.core.commands import Complete, Found, Open, Reply, StoreCommand
@@ -64,6 +65,10 @@ class Store(Protocol):
     """Whether what is due has its effect at once, without a `Sweep`."""
     opens: bool
     """Whether a transaction can be the claim itself, so that an operation commits only once."""
+
+    @property
+    def file(self) -> Path | None:
+        """The file that has one writer at a time (SQLite), or None: several may write at once."""
 
     def now(self) -> float:
         """Return the store's clock, in seconds. Asked only of stores that are `lookup_first`."""

@@ -267,6 +267,7 @@ class MemoryStore:
     lookup_first = True
     opens = False
     expires_itself = False
+    file = None
 
     def __init__(
         self, max_records: int = 1_000_000, *, clock: Callable[[], float] = time.time

@@ -111,6 +111,14 @@ class DjangoStore:
         self._stopped = False
         self._open: _Opened | None = None
 
+    @property
+    def file(self) -> Path | None:
+        """SQLite's file; other databases have many writers."""
+        connection = connections[self.alias]
+        if connection.vendor != "sqlite":
+            return None
+        return Path(connection.settings_dict["NAME"]).resolve()
+
     def now(self) -> float:
         """Return this machine's time; the database's goes with what is read from it."""
         return self._clock() if self._clock is not None else time.time()

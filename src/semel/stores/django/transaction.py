@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from asgiref.sync import sync_to_async
 from django.db import Error, connections, transaction
+from django.db.transaction import TransactionManagementError
 
 from semel.core.commands import Complete, StoreError, StoreUnavailable, StoreUnknown
 from semel.failpoints import failpoint
 from semel.stores.django.connection import testing
 from semel.stores.django.errors import translate
+from semel.stores.effects import Effect, effect_of
 
 log = logging.getLogger("semel")
+
+
+_REFUSED: Final = (
+    "the transaction belongs to the operation and commits with its response: leave BEGIN, COMMIT"
+    " and ROLLBACK out; transaction.atomic() inside is a savepoint"
+)
+
+
+def refuse_ending(
+    execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]
+) -> Any:
+    """Carry a query of the view's out, unless it would end the transaction (`execute_wrapper`)."""
+    if effect_of(str(sql)) is Effect.TRANSACTION:
+        raise TransactionManagementError(_REFUSED)
+    return execute(sql, params, many, context)
 
 
 class DjangoTransaction:
@@ -56,7 +74,14 @@ class DjangoTransaction:
         transaction.on_commit(
             self._mark, using=self._alias
         )  # the first hook: it says so before any
+        connection.execute_wrappers.append(refuse_ending)
         failpoint("after_begin")
+
+    def _ends(self) -> None:
+        """Let the view's statements be, and no longer those of the operation."""
+        self._over = True
+        with contextlib.suppress(ValueError):
+            self._connection.execute_wrappers.remove(refuse_ending)
 
     def _savepoint(self, verb: str) -> None:
         """Mark the transaction's beginning, and ask for the mark before its end.
@@ -119,7 +144,7 @@ class DjangoTransaction:
         return True
 
     def _commit(self) -> None:
-        self._over = True
+        self._ends()
         try:
             self._atomic.__exit__(None, None, None)
         except Exception as error:
@@ -166,7 +191,7 @@ class DjangoTransaction:
         self._drop()
 
     def _drop(self) -> None:
-        self._over = True
+        self._ends()
         cause = StoreError("rolled back")
         try:
             self._atomic.__exit__(type(cause), cause, None)

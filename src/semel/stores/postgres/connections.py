@@ -218,13 +218,16 @@ class AsyncPostgreSQLConnection(Lent, psycopg.AsyncConnection[Any]):
 
     async def interrupt(self) -> None:
         """Have the server stop what the handler's tasks and threads still do."""
+        if self.pgconn.transaction_status != pq.TransactionStatus.ACTIVE:
+            self.finish()  # somebody waits for notifications, and would for ever
+            return
         await self.cancel_safe(timeout=_STOPPING)
         if self.borrowed is not None and self.borrowed.busy:
             await asyncio.to_thread(self.borrowed.interrupt)
         try:
             async with asyncio.timeout(_STOPPING), self.lock:
                 pass
-        except TimeoutError:  # it waits for notifications, say
+        except TimeoutError:
             self.finish()
 
     def for_the_next(self) -> Self:

@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 import psycopg
 from psycopg import pq
 
+from semel.stores.effects import Effect
 from semel.stores.postgres.messages import (
     OPEN,
     Message,
@@ -16,7 +17,7 @@ from semel.stores.postgres.messages import (
     require,
     reset_message,
 )
-from semel.stores.postgres.statements import REFUSED, Effect, SessionStatements
+from semel.stores.postgres.statements import REFUSED, SessionStatements
 
 OVER: Final = "the operation is over: its transaction has ended"
 _NOBODYS: Final = pq.PGconn()
@@ -93,7 +94,7 @@ class Lent(psycopg.BaseConnection[Any]):
         statements = self._prepared
         name = getattr(talk, "__name__", "")
         if self.handed and not statements.effect and name not in _NOTED:
-            statements.effect = Effect.SESSION
+            statements.effect = Effect.PERHAPS
 
     def _check_connection_ok(self) -> None:
         if self.over and self.closed:
@@ -129,7 +130,10 @@ class Lent(psycopg.BaseConnection[Any]):
 
     def is_reset(self, results: list[Any]) -> None:
         """Note that `reset` was sent, if its last part has had its effect."""
-        if self.effect is Effect.SESSION and results[-1].status == pq.ExecStatus.TUPLES_OK:
+        if (
+            Effect.NONE < self.effect <= Effect.SESSION
+            and results[-1].status == pq.ExecStatus.TUPLES_OK
+        ):
             self._prepared.effect = Effect.NONE
 
     def _deallocate(self, name: bytes | None) -> Talk[None]:

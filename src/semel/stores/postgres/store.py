@@ -59,6 +59,7 @@ class PostgreSQLStore:
     lookup_first = False
     opens = True
     expires_itself = False
+    file = None
 
     def __init__(
         self,

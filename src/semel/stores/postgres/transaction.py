@@ -12,6 +12,7 @@ from psycopg.pq import TransactionStatus
 from semel.core.commands import Complete, Open, StoreUnavailable, StoreUnknown
 from semel.core.record import encode_response
 from semel.failpoints import failpoint
+from semel.stores.effects import Effect
 from semel.stores.postgres.connections import (
     AsyncPostgreSQLConnection,
     Borrowed,
@@ -33,7 +34,6 @@ from semel.stores.postgres.messages import (
     pack_bigint,
     pack_double,
 )
-from semel.stores.postgres.statements import Effect
 
 GiveBack = Callable[[Any], "asyncio.Task[None] | None"]
 """Takes a connection back; returns the task that rolls it back meanwhile, if there is one."""

@@ -61,6 +61,7 @@ class RedisStore:
     lookup_first = False
     opens = False
     expires_itself = True
+    file = None
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any, Final
 
+from sqlalchemy import text
 from sqlalchemy.engine import Connection, Dialect
 
 _AS_IT_IS: Final = contextlib.nullcontext()
@@ -19,6 +20,36 @@ def begin_immediate(connection: Connection) -> None:
     """
     if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
         connection.exec_driver_sql("begin immediate")
+
+
+_PLACES: Final = {
+    "postgresql": "select current_setting('role'), current_setting('search_path')",
+    "mysql": "select database()",
+    "mariadb": "select database()",
+}
+
+
+def place_of(connection: Connection) -> tuple[str, ...]:
+    """Return as whom and where tables are found: a handler may be about to change it."""
+    ask = _PLACES.get(connection.dialect.name)
+    return () if ask is None else tuple(connection.exec_driver_sql(ask).one())
+
+
+def put_back(connection: Connection, place: tuple[str, ...]) -> None:
+    """Write the record as whom, and where, the connection came."""
+    if connection.dialect.name != "postgresql":
+        quoted = connection.dialect.identifier_preparer.quote_identifier(place[0])
+        connection.exec_driver_sql(f"use {quoted}")
+        return
+    # What the handler has put off is checked as its role and with its settings.
+    connection.exec_driver_sql("set constraints all immediate")
+    connection.exec_driver_sql("reset session authorization")
+    connection.execute(_PUT_BACK, {"role": place[0], "path": place[1]})
+
+
+_PUT_BACK: Final = text(
+    "select set_config('role', :role, true), set_config('search_path', :path, true)"
+)
 
 
 def paramstyle_of(dialect: Dialect) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 try:
     from sqlalchemy.engine import Connection, Engine
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker
+    from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
     from sqlalchemy.orm import sessionmaker
 except ImportError as error:  # pragma: no cover
     raise ImportError(
@@ -43,6 +43,7 @@ from semel.stores.retry import CommandRetry
 from semel.stores.sqlalchemy.connection import SQLAlchemyConnection, paramstyle_of
 from semel.stores.sqlalchemy.engines import CommandEngines
 from semel.stores.sqlalchemy.errors import FAILURES, again, translate
+from semel.stores.sqlalchemy.handed import OperationAsyncConnection, OperationConnection
 from semel.stores.sqlalchemy.setup import (
     check_engine,
     check_server,
@@ -107,6 +108,7 @@ class SQLAlchemyStore:
         self._commands = PortableCommands(DIALECTS[dialect.name], paramstyle_of(dialect), clock)
         self._steps: SQLiteSteps | None = None
         """SQLite has one writer: there the steps live in a file beside the database."""
+        self._file: Path | None = None
         self._started = False
         self._ending: set[asyncio.Task[None]] = set()
         self._engines = CommandEngines(self._sync_engine)
@@ -119,6 +121,11 @@ class SQLAlchemyStore:
         if self._steps is not None:
             self._steps = self._steps.anew()
         self._engines = CommandEngines(self._sync_engine)
+
+    @property
+    def file(self) -> Path | None:
+        """SQLite's file, once it is known (at the start); other databases have many writers."""
+        return self._file
 
     def now(self) -> float:
         """Return the database's clock."""
@@ -164,6 +171,7 @@ class SQLAlchemyStore:
                 f"{self._engine.url!r} is in memory, where each connection is a database of its"
                 " own and nothing outlives the process: give a file, or memory:// for tests"
             )
+        self._file = Path(path).resolve()
         return SQLiteSteps(Path(path), "full", self._timeout, self._clock or time.time)
 
     def stop(self) -> None:
@@ -255,12 +263,12 @@ class SQLAlchemyStore:
         if isinstance(self._engine, AsyncEngine):
             raise StoreSetupError(NEEDS_SYNC)
         try:
-            connection = self._engine.connect()
+            connection = OperationConnection(self._engine)
             try:
                 self._begin(connection)
             except BaseException:
                 connection.invalidate()
-                connection.close()
+                connection.end()
                 raise
         except FAILURES as error:
             raise translate(error, committing=False) from error
@@ -271,12 +279,12 @@ class SQLAlchemyStore:
         if isinstance(self._engine, Engine):
             raise StoreSetupError(NEEDS_ASYNC)
         try:
-            connection: AsyncConnection = await self._engine.connect()
+            connection = await OperationAsyncConnection.of(self._engine)
             try:
                 await connection.run_sync(self._begin)
             except BaseException:
                 await connection.invalidate()
-                await connection.close()
+                await connection.end()
                 raise
         except FAILURES as error:
             raise translate(error, committing=False) from error

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import event, exc
+from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
@@ -16,12 +16,20 @@ from sqlalchemy.orm import Session, sessionmaker
 from semel.core.commands import Complete
 from semel.failpoints import failpoint
 from semel.stores.base import StoreSetupError
-from semel.stores.sqlalchemy.connection import begin_immediate
+from semel.stores.effects import Effect
+from semel.stores.sqlalchemy.connection import begin_immediate, put_back
 from semel.stores.sqlalchemy.errors import translate
+from semel.stores.sqlalchemy.handed import (
+    BUSY,
+    ENDED,
+    OVER,
+    OperationAsyncConnection,
+    OperationConnection,
+)
 
 log = logging.getLogger("semel")
 
-C = TypeVar("C", Connection, AsyncConnection)
+C = TypeVar("C", OperationConnection, OperationAsyncConnection)
 Write = Callable[[Connection, Complete], bool]
 
 COMMIT_LIMIT: Final = 30.0
@@ -51,36 +59,45 @@ def _aborts(connection: Connection) -> bool:
 class _Work:
     """The transaction on the connection, whichever engine it is of."""
 
-    def __init__(self, connection: Connection, write: Write) -> None:
-        self._sync_connection = connection
+    def __init__(
+        self, connection: OperationConnection, write: Write, session: Callable[[], Session | None]
+    ) -> None:
+        self._connection = connection
         self._write = write
+        self._session = session
         self._transaction = connection.get_transaction()
-        self._ending = False
         self.committing = False
         """Whether the commit was sent: an error after that says nothing of its outcome."""
-        for ending in ("commit", "rollback"):
-            event.listen(connection, ending, self._refuse)
+        connection.begin_anew = self._begin_anew
+        connection.own = False
 
-    def _refuse(self, connection: Connection) -> None:
-        if not self._ending:
-            raise exc.InvalidRequestError(
-                "the transaction belongs to the operation and commits with its answer: use"
-                " op.session(), whose commit() and rollback() are savepoints, or"
-                " connection.begin_nested(); raise an error to roll all of it back"
-            )
+    def _begin_anew(self) -> None:
+        """Undo what was written, what its session has pending included, and begin again."""
+        session, root = self._session(), self._transaction
+        if session is not None:
+            session.rollback()
+        with self._connection.as_semel():
+            if root is not None:
+                root.rollback()
+            begin(self._connection)
+        self._transaction = self._connection.get_transaction()
 
-    def finish(self, connection: Connection, session: Session | None, command: Complete) -> bool:
+    def finish(self, command: Complete) -> bool:
         """Flush, write the completion, commit. False: fenced, and rolled back."""
+        connection, session, root = self._connection, self._session(), self._transaction
+        if connection.running:
+            raise exc.InvalidRequestError(BUSY)
         if session is not None:
             session.commit()  # releases its savepoint
-        root = self._transaction
-        if root is None or not root.is_active:
-            raise exc.InvalidRequestError("the transaction has ended before its operation")
+        connection.over = True
+        if root is None or not root.is_active or connection.effect is Effect.TRANSACTION:
+            raise exc.InvalidRequestError(ENDED)
+        connection.own = True
         if not _aborts(connection):
             connection.exec_driver_sql("release savepoint semel")  # fails where it is another
-        applied = self._write(connection, command)
-        self._ending = True
-        if not applied:
+        if connection.place:
+            put_back(connection, connection.place)
+        if not self._write(connection, command):
             root.rollback()
             return False
         failpoint("before_commit")
@@ -91,7 +108,9 @@ class _Work:
 
     def roll_back(self) -> None:
         """Undo everything."""
-        self._ending = True
+        self._connection.over = self._connection.own = True
+        if self._connection.running:
+            self._connection.discard()
         if self._transaction is not None:
             self._transaction.close()
 
@@ -102,16 +121,16 @@ class SQLAlchemyTransaction:
     token: int | None = None  # the claim is a record of its own
 
     def __init__(
-        self, connection: Connection, write: Write, sessions: sessionmaker[Any] | None
+        self, connection: OperationConnection, write: Write, sessions: sessionmaker[Any] | None
     ) -> None:
-        self._connection: Connection | None = connection
-        self._work = _Work(connection, write)
+        self._connection: OperationConnection | None = connection
+        self._work = _Work(connection, write, lambda: self._session)
         self._sessions = sessions or sessionmaker()
         self._session: Session | None = None
 
     @property
     def connection(self) -> Connection:
-        """SQLAlchemy's connection, in the transaction. Its `commit` and `rollback` are refused."""
+        """SQLAlchemy's connection, in the transaction; see `OperationConnection`."""
         return _had(self._connection)
 
     @property
@@ -136,7 +155,7 @@ class SQLAlchemyTransaction:
         """Flush the session, write the completion and commit."""
         connection, self._connection = _had(self._connection), None
         try:
-            return self._work.finish(connection, self._session, command)
+            return self._work.finish(command)
         except BaseException as error:
             if self._work.committing or not isinstance(error, Exception):
                 with _quietly():
@@ -168,14 +187,14 @@ class SQLAlchemyTransaction:
         if connection is not None:
             await asyncio.to_thread(self._close, connection)
 
-    def _close(self, connection: Connection) -> None:
+    def _close(self, connection: OperationConnection) -> None:
         with _quietly():
             self._work.roll_back()
         with _quietly():
             if self._session is not None:
                 self._session.close()
         with _quietly():
-            connection.close()
+            connection.end()
 
 
 class AsyncSQLAlchemyTransaction:
@@ -185,14 +204,14 @@ class AsyncSQLAlchemyTransaction:
 
     def __init__(
         self,
-        connection: AsyncConnection,
+        connection: OperationAsyncConnection,
         write: Write,
         sessions: async_sessionmaker[Any] | None,
         ending: set[asyncio.Task[None]],
     ) -> None:
-        assert connection.sync_connection is not None
-        self._connection: AsyncConnection | None = connection
-        self._work = _Work(connection.sync_connection, write)
+        assert isinstance(connection.sync_connection, OperationConnection)
+        self._connection: OperationAsyncConnection | None = connection
+        self._work = _Work(connection.sync_connection, write, self._sync_session)
         self._sessions = sessions or async_sessionmaker(expire_on_commit=False)
         self._session: AsyncSession | None = None
         self._loop = asyncio.get_running_loop()
@@ -200,7 +219,7 @@ class AsyncSQLAlchemyTransaction:
 
     @property
     def async_connection(self) -> AsyncConnection:
-        """SQLAlchemy's connection, in the transaction. Its `commit` and `rollback` are refused."""
+        """SQLAlchemy's connection, in the transaction; see `OperationConnection`."""
         return _had(self._connection)
 
     @property
@@ -228,11 +247,9 @@ class AsyncSQLAlchemyTransaction:
     async def acomplete(self, command: Complete) -> bool:
         """Flush the session, write the completion and commit, without blocking the event loop."""
         connection, self._connection = _had(self._connection), None
-        session = self._session.sync_session if self._session is not None else None
         try:
             async with asyncio.timeout(COMMIT_LIMIT):
-                applied: bool = await connection.run_sync(self._work.finish, session, command)
-                return applied
+                return await connection.run_sync(lambda _: self._work.finish(command))
         except BaseException as error:
             if self._work.committing or not isinstance(error, Exception):
                 await asyncio.shield(self._start(_discard(connection)))
@@ -260,14 +277,17 @@ class AsyncSQLAlchemyTransaction:
         task.add_done_callback(self._ending.discard)
         return task
 
-    async def _close(self, connection: AsyncConnection) -> None:
+    def _sync_session(self) -> Session | None:
+        return self._session.sync_session if self._session is not None else None
+
+    async def _close(self, connection: OperationAsyncConnection) -> None:
         with _quietly():
             await connection.run_sync(lambda _: self._work.roll_back())
         with _quietly():
             if self._session is not None:
                 await self._session.close()
         with _quietly():
-            await connection.close()
+            await connection.end()
 
 
 async def _discard(connection: AsyncConnection) -> None:
@@ -286,7 +306,7 @@ def _quietly() -> Iterator[None]:
 
 def _had(connection: C | None) -> C:
     if connection is None:
-        raise exc.ResourceClosedError("the operation is over: its transaction has ended")
+        raise exc.ResourceClosedError(OVER)
     return connection
 
 

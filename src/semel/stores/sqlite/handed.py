@@ -189,11 +189,13 @@ class Connected:
 
     def _create_function(self, name: str, narg: int, func: Any, deterministic: bool) -> None:
         with self._use as connection:
+            _require_no_builtin(connection, name)
             connection.create_function(name, narg, func, deterministic=deterministic)
             self._use.add(lambda: connection.create_window_function(name, narg, None))
 
     def _create_aggregate(self, name: str, n_arg: int, aggregate_class: Any) -> None:
         with self._use as connection:
+            _require_no_builtin(connection, name)
             connection.create_aggregate(name, n_arg, aggregate_class)
             self._use.add(lambda: connection.create_window_function(name, n_arg, None))
 
@@ -206,6 +208,13 @@ class Connected:
         if hasattr(sqlite3.Connection, name):
             raise sqlite3.NotSupportedError(_EVERYBODYS.format(name))
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def _require_no_builtin(connection: sqlite3.Connection, name: str) -> None:
+    """SQLite does not bring its own function back once one of the same name has been removed."""
+    found = "select 1 from pragma_function_list where builtin and name = lower(?)"
+    if connection.execute(found, (name,)).fetchone() is not None:
+        raise sqlite3.NotSupportedError(f"{name!r} is SQLite's own function: take another name")
 
 
 _BEGUN: Final = (

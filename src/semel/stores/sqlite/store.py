@@ -81,6 +81,7 @@ class SQLiteStore(SQLiteCommands):
     ) -> None:
         if synchronous.lower() not in ("full", "normal"):
             raise StoreSetupError(f"synchronous: give full or normal, not {synchronous!r}")
+        self.file = Path(path).resolve()
         self._file = File(Path(path).absolute(), synchronous.lower(), timeout)
         self._steps = SQLiteSteps(self._file.path, synchronous.lower(), timeout, clock)
         self._timeout = timeout

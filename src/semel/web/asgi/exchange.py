@@ -23,8 +23,10 @@ from semel.web.asgi.messages import (
     Receive,
     Send,
     Unread,
+    is_reused,
     send_outcome,
 )
+from semel.web.asgi.slashes import redirects
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import Body
 
@@ -95,7 +97,9 @@ class ASGIExchange:
             if outcome is None:
                 outcome = await driver.begin()
             if outcome is not None:
-                if type(outcome) is Bypass:
+                if type(outcome) is Bypass or (
+                    is_reused(outcome) and redirects(self._app, self._scope)
+                ):
                     self._passing = True
                     await self._app(self._own_scope(), self.receive, self._forward)
                 else:

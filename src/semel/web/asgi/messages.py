@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
-from typing import Any
+from typing import Any, AnyStr
 
 from semel.core import problems
 from semel.core.engine import Outcome, Refuse, Replay
@@ -23,6 +23,12 @@ ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
 Ask = Callable[[ASGIScope, Receive], Awaitable[Caller | ASGIApp]]
 """Finds out who has sent a request: the name of its scope (`callers.named_caller`), or an ASGI
 application that sends the refusal. It may read the body: the application gets it all the same."""
+OPERATION = "semel.operation"
+"""In the scope: the driver of the operation that this very request runs in."""
+SERVED = "semel.served"
+"""In the scope: the `Idempotency` that has this request in hand already."""
+ROOT = "semel.root"
+"""In the scope: below which path the patterns of routes are, where that is not `root_path`."""
 
 _WANTED = frozenset(
     {
@@ -62,12 +68,18 @@ class ASGIView:
 
     def __init__(self, scope: ASGIScope, found: dict[bytes, bytes]) -> None:
         self.method: str = scope["method"]
-        self.path: str = scope["path"]
+        path: str = scope["path"]
+        raw: bytes = scope.get("raw_path") or path.encode()
+        root = scope.get("root_path")
+        if root:
+            root = scope.get("app_root_path", root)  # without where Starlette has mounted it
+            path, raw = below(root, path), below(root.encode(), raw)
+        self.path = path
         self.native = scope
         self._found = found
         self.line: RequestLine = (
             self.method,
-            scope.get("raw_path") or self.path.encode(),
+            raw,
             scope.get("query_string", b""),
             found.get(b"content-type", b""),
             found.get(b"content-encoding", b""),
@@ -92,6 +104,9 @@ class ASGIView:
                 return value
         return b""
 
+    def places(self) -> set[str]:
+        return {route_path(self.native), self.path}
+
     def user(self) -> str | None:
         return authenticated_user(self.native) if "user" in self.native else None
 
@@ -99,8 +114,17 @@ class ASGIView:
 def route_path(scope: ASGIScope) -> str:
     """The path as the application's own routes are written, without where it is mounted."""
     path: str = scope["path"]
-    root: str = scope["root_path"]
-    if path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+    if not (root := scope.get("root_path")):
+        return path
+    base: str = scope.get(ROOT, root)
+    return below(base, path)
+
+
+def below(root: AnyStr, path: AnyStr) -> AnyStr:
+    """The path without its root, where it begins with that."""
+    slash = path[:0] + ("/" if isinstance(path, str) else b"/")
+    root = root.rstrip(slash)
+    if path.startswith(root) and path[len(root) : len(root) + 1] in (path[:0], slash):
         return path[len(root) :]
     return path
 
@@ -196,6 +220,11 @@ async def send_whole(
 ) -> None:
     await send({"type": "http.response.start", "status": status, "headers": list(headers)})
     await send({"type": "http.response.body", "body": body})
+
+
+def is_reused(outcome: Outcome) -> bool:
+    """Say whether the key belongs to another request."""
+    return type(outcome) is Refuse and outcome.problem.slug == problems.KEY_REUSED.slug
 
 
 async def send_outcome(outcome: Outcome, problem_base: str, send: Send) -> None:

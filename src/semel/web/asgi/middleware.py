@@ -9,20 +9,23 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
 
+from semel.applications import Endpoint
 from semel.core import problems
 from semel.core.engine import Bypass, Replay
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.remembered import RememberedRequest
 from semel.idempotency import Idempotency
-from semel.operation import NoOperation
 from semel.runtime.drivers import AsyncDriver
 from semel.runtime.operations import Known
 from semel.web.asgi.completing import Completing
+from semel.web.asgi.endpoints import endpoints_of
 from semel.web.asgi.exchange import ASGIExchange, Detached, start_operation
 from semel.web.asgi.messages import (
+    OPERATION,
+    SERVED,
     ASGIApp,
     ASGIScope,
     ASGIView,
@@ -31,6 +34,7 @@ from semel.web.asgi.messages import (
     Receive,
     Send,
     Unread,
+    is_reused,
     looked_at,
     read_body,
     route_path,
@@ -40,7 +44,10 @@ from semel.web.asgi.messages import (
     wanted,
     with_length,
 )
+from semel.web.asgi.raised import note_within
 from semel.web.asgi.replays import CachedResponse, Replays
+from semel.web.asgi.slashes import redirects
+from semel.web.asgi.unkeyed import UnkeyedRun
 from semel.web.http import admission, issue, key_source
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import Body
@@ -65,13 +72,21 @@ class ASGIMiddleware:
 
     `caller`, for adapters: finds out who has sent a request, once its body is read and before its
     key is looked at, so that who is refused gets neither a claim nor a replay. Not asked on routes
-    with `Policy(shared=True)`, which are public.
+    with `Policy(shared=True)`, which are public. `endpoints`, for adapters: finds the endpoints of
+    the application, where it has no `routes` as Starlette's have; `registers=False`: another knows
+    of them.
 
     Raises `PolicyError` where `Idempotency(scope=…)` names the caller already.
     """
 
     def __init__(
-        self, app: ASGIApp, idempotency: Idempotency, *, caller: Ask | None = None
+        self,
+        app: ASGIApp,
+        idempotency: Idempotency,
+        *,
+        caller: Ask | None = None,
+        endpoints: Callable[[], Iterable[Endpoint]] | None = None,
+        registers: bool = True,
     ) -> None:
         one_way_to_ask(idempotency, caller)
         self.app = app
@@ -84,18 +99,44 @@ class ASGIMiddleware:
         self._credentials = credential_headers(idempotency.credentials)
         self._wanted = looked_at(self._credentials)
         self._keys_path = idempotency.issuer.path if idempotency.issuer is not None else None
+        self._find_endpoints = endpoints
+        self._around: object = None
+        self.identified = caller is not None
+        self._applications = idempotency.applications
+        if registers:
+            idempotency.serve(self)
+
+    def endpoints(self) -> list[Endpoint]:
+        """Return the endpoints of the application, none where they are unknown."""
+        find = self._find_endpoints
+        found = list(find() if find is not None else endpoints_of(self.app, self._around))
+        self.learn(found)
+        return found
+
+    def within(self) -> tuple[()]:
+        """Return no applications: those mounted in this one are looked through."""
+        return ()
+
+    def learn(self, endpoints: Iterable[Endpoint]) -> None:
+        """Have the headers that their security schemes read tell callers apart."""
+        more = sorted({name for endpoint in endpoints for name in endpoint.credentials})
+        self._credentials = credential_headers((*self._idempotency.credentials, *more))
+        self._wanted = looked_at(self._credentials)
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         kind = scope["type"]
+        if not self._applications.met:
+            self._around = scope.get("app")
+            self._idempotency.meet()
+            note_within(self.app)
         if kind == "http":
-            if scope["path"] == self._keys_path:
+            path = route_path(scope)
+            if path == self._keys_path:
                 await self._issue(scope, receive, send)
                 return
-            policy = self._idempotency.routes.find(
-                scope["method"], route_path(scope) if scope.get("root_path") else scope["path"]
-            )
-            if policy is not None:
+            policy = self._idempotency.routes.find(scope["method"], path)
+            if policy is not None and scope.get(SERVED) is not self._idempotency:
                 await self._covered(policy, scope, receive, send)
                 return
         elif kind == "lifespan":
@@ -105,6 +146,21 @@ class ASGIMiddleware:
 
     async def _covered(
         self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send
+    ) -> None:
+        """Serve a request that a policy covers, and have it so known to what is inside."""
+        around = scope.get(SERVED)
+        scope[SERVED] = self._idempotency
+        try:
+            await self._serve(policy, scope, receive, send, around)
+        except asyncio.CancelledError:  # the operation may go on
+            raise
+        except BaseException:
+            _leave(scope, around)
+            raise
+        _leave(scope, around)
+
+    async def _serve(
+        self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send, around: object
     ) -> None:
         idempotency = self._idempotency
         if not idempotency.started and (problem := admission.unready(idempotency)) is not None:
@@ -133,8 +189,11 @@ class ASGIMiddleware:
                 if caller is None:
                     return
                 send = self._handing_out(policy, caller, send)
+            if around is not None:  # its keys are not those of the service around this one
+                caller = f"within {scope_name(caller)}"
             driver = await self._admit(policy, fields, request, caller, body, receive, send)
             if driver is not None:
+                scope[OPERATION] = driver
                 base = self.problem_base
                 exchange = ASGIExchange(self.app, base, driver, scope, receive, send, body)
                 done, task = start_operation(exchange.operate)
@@ -207,6 +266,9 @@ class ASGIMiddleware:
             await self._without_key(policy, scope, Unread(body, receive), send)
             return None
         if isinstance(admitted, Known):
+            if is_reused(admitted.outcome) and redirects(self.app, scope):
+                await self.app(scope, Unread(body, receive), send)
+                return None
             await send_outcome(admitted.outcome, self.problem_base, send)
             if type(admitted.outcome) is Replay and asked is not None:
                 self._replays.keep(asked, body.size, _cached(admitted))
@@ -275,25 +337,9 @@ class ASGIMiddleware:
         if problem is not None:
             await self._refuse_unread(problem, policy, receive, send)
             return
-        sent = read = False
-
-        async def reading() -> Message:
-            nonlocal read
-            message = await receive()
-            read = not message.get("more_body", False)
-            return message
-
-        async def sending(message: Message) -> None:
-            nonlocal sent
-            sent = True
-            await send(message)
-
-        try:
-            await self.app(scope, reading, sending)
-        except NoOperation:  # the handler asked for the operation, so it cannot do without a key
-            if sent:
-                raise
-            if not read:
+        unkeyed = UnkeyedRun(receive, send)
+        if not await unkeyed.run(self.app, scope):
+            if not unkeyed.read:
                 await self._drain(policy, receive)
             refusal = self._idempotency.operations.refuse(problems.KEY_MISSING)
             await send_outcome(refusal, self.problem_base, send)
@@ -333,6 +379,15 @@ class ASGIMiddleware:
             await send(message)
 
         await self.app(scope, started, stopped)
+
+
+def _leave(scope: ASGIScope, around: object) -> None:
+    """Take the marks out of a scope, which may be used for another request, as in a test."""
+    scope.pop(OPERATION, None)
+    if around is None:
+        scope.pop(SERVED, None)
+    else:
+        scope[SERVED] = around
 
 
 def _cached(known: Known) -> CachedResponse:

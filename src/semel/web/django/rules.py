@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from django.http import HttpRequest
 
 from django.urls import Resolver404, resolve
+from semel.applications import POLICY_ATTRIBUTE
 from semel.core.policy import Policy
-from semel.idempotency import POLICY_ATTRIBUTE, Idempotency
+from semel.idempotency import Idempotency
 from semel.web.django.conf import made_policy
 
 RULES_ATTRIBUTE = "__semel_rules__"

@@ -8,9 +8,10 @@ import re
 
 from flask import Flask, Response
 
+from semel.applications import POLICY_ATTRIBUTE
 from semel.core import problems
 from semel.core.commands import StoreError
-from semel.idempotency import POLICY_ATTRIBUTE, Idempotency
+from semel.idempotency import Idempotency
 from semel.operation import NoOperation
 from semel.web.conditional import NotMet
 from semel.web.flask.views import respond

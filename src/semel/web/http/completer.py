@@ -117,7 +117,7 @@ def _rules(
 
 
 class RememberedView:
-    """A remembered request, as a `key` function sees it."""
+    """A remembered request, as a `key` function and the sources of keys see it."""
 
     __slots__ = ("method", "native", "path")
 

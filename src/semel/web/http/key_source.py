@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from semel.core.keys import InvalidKey, parse_key
 from semel.core.policy import Policy, RequestView
@@ -25,6 +25,14 @@ log = logging.getLogger("semel")
 
 _MALFORMED: Final = (LookupError, TypeError, ValueError, AttributeError)
 """What a `key` function may raise on a request that is not as it should be."""
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A request that may have several paths: by where its application is mounted."""
+
+    def places(self) -> set[str]:
+        """Return its path below where the application is mounted, and below the server's root."""
 
 
 class ResolvedKey(NamedTuple):
@@ -154,7 +162,9 @@ def _by_client(
     issuer = idempotency.issuer
     if issuer is None or not (issuer.owns(key) or policy.required == "issued"):
         return ResolvedKey(key, policy.with_header)
-    left = issuer.check(key, scope, view.method, view.path)
+    places = view.places() if isinstance(view, Placed) else {view.path}
+    checked = [issuer.check(key, scope, view.method, path) for path in places]
+    left = next((left for left in checked if left is not None), None)
     if left is None:
         raise InvalidKey("the key was not issued to this caller for this request")
     return ResolvedKey(key, policy.with_header.until(left, GRACE), left)

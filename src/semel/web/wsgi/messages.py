@@ -62,6 +62,10 @@ class WSGIView:
         value: str | None = self.native.get(wanted)
         return value
 
+    def places(self) -> set[str]:
+        below: str = self.native.get("PATH_INFO", "")
+        return {below.encode("latin-1").decode("utf-8", "replace"), self.path}
+
     def credentials(self, names: Iterable[bytes]) -> Credentials:
         found = []
         for name in names:
