@@ -113,10 +113,13 @@ class Idempotency:
     def init(self, store: object) -> None:
         """Give the store, where the object was made before it was known, as in a factory.
 
-        Raises `StoreSetupError` as the constructor does, and while a store is in use.
+        Called once more, as by a factory that a suite calls for each test, it stops what was there.
+        Raises `StoreSetupError` as the constructor does, and while an operation runs.
         """
         if self.started:
-            raise StoreSetupError("init: this Idempotency has been started; stop() it first")
+            if self.runtime.waiters.busy:
+                raise StoreSetupError("init: operations are running on the store that is there")
+            self.stop()
         self.store = open_store(store)
         self._make_runtime()
         self._check()

@@ -22,6 +22,11 @@ class Waiters:
         self._waiting: dict[bytes, int] = {}
         self._lock = threading.Lock()
 
+    @property
+    def busy(self) -> bool:
+        """Whether an operation runs in this process."""
+        return bool(self._running)
+
     def running(self, key: bytes) -> None:
         """Note that an operation of this key runs in this process."""
         self._running.setdefault(key, [])

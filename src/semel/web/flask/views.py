@@ -12,7 +12,11 @@ __all__ = ["not_met", "operation", "preconditions", "respond"]
 
 
 def operation() -> Operation:
-    """Return the operation of the present view. A view that takes it needs a key."""
+    """Return the operation of the present view. A view that takes it needs a key.
+
+    Raises `NoOperation` where there is none: without a key, on a route that is not covered, and in
+    `before_request` functions, which run before it begins.
+    """
     return current_operation()
 
 

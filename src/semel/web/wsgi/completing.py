@@ -17,7 +17,7 @@ from semel.runtime.drivers import ThreadDriver
 from semel.web.http import completer
 from semel.web.http.body import Input
 from semel.web.wsgi.exchange import WSGIExchange
-from semel.web.wsgi.messages import Environ, Headers, WSGIApp
+from semel.web.wsgi.messages import Environ, Headers, StartResponse
 
 log = logging.getLogger("semel")
 
@@ -25,8 +25,10 @@ log = logging.getLogger("semel")
 class ThreadCompleting:
     """Looks for abandoned operations of one application, now and then or when asked."""
 
-    def __init__(self, app: WSGIApp, idempotency: Idempotency) -> None:
-        self._app = app
+    def __init__(
+        self, exchange: Callable[[StartResponse], WSGIExchange], idempotency: Idempotency
+    ) -> None:
+        self._exchange = exchange
         self._idempotency = idempotency
         self._process = 0  # whose thread looks for them
 
@@ -98,7 +100,8 @@ class ThreadCompleting:
             field = name.decode("latin-1").upper().replace("-", "_")
             field = field if field == "CONTENT_TYPE" else f"HTTP_{field}"
             environ[field] = value.decode("latin-1")
-        exchange = WSGIExchange(self._app, idempotency.problem_base, driver, todo.body, _unheard)
+        exchange = self._exchange(_unheard)
+        exchange.begin(driver, todo.body)
         try:
             answer = exchange.run(environ)
             for _ in answer:

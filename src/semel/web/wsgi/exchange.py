@@ -9,6 +9,7 @@ from typing import Any
 from semel.core import failures
 from semel.core.commands import Answer
 from semel.core.engine import Deliver, Outcome
+from semel.core.policy import Policy
 from semel.core.record import Response
 from semel.failpoints import failpoint
 from semel.operation import current
@@ -21,21 +22,22 @@ log = logging.getLogger("semel")
 
 
 class WSGIExchange:
-    """One operation: the application's response, and what becomes of it."""
+    """One request to the application: its response, and what becomes of it once `begin` was called.
 
-    def __init__(
-        self,
-        app: WSGIApp,
-        problem_base: str,
-        driver: ThreadDriver,
-        body: Body,
-        start_response: StartResponse,
-    ) -> None:
+    `begin` comes before `run`, or from within the application: until then nothing is held back.
+    """
+
+    _driver: ThreadDriver
+    _policy: Policy
+    _body: Body
+
+    def __init__(self, app: WSGIApp, problem_base: str, start_response: StartResponse) -> None:
+        self.begun = False
+        self._running = False
+        self.raised = False
+        """Whether the response is known to come from an exception that left the handler."""
         self._app = app
         self._problem_base = problem_base
-        self._policy = driver.policy
-        self._driver = driver
-        self._body = body
         self._start_response = start_response
         self._status = ""
         self._headers: Headers = []
@@ -47,26 +49,42 @@ class WSGIExchange:
         self._passing = False
         self._broken = False
 
+    def begin(self, driver: ThreadDriver, body: Body) -> None:
+        """Take charge of an operation whose handler is to run now."""
+        self._driver, self._policy, self._body = driver, driver.policy, body
+        self.begun = True
+        if self._running:
+            current.set(driver)
+
     def run(self, environ: Environ) -> Iterable[bytes]:
         """Call the application; return what the server is to send."""
-        before = current.set(self._driver)
+        before = current.set(self._driver if self.begun else current.get())
+        self._running = True
         try:
             self._iterable = self._app(environ, self._started)
+            if not self.begun:
+                return self._iterable
             chunks = iter(self._iterable)
             length = self._gather(chunks)
             if length is not None:  # a stream: it goes out as it is made
                 self._passing = True
                 self._write = self._start_response(self._status, self._headers)
                 return _Stream(self, chunks)
-        except BaseException as error:  # noqa: BLE001  # raised again, or answered and logged
-            return self._raised(error)
+        except BaseException as error:
+            if not self.begun:
+                raise
+            return self._failed(error)
         finally:
+            self._running = False
             current.reset(before)
         return self._finish_whole(chunks)
 
     def _started(
         self, status: str, headers: Headers, exc_info: Any = None
     ) -> Callable[[bytes], object]:
+        if not self.begun:
+            told = (status, headers) if exc_info is None else (status, headers, exc_info)
+            return self._start_response(*told)
         if self._passing and exc_info is not None:
             raise exc_info[1].with_traceback(exc_info[2])
         self._status, self._headers, self._exc_info = status, list(headers), exc_info
@@ -125,7 +143,8 @@ class WSGIExchange:
         return Response(status, answer_headers.kept(fields, self._policy), body)
 
     def _finish(self, response: Response) -> Outcome:
-        return self._record_outcome(Answer(response, self._driver.taken, self._passing))
+        taken = self._driver.taken
+        return self._record_outcome(Answer(response, taken, self._passing, raised=self.raised))
 
     def _record_outcome(self, answer: Answer) -> Outcome:
         driver = self._driver
@@ -133,7 +152,7 @@ class WSGIExchange:
             return driver.outcome
         return driver.finish(answer)
 
-    def _raised(self, error: BaseException) -> Iterable[bytes]:
+    def _failed(self, error: BaseException) -> Iterable[bytes]:
         failed = failures.failed(self._problem_base, atomic=self._driver.taken)
         outcome = failures.told(self._record_outcome(failed), error)
         self.close()

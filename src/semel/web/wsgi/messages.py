@@ -87,6 +87,39 @@ class WSGIView:
         return self.native.get("REMOTE_USER") or None
 
 
+class HeldStart:
+    """A `start_response` that waits until the application has returned, or writes."""
+
+    def __init__(self, start_response: StartResponse) -> None:
+        self._start_response = start_response
+        self._told: tuple[Any, ...] = ()
+        self._write: Callable[[bytes], object] = len
+        self.begun = False
+        """Whether the response may have begun to leave."""
+
+    def __call__(
+        self, status: str, headers: Headers, exc_info: Any = None
+    ) -> Callable[[bytes], object]:
+        told = (status, headers) if exc_info is None else (status, headers, exc_info)
+        if self.begun:
+            return self._start_response(*told)
+        self._told = told
+        return lambda data: self.begin()(data)
+
+    @property
+    def failed(self) -> bool:
+        """Whether what waits is a server error."""
+        return not self.begun and bool(self._told) and self._told[0].startswith("5")
+
+    def begin(self) -> Callable[[bytes], object]:
+        """Let the response begin; return what writes to it."""
+        if not self.begun:
+            self.begun = True
+            if self._told:
+                self._write = self._start_response(*self._told)
+        return self._write
+
+
 def full_path(environ: Environ) -> str:
     """Return the path as the client sent it, its bytes as latin-1 characters (PEP 3333)."""
     path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")

@@ -10,13 +10,14 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+from semel.applications import Endpoint
 from semel.core import problems
 from semel.core.engine import Bypass
 from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.remembered import RememberedRequest
 from semel.idempotency import Idempotency
-from semel.operation import NoOperation
+from semel.operation import NoOperation, current, unkeyed
 from semel.runtime.drivers import ThreadDriver
 from semel.runtime.operations import Known
 from semel.web.http import admission, issue, key_source
@@ -29,11 +30,13 @@ from semel.web.http.callers import (
     scope_name,
 )
 from semel.web.wsgi.completing import ThreadCompleting
+from semel.web.wsgi.endpoints import endpoints_of
 from semel.web.wsgi.exchange import WSGIExchange
 from semel.web.wsgi.messages import (
     Ask,
     Environ,
     Headers,
+    HeldStart,
     StartResponse,
     WSGIApp,
     WSGIView,
@@ -63,18 +66,33 @@ class WSGIMiddleware:
         self.app = app
         self._idempotency = idempotency
         self._ask = caller
-        self._completing = ThreadCompleting(app, idempotency)
+        self._completing = ThreadCompleting(self._exchange, idempotency)
         self.problem_base = idempotency.problem_base
         self._credentials = credential_headers(idempotency.credentials)
         self._keys_path = idempotency.issuer.path if idempotency.issuer is not None else None
+        self._applications = idempotency.applications
+        self.identified = caller is not None
+        idempotency.serve(self)
+
+    def endpoints(self) -> list[Endpoint]:
+        """Return the endpoints of the application, none where they are unknown."""
+        return list(endpoints_of(self.app))
+
+    def within(self) -> tuple[()]:
+        """Return nothing: an application that is mounted in another is one of its own."""
+        return ()
+
+    def _meet(self) -> None:
+        if not self._applications.met:
+            self._idempotency.meet()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
-        if full_path(environ) == self._keys_path:
+        self._meet()
+        path = environ.get("PATH_INFO", "")
+        if path == self._keys_path:
             return self._issue(environ, start_response)
-        policy = self._idempotency.routes.find(
-            environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
-        )
+        policy = self._idempotency.routes.find(environ["REQUEST_METHOD"], path)
         if policy is None:
             return self.app(environ, start_response)
         return self._covered(policy, environ, start_response)
@@ -91,7 +109,7 @@ class WSGIMiddleware:
         keyed = bool(fields) or key_source.may_be_in_content(policy)
         if not keyed and not policy.next_key:
             return self._without_key(policy, environ, start_response)
-        request = WSGIView(environ)
+        request = self._view(environ)
         caller = None
         if self._ask is None or policy.shared:
             caller = self._known(request)
@@ -149,17 +167,36 @@ class WSGIMiddleware:
             return send_outcome(admitted.outcome, base, start_response)
         if admitted is None:
             return self._without_key(policy, with_body(environ, body), start_response)
+        outside = current.get()
+        if outside is not None and outside.key == admitted.key:  # the same middleware, once more
+            return self._bypass(with_body(environ, body), start_response)
         if admitted.policy.remember_request:
             self._completing.go_on()
         outcome = admitted.begin()
         if type(outcome) is Bypass:
-            return self.app(with_body(environ, body), start_response)
+            return self._bypass(with_body(environ, body), start_response)
         if outcome is not None:
             body.close()
             return send_outcome(outcome, base, start_response)
-        return WSGIExchange(self.app, base, admitted, body, start_response).run(
-            with_body(environ, body)
-        )
+        return self._operate(admitted, body, with_body(environ, body), start_response)
+
+    def _operate(
+        self, driver: ThreadDriver, body: Body, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Have the handler run under a claim."""
+        exchange = self._exchange(start_response)
+        exchange.begin(driver, body)
+        return exchange.run(environ)
+
+    def _exchange(self, start_response: StartResponse) -> WSGIExchange:
+        return WSGIExchange(self.app, self.problem_base, start_response)
+
+    def _bypass(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Have the handler run without a record."""
+        return self.app(environ, start_response)
+
+    def _view(self, environ: Environ) -> WSGIView:
+        return WSGIView(environ)
 
     def complete_abandoned(self, idle: float = 1.0) -> int:
         """Finish operations that a crash has abandoned; return how many were run.
@@ -181,7 +218,7 @@ class WSGIMiddleware:
 
     def _issue(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         idempotency = self._idempotency
-        request = WSGIView(environ)
+        request = self._view(environ)
         policy = dataclasses.replace(idempotency.routes.default, max_request_body=issue.LARGEST)
         body = Body(policy.algorithm, request.line)
         refusal = read_body(policy, environ, body.write)
@@ -214,11 +251,37 @@ class WSGIMiddleware:
     ) -> Iterable[bytes]:
         problem = admission.without_key(policy)
         if problem is None:
-            try:
-                return self.app(environ, start_response)
-            except NoOperation:  # the handler asked for the operation: it cannot do without a key
-                problem = problems.KEY_MISSING
+            answer = self._unprotected(environ, start_response)
+            if answer is not None:
+                return answer
+            problem = problems.KEY_MISSING
         return self._refuse_unread(problem, policy, environ, start_response)
+
+    def _unprotected(
+        self, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes] | None:
+        """Run a request without a key. None: its handler asked for the operation, and failed.
+
+        Frameworks make a server error of that, which has not begun to leave while it is held.
+        """
+        held = HeldStart(start_response)
+        asked: list[NoOperation] = []
+        before = unkeyed.set(asked)
+        try:
+            answer = self.app(environ, held)
+        except NoOperation:
+            if not held.begun:
+                return None
+            raise
+        finally:
+            unkeyed.reset(before)
+        if asked and held.failed:
+            close = getattr(answer, "close", None)
+            if close is not None:
+                close()
+            return None
+        held.begin()
+        return answer
 
     def _refuse_unread(
         self, problem: Problem, policy: Policy, environ: Environ, start_response: StartResponse
