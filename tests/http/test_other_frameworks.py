@@ -17,8 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from semel import Idempotency, Issuer
-from semel.stores.base import StoreSetupError
+from semel import Idempotency, Issuer, PolicyError
 from tests import servers
 from tests.http.frameworks import Shop
 from tests.http.harness import Client, asgi_server
@@ -333,9 +332,14 @@ def test_keys_are_issued(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("framework", ["quart", "sanic", "blacksheep", "falcon"], indirect=True)
-def test_twice_on_one_application_is_noticed(framework: str) -> None:
+def test_twice_on_one_application(framework: str, serve: Serve) -> None:
     shop = Shop(Idempotency("memory://"))
-    app = make_app(framework, shop)
     init_app = importlib.import_module(f"semel.web.{framework}").init_app
-    with pytest.raises(StoreSetupError, match="already"):
-        init_app(app, shop.idempotency)
+    app = make_app(framework, shop)
+    init_app(app, shop.idempotency)  # changes nothing
+    with pytest.raises(PolicyError, match="already"):
+        init_app(app, Idempotency("memory://"))
+    with pytest.raises(PolicyError, match="already"):
+        init_app(app, shop.idempotency, caller=lambda *request: "ann")
+    with asgi_server(app) as port:
+        assert Client(port).send("/plain").status == 201

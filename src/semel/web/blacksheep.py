@@ -13,16 +13,17 @@ try:
 except ImportError as error:  # pragma: no cover
     raise ImportError("semel.web.blacksheep needs BlackSheep: pip install blacksheep") from error
 
+from semel.applications import Endpoint
 from semel.idempotency import Idempotency
 from semel.web.asgi.inside import (
     HandlerCall,
     HandlerMiddleware,
     Received,
     ask,
-    describe,
-    mark_of,
-    only_once,
+    parameter,
+    rules_beside,
     send_body,
+    there_already,
 )
 from semel.web.asgi.messages import ASGIScope, Send, route_path
 
@@ -43,12 +44,14 @@ def init_app(app: Application, idempotency: Idempotency, *, caller: Caller | Non
     the user's id (`lambda request: request.user["sub"]`), and raises `Unauthorized` where it is
     nobody. It is asked before a claim and before a replay.
 
-    Raises `StoreSetupError` for an application that has Semel already, `PolicyError` where
-    `Idempotency(scope=…)` names the caller, too.
+    A second call with the same objects does nothing. Raises `PolicyError` where it names others,
+    and where `Idempotency(scope=…)` names the caller, too.
     """
-    only_once(app.__dict__, "semel")
-    app.__dict__["semel"] = idempotency
-    middleware = HandlerMiddleware(idempotency, asks=caller is not None)
+    if there_already(vars(app).get("semel"), idempotency, caller):
+        return
+    found: list[Endpoint] = []
+    middleware = HandlerMiddleware(idempotency, who=caller, endpoints=lambda: found)
+    vars(app)["semel"] = middleware
     middleware.complete_through(app)
     issuer = idempotency.issuer
 
@@ -59,9 +62,10 @@ def init_app(app: Application, idempotency: Idempotency, *, caller: Caller | Non
                 return await middleware.issue(BlackSheepCall(app, request, handler, caller))
 
             return issuing
-        policy = mark_of(handler, method) or mark_of(getattr(handler, "root_fn", None), method)
-        path = _PARAMETER.sub(r"/{\1}", route.pattern.decode())
-        describe(idempotency, method, path, policy)
+        root = getattr(handler, "root_fn", handler)
+        policy = rules_beside(root, method)
+        path = _PARAMETER.sub(_as_patterns_are, route.pattern.decode())
+        found.append(Endpoint((method,), path, root, identified=caller is not None))
 
         @functools.wraps(handler)
         async def around(request: Request) -> Response:
@@ -83,15 +87,9 @@ def init_app(app: Application, idempotency: Idempotency, *, caller: Caller | Non
     if issuer is not None and issuer.path is not None:
         app.router.add_post(issuer.path, issue)
 
-    async def start(app: Application) -> None:
-        await middleware.begin()
-
-    async def stop(app: Application) -> None:
-        await middleware.end()
-
     app.on_middlewares_configuration += wrap_all  # type: ignore[misc]
-    app.on_start += start
-    app.on_stop += stop
+    app.after_start += middleware.begin
+    app.on_stop += middleware.end
 
 
 class BlackSheepCall(HandlerCall[Response]):
@@ -144,7 +142,12 @@ class BlackSheepCall(HandlerCall[Response]):
         body = received.body
         if not isinstance(body, bytes):
             chunks = body
-            return Response(received.status, kept, StreamedContent(kind, lambda: chunks))
+
+            async def provide() -> AsyncIterator[bytes]:
+                async for chunk in chunks:
+                    yield chunk
+
+            return Response(received.status, kept, StreamedContent(kind, provide))
         return Response(received.status, kept, Content(kind, body) if body else None)
 
 
@@ -162,4 +165,8 @@ async def _parts(content: Any) -> AsyncIterator[bytes]:
             yield part
 
 
-_PARAMETER = re.compile(r"/(?::|\{(?:[a-z]+:)?)(\w+)\}?")
+_PARAMETER = re.compile(r"/(?::(\w+)|\{(?:([a-z]+):)?(\w+)\})")
+
+
+def _as_patterns_are(match: re.Match[str]) -> str:
+    return "/" + parameter(match.group(1) or match.group(3), match.group(2))

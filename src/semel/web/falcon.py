@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 try:
@@ -14,16 +14,17 @@ try:
 except ImportError as error:  # pragma: no cover
     raise ImportError("semel.web.falcon needs Falcon: pip install falcon") from error
 
+from semel.applications import Endpoint
 from semel.idempotency import Idempotency
 from semel.web.asgi.inside import (
     HandlerCall,
     HandlerMiddleware,
     Received,
     ask,
-    describe,
-    mark_of,
-    only_once,
+    parameter,
+    rules_beside,
     send_body,
+    there_already,
 )
 from semel.web.asgi.messages import Send
 
@@ -44,50 +45,72 @@ def init_app(app: App[Any, Any], idempotency: Idempotency, *, caller: Caller | N
     the user's id (`lambda req: req.context.user`), and raises `falcon.HTTPUnauthorized` where it is
     nobody. It is asked before a claim and before a replay.
 
-    Raises `StoreSetupError` for an application that has Semel already, `PolicyError` where
-    `Idempotency(scope=…)` names the caller, too, `TypeError` for a WSGI application.
+    A second call with the same objects does nothing. Raises `PolicyError` where it names others,
+    and where `Idempotency(scope=…)` names the caller, too, `TypeError` for a WSGI application.
     """
     if not isinstance(app, App):
         raise TypeError(f"app: give a falcon.asgi.App, not {type(app).__name__}")
-    only_once(getattr(app._router_search, "__dict__", {}), "semel")
-    middleware = HandlerMiddleware(idempotency, asks=caller is not None)
+    there = getattr(app._router_search, "semel", None)
+    if there_already(there, idempotency, caller):
+        return
+
+    middleware = HandlerMiddleware(
+        idempotency, who=caller, endpoints=functools.partial(_endpoints, app, caller is not None)
+    )
     middleware.complete_through(app)  # type: ignore[arg-type]
     issuer = idempotency.issuer
-    find: Any = app._router_search
 
     @functools.cache
-    def wrap(responder: Any, method: str, template: str | None) -> Any:
-        policy = mark_of(responder, method)
-        if template is not None:
-            describe(idempotency, method, _PARAMETER.sub(r"{\1}", template), policy)
+    def wrap(responder: Any, method: str) -> Any:
+        policy = rules_beside(responder, method)
+        issues = isinstance(getattr(responder, "__self__", None), _Issuing)
+        run = middleware.issue if issues else middleware.around
 
         @functools.wraps(responder)
         async def around(req: Request, resp: Response, **params: Any) -> None:
             call = FalconCall(app, req, resp, functools.partial(responder, **params), caller)
             call.params = params
             call.policy = policy
-            if isinstance(getattr(responder, "__self__", None), _Issuing):
-                await middleware.issue(call)
-            else:
-                await middleware.around(call)
+            await run(call)
 
         return around
 
-    def search(uri: str, req: Any = None) -> Any:
-        found = find(uri, req=req)
-        if found is None or found[0] is None or req is None or req.method not in found[1]:
-            return found
-        resource, methods, params, *template = found
-        if req.is_websocket:
-            return found
-        around = wrap(methods[req.method], req.method, template[0] if template else None)
-        return (resource, {**methods, req.method: around}, params, *template)
-
-    vars(search)["semel"] = idempotency
-    app._router_search = search
+    app._router_search = _Search(app._router_search, wrap, middleware)
     if issuer is not None and issuer.path is not None:
         app.add_route(issuer.path, _Issuing())
     app.add_middleware(_Life(middleware))
+
+
+class _Search:
+    """Finds the route of a request, with its responder wrapped."""
+
+    def __init__(self, find: Any, wrap: Any, middleware: HandlerMiddleware) -> None:
+        self._find = find
+        self._wrap = wrap
+        self.semel = middleware
+
+    def __call__(self, uri: str, req: Any = None) -> Any:
+        found = self._find(uri, req=req)
+        if not found or found[0] is None or req is None or req.is_websocket:
+            return found
+        resource, methods, *rest = found
+        responder = methods.get(req.method)
+        if responder is None:
+            return found
+        return (resource, {**methods, req.method: self._wrap(responder, req.method)}, *rest)
+
+
+def _endpoints(app: App[Any, Any], identified: bool) -> Iterator[Endpoint]:
+    """The endpoints of an application's own router; those of another router are unknown."""
+    nodes = list(getattr(app._router, "_roots", ()))
+    for node in nodes:  # it grows meanwhile
+        nodes += node.children
+        if node.resource is None or isinstance(node.resource, _Issuing):
+            continue
+        path = _PARAMETER.sub(lambda found: parameter(*found.groups()), node.uri_template)
+        for method, responder in node.method_map.items():
+            if getattr(responder, "__self__", None) is node.resource:
+                yield Endpoint((method,), path, responder, identified=identified)
 
 
 class _Issuing:
@@ -158,7 +181,7 @@ class FalconCall(HandlerCall[Response]):
 
     async def send(self, response: Response, send: Send) -> None:
         body: bytes | AsyncIterator[bytes] = await response.render_body() or b""
-        kind = self._app.resp_options.default_media_type
+        kind: str | None = self._app.resp_options.default_media_type
         if response.sse:
             kind, body = "text/event-stream", self._events(response.sse)
         elif not body and response.stream:
@@ -212,4 +235,4 @@ async def _stream(stream: Any) -> AsyncIterator[bytes]:
 
 
 _BLOCK = 8192
-_PARAMETER = re.compile(r"\{(\w+)(?::[^{}]*)?\}")
+_PARAMETER = re.compile(r"\{(\w+)(?::(\w+)[^{}]*)?\}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 try:
@@ -12,6 +13,7 @@ try:
     from litestar.connection import ASGIConnection
     from litestar.handlers import HTTPRouteHandler
     from litestar.middleware._internal.exceptions import ExceptionHandlerMiddleware
+    from litestar.middleware.authentication import AbstractAuthenticationMiddleware
     from litestar.openapi.spec import OpenAPI
     from litestar.plugins import InitPluginProtocol, ReceiveRoutePlugin
     from litestar.response import Response as LitestarResponse
@@ -19,8 +21,9 @@ try:
 except ImportError as error:  # pragma: no cover
     raise ImportError("semel.web.litestar needs Litestar: pip install 'semel[litestar]'") from error
 
+from semel.applications import Endpoint, policy_on
 from semel.core import failures, keys
-from semel.core.policy import Policy
+from semel.core.policy import PolicyError
 from semel.core.record import Response
 from semel.idempotency import Idempotency
 from semel.operation import (
@@ -31,8 +34,7 @@ from semel.operation import (
     current_operation,
     note_raised,
 )
-from semel.stores.base import StoreSetupError
-from semel.web.asgi.inside import Innermost, ask, describe, mark_of
+from semel.web.asgi.inside import Innermost, ask, parameter, rules_beside
 from semel.web.asgi.messages import (
     ASGIScope,
     ASGIView,
@@ -44,7 +46,7 @@ from semel.web.asgi.messages import (
 )
 from semel.web.conditional import NotMet, Preconditions
 from semel.web.http import key_source
-from semel.web.http.callers import Caller, named_caller, one_way_to_ask
+from semel.web.http.callers import Caller, named_caller
 from semel.web.openapi import document
 
 __all__ = ["SemelPlugin", "async_operation", "operation", "preconditions"]
@@ -65,8 +67,8 @@ class SemelPlugin(InitPluginProtocol, ReceiveRoutePlugin):
     after the guards, before a claim and before a replay. Without it: `connection.user`, where an
     authentication middleware has set one, else the request's credentials.
 
-    Raises `StoreSetupError` for an application that has Semel already, `PolicyError` where
-    `Idempotency(scope=…)` names the caller, too.
+    Raises `PolicyError` for an application that has two, and where `Idempotency(scope=…)` names the
+    caller, too.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class SemelPlugin(InitPluginProtocol, ReceiveRoutePlugin):
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Called by Litestar as the application is made."""
         if sum(isinstance(plugin, SemelPlugin) for plugin in app_config.plugins) > 1:
-            raise StoreSetupError("plugins: this application has two SemelPlugin; keep one")
+            raise PolicyError("plugins: this application has two SemelPlugin; keep one")
         base, issuer = self._idempotency.problem_base, self._idempotency.issuer
 
         def not_met(request: Request[Any, Any, Any], error: NotMet) -> LitestarResponse[bytes]:
@@ -92,7 +94,7 @@ class SemelPlugin(InitPluginProtocol, ReceiveRoutePlugin):
         if app_config.openapi_config is not None:
             config = copy.copy(app_config.openapi_config)
             make = config.to_openapi_schema
-            config.to_openapi_schema = lambda: self._documented(make())
+            config.to_openapi_schema = lambda: self._documented(make())  # type: ignore[method-assign]
             app_config.openapi_config = config
         if issuer is not None and issuer.path is not None:
             app_config.route_handlers.append(
@@ -109,10 +111,8 @@ class SemelPlugin(InitPluginProtocol, ReceiveRoutePlugin):
         if type(route) is not HTTPRoute:
             return
         for handler in route.route_handlers:
-            for method in sorted(handler.http_methods):
-                describe(self._idempotency, method, route.path_format, _mark(handler, method))
-                if _takes_operation(handler):
-                    self._with_operation.add((route.path_format, method))
+            if _takes_operation(handler):
+                self._with_operation |= {(route.path_format, m) for m in handler.http_methods}
         self._middleware.take(route)
 
     def _documented(self, openapi: OpenAPI) -> OpenAPI:
@@ -137,7 +137,7 @@ class KeyedRoute(HTTPRoute):
 
     __slots__ = ()
 
-    async def handle(self, scope: Any, receive: Any, send: Any) -> None:  # type: ignore[override]
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
         plugin = scope["litestar_app"].plugins.get(SemelPlugin)
         await plugin._middleware.serve(self, scope, receive, send)
 
@@ -148,11 +148,13 @@ class RouteMiddleware(Innermost):
     def __init__(
         self, idempotency: Idempotency, caller: Callable[[_Connection], object] | None
     ) -> None:
-        asks = caller is not None or idempotency.scope is None
-        super().__init__(self._run, idempotency, caller=self._who if asks else None)
-        one_way_to_ask(idempotency, caller)
+        ask = self._who if caller is not None or idempotency.scope is None else None
+        super().__init__(
+            self._run, idempotency, who=caller, ask=ask, endpoints=self._endpoints_found
+        )
         self._caller = caller
         self._bare: dict[int, HTTPRoute] = {}
+        self._routes: dict[str, HTTPRoute] = {}
 
     def take(self, route: HTTPRoute) -> None:
         """Stand inside a route from now on."""
@@ -164,7 +166,19 @@ class RouteMiddleware(Innermost):
             inner._resolved_before_request = None
             bare.route_handler_map[method] = (inner, model)
         self._bare[id(route)] = bare
+        self._routes[route.path] = route
+        self._applications.met = False
         route.__class__ = KeyedRoute
+
+    def _endpoints_found(self) -> Iterator[Endpoint]:
+        for route in self._routes.values():
+            path = _PARAMETER.sub(lambda found: parameter(*found.groups()), route.path)
+            for handler in route.route_handlers:
+                if handler.name == _ISSUING:
+                    continue
+                known = self._caller is not None or _authenticated(handler)
+                methods = tuple(sorted(handler.http_methods))
+                yield Endpoint(methods, path, _function(handler), identified=known)
 
     async def serve(self, route: HTTPRoute, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Serve a request that has come to its route."""
@@ -180,9 +194,9 @@ class RouteMiddleware(Innermost):
                 await self._issue(scope, again, send)
             return
         path = route_path(scope) if scope.get("root_path") else scope["path"]
-        policy = self.rules(_mark(handler, method), method, path)
+        policy = self.rules(rules_beside(_function(handler), method), method, path)
         if policy is None:
-            await HTTPRoute.handle(route, cast(Any, scope), receive, cast(Any, send))
+            await HTTPRoute.handle(route, cast(Any, scope), cast(Any, receive), cast(Any, send))
         elif key_source.may_be_in_content(policy) or _has_key(scope):
             again = await self._let_in(handler, scope, receive, send)
             if again is not None:
@@ -207,7 +221,7 @@ class RouteMiddleware(Innermost):
         if not answer:
             return taken.again
         made = await handler.to_response(app=scope["litestar_app"], data=answer, request=request)
-        await made(cast(Any, scope), receive, cast(Any, send))
+        await made(cast(Any, scope), cast(Any, receive), cast(Any, send))
         return None
 
     async def _who(self, scope: ASGIScope, receive: Receive) -> Caller:
@@ -259,10 +273,21 @@ def _has_key(scope: ASGIScope) -> bool:
     return any(name == b"idempotency-key" for name, _ in scope["headers"])
 
 
-def _mark(handler: HTTPRouteHandler, method: str) -> Policy | None:
-    function = handler.fn
-    function = getattr(function, "func", function)  # sync_to_thread=True
-    return mark_of(handler, method) or mark_of(function, method)
+def _function(handler: HTTPRouteHandler) -> object:
+    """What may carry the mark: a handler's function."""
+    if policy_on(handler) is not None:
+        return handler
+    return getattr(handler.fn, "func", handler.fn)  # sync_to_thread=True
+
+
+def _authenticated(handler: HTTPRouteHandler) -> bool:
+    kinds = (getattr(each, "middleware", each) for each in handler.resolve_middleware())
+    return any(
+        isinstance(k, type) and issubclass(k, AbstractAuthenticationMiddleware) for k in kinds
+    )
+
+
+_PARAMETER = re.compile(r"\{(\w+)(?::(\w+))?\}")
 
 
 def _takes_operation(handler: HTTPRouteHandler) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ try:
 except ImportError as error:  # pragma: no cover
     raise ImportError("semel.web.quart needs Quart: pip install 'semel[quart]'") from error
 
+from semel.applications import Endpoint
 from semel.idempotency import Idempotency
 from semel.operation import AsyncOperation, Operation, current_async_operation, current_operation
 from semel.web.asgi.inside import (
@@ -20,13 +20,13 @@ from semel.web.asgi.inside import (
     HandlerMiddleware,
     Received,
     ask,
-    describe,
-    mark_of,
-    only_once,
+    rules_beside,
     send_body,
+    there_already,
 )
 from semel.web.asgi.messages import ASGIScope, Send
 from semel.web.conditional import Preconditions
+from semel.web.wsgi.endpoints import flask_endpoints, handlers_of
 
 __all__ = ["async_operation", "init_app", "operation", "preconditions"]
 
@@ -44,12 +44,19 @@ def init_app(app: Quart, idempotency: Idempotency, *, caller: Caller | None = No
     that returns the user or the user's id (`lambda: current_user.auth_id`), and aborts with 401 or
     403 where it is nobody. It is asked before a claim and before a replay.
 
-    Raises `StoreSetupError` for an application that has Semel already, `PolicyError` where
-    `Idempotency(scope=…)` names the caller, too.
+    A second call with the same objects does nothing. Raises `PolicyError` where it names others,
+    and where `Idempotency(scope=…)` names the caller, too.
     """
-    only_once(app.extensions, "semel")
-    app.extensions["semel"] = idempotency
-    middleware = HandlerMiddleware(idempotency, asks=caller is not None)
+    if there_already(app.extensions.get("semel"), idempotency, caller):
+        return
+
+    def endpoints() -> list[Endpoint]:
+        known = caller is not None
+        found = flask_endpoints(app, leave_out=_ISSUING)
+        return [each._replace(identified=known) for each in found]
+
+    middleware = HandlerMiddleware(idempotency, who=caller, endpoints=endpoints)
+    app.extensions["semel"] = middleware
     middleware.complete_through(app)  # type: ignore[arg-type]
     issuer = idempotency.issuer
     dispatch = app.dispatch_request
@@ -74,14 +81,7 @@ def init_app(app: Quart, idempotency: Idempotency, *, caller: Caller | None = No
         app.add_url_rule(issuer.path, _ISSUING, issue, methods=["POST"])
     app.dispatch_request = dispatch_request  # type: ignore[method-assign,assignment]
 
-    async def start() -> None:
-        for rule in app.url_map.iter_rules():
-            for method in sorted(rule.methods or ()):
-                policy = mark_of(app.view_functions.get(rule.endpoint), method)
-                describe(idempotency, method, _PARAMETER.sub(r"{\1}", rule.rule), policy)
-        await middleware.begin()
-
-    app.before_serving(start)
+    app.before_serving(middleware.begin)
     app.after_serving(middleware.end)
 
 
@@ -94,7 +94,9 @@ class QuartCall(HandlerCall[Any]):
         assert asked.url_rule is not None
         self.scope = cast(ASGIScope, asked.scope)
         self.path = asked.path
-        self.policy = mark_of(app.view_functions.get(asked.url_rule.endpoint), asked.method)
+        view = app.view_functions.get(asked.url_rule.endpoint)
+        for _, handler in handlers_of(view, [asked.method]):
+            self.policy = rules_beside(handler, asked.method)
         self._app = app
         self._request = asked
         self._dispatch = dispatch
@@ -153,7 +155,6 @@ def preconditions() -> Preconditions:
 
 
 _ISSUING = "semel_keys"
-_PARAMETER = re.compile(r"<(?:[^<>:]+:)?(\w+)>")
 
 
 async def _chunks(response: Response) -> AsyncIterator[bytes]:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 try:
@@ -16,19 +16,20 @@ try:
 except ImportError as error:  # pragma: no cover
     raise ImportError("semel.web.sanic needs Sanic: pip install sanic") from error
 
-from semel.core.policy import PolicyError
+from semel.applications import Endpoint
 from semel.idempotency import Idempotency
 from semel.web.asgi.inside import (
     HandlerCall,
     HandlerMiddleware,
     Received,
     ask,
-    describe,
-    mark_of,
-    only_once,
+    parameter,
+    rules_beside,
     send_body,
+    there_already,
 )
 from semel.web.asgi.messages import ASGIScope, Send
+from semel.web.wsgi.endpoints import handlers_of
 
 __all__ = ["init_app"]
 
@@ -45,18 +46,20 @@ def init_app(
     Semel stands inside the application's request and response middleware, whatever the order of the
     calls. Routes may come before or after this call, until the server starts. A handler gets its
     operation from `semel.current_async_operation()`. Handlers that read their request as a stream
-    (`stream=True`) are left alone.
+    (`stream=True`) are left alone, and a mark on one of them keeps the service from starting.
 
     `caller` says who has sent a request: a plain or async function of it that returns the user or
     the user's id (`lambda request: request.ctx.user`), and raises `Unauthorized` where it is
     nobody. It is asked before a claim and before a replay.
 
-    Raises `StoreSetupError` for an application that has Semel already, `PolicyError` where
-    `Idempotency(scope=…)` names the caller, too.
+    A second call with the same objects does nothing. Raises `PolicyError` where it names others,
+    and where `Idempotency(scope=…)` names the caller, too.
     """
-    only_once(vars(app.ctx), "semel")
-    app.ctx.semel = idempotency
-    middleware = HandlerMiddleware(idempotency, asks=caller is not None)
+    if there_already(getattr(app.ctx, "semel", None), idempotency, caller):
+        return
+    found: list[Endpoint] = []
+    middleware = HandlerMiddleware(idempotency, who=caller, endpoints=lambda: found)
+    app.ctx.semel = middleware
     issuer = idempotency.issuer
 
     def wrap(handler: Any) -> Any:
@@ -64,7 +67,8 @@ def init_app(
         async def around(request: Request, *args: Any, **kwargs: Any) -> Any:
             run = functools.partial(handler, request, *args, **kwargs)
             call = SanicCall(app, request, run, caller)
-            call.policy = mark_of(handler, request.method)
+            for _, marked in handlers_of(handler, [request.method]):
+                call.policy = rules_beside(marked, request.method)
             if handler is issue:
                 return await middleware.issue(call)
             return await middleware.around(call)
@@ -76,33 +80,27 @@ def init_app(
         return HTTPResponse(status=404)
 
     async def start(app: Sanic[Any, Any]) -> None:
-        for route in _routes_with_keys(app, idempotency):
+        for route in _routes_with_keys(app):
+            path = "/" + _PARAMETER.sub(lambda part: parameter(*part.groups()), route.path)
+            for methods, marked in handlers_of(route.handler, sorted(route.methods)):
+                found.append(Endpoint(methods, path, marked, identified=caller is not None))
             route.handler = wrap(route.handler)
         await middleware.begin()
-
-    async def stop(app: Sanic[Any, Any]) -> None:
-        await middleware.end()
 
     if issuer is not None and issuer.path is not None:
         app.add_route(issue, issuer.path, methods=["POST"], name="semel_keys")
     app.before_server_start(start)
-    app.after_server_stop(stop)
+    app.after_server_stop(middleware.end)
 
 
-def _routes_with_keys(app: Sanic[Any, Any], idempotency: Idempotency) -> Iterator[Any]:
-    """The routes that are wrapped; the rules beside their handlers are described."""
+def _routes_with_keys(app: Sanic[Any, Any]) -> Iterator[Any]:
+    """The routes that are wrapped."""
     for route in app.router.routes:
-        handler = route.handler
-        if hasattr(handler, "is_websocket"):
+        if hasattr(route.handler, "is_websocket"):
             continue
-        marks = {method: mark_of(handler, method) for method in sorted(route.methods)}
-        if hasattr(handler, "is_stream"):
-            if any(marks.values()):
-                raise PolicyError(f"/{route.path}: a stream=True handler cannot have a key")
+        if hasattr(route.handler, "is_stream"):
             log.warning("/%s reads its request as a stream: left alone", route.path)
             continue
-        for method, policy in marks.items():
-            describe(idempotency, method, "/" + _PARAMETER.sub(r"{\1}", route.path), policy)
         yield route
 
 
@@ -251,4 +249,4 @@ def _scope(request: Request) -> ASGIScope:
     }
 
 
-_PARAMETER = re.compile(r"<(\w+)(?::[^<>]*)?>")
+_PARAMETER = re.compile(r"<(\w+)(?::([^<>]*))?>")

@@ -14,19 +14,20 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from semel.applications import SAFE, Endpoint, policy_on
 from semel.core import failures, problems
-from semel.core.policy import Policy
+from semel.core.policy import Policy, PolicyError
 from semel.core.problems import Problem
 from semel.core.record import Response
-from semel.idempotency import POLICY_ATTRIBUTE, Idempotency
+from semel.idempotency import Idempotency
 from semel.operation import NoOperation, note_raised
-from semel.stores.base import StoreSetupError
 from semel.web.asgi.completing import Completing
-from semel.web.asgi.messages import ASGIApp, ASGIScope, Message, Receive, Send, send_whole
+from semel.web.asgi.messages import ASGIApp, ASGIScope, Ask, Message, Receive, Send, send_whole
 from semel.web.asgi.middleware import DRAIN_TIMEOUT, ASGIMiddleware
+from semel.web.asgi.unkeyed import needs_key
 from semel.web.conditional import NotMet
 from semel.web.http import admission, key_source
-from semel.web.http.callers import Caller, named_caller
+from semel.web.http.callers import Caller, named_caller, one_way_to_ask
 
 Native = TypeVar("Native")
 
@@ -92,18 +93,40 @@ class HandlerCall(ABC, Generic[Native]):
 
 
 class Innermost(ASGIMiddleware):
-    """The middleware, where an adapter calls it for each handler, and not for each connection."""
+    """The middleware, where an adapter calls it for each handler, and not for each connection.
+
+    `who` is the service's own `caller` function, if it has one, `ask` what the middleware asks,
+    `endpoints` finds those of the application.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        idempotency: Idempotency,
+        *,
+        who: object,
+        ask: Ask | None,
+        endpoints: Callable[[], Iterable[Endpoint]],
+    ) -> None:
+        one_way_to_ask(idempotency, who)
+        super().__init__(app, idempotency, caller=ask, endpoints=endpoints)
+        self.identified = who is not None
+        self._who_asks = who
+
+    def same(self, idempotency: Idempotency, caller: object) -> bool:
+        """Say whether the application is protected by these."""
+        return idempotency is self._idempotency and caller in (None, self._who_asks)
 
     def complete_through(self, app: ASGIApp) -> None:
         """Run abandoned operations through this application, whole."""
         self._completing = Completing(app, self._idempotency, self._detached)
 
-    async def begin(self) -> None:
+    async def begin(self, *context: object) -> None:
         """Open the store, as the application starts."""
         await asyncio.to_thread(self._idempotency.start)
         self._completing.go_on_if_needed({})
 
-    async def end(self) -> None:
+    async def end(self, *context: object) -> None:
         """Wait for operations whose clients have gone, and close the store."""
         self._completing.stop()
         await self._detached.wait(DRAIN_TIMEOUT)
@@ -111,6 +134,8 @@ class Innermost(ASGIMiddleware):
 
     def rules(self, mark: Policy | None, method: str, path: str) -> Policy | None:
         """Return the rules of a request: those beside its handler go before the service's."""
+        if not self._applications.met:
+            self._idempotency.meet()
         if mark is not None:
             return mark if method in mark.methods else None
         return self._idempotency.routes.find(method, path)
@@ -119,11 +144,18 @@ class Innermost(ASGIMiddleware):
 class HandlerMiddleware(Innermost):
     """Gives the handlers of one application idempotency keys, each where it is called.
 
-    `asks`: whether the calls have a `caller` function to ask.
+    `who` is the service's own `caller` function, which the calls know how to call.
     """
 
-    def __init__(self, idempotency: Idempotency, *, asks: bool) -> None:
-        super().__init__(self._handle, idempotency, caller=self._who if asks else None)
+    def __init__(
+        self,
+        idempotency: Idempotency,
+        *,
+        who: object,
+        endpoints: Callable[[], Iterable[Endpoint]],
+    ) -> None:
+        ask = self._who if who is not None else None
+        super().__init__(self._handle, idempotency, who=who, ask=ask, endpoints=endpoints)
 
     async def issue(self, call: HandlerCall[Native]) -> Native:
         """Answer a request for issued keys."""
@@ -142,8 +174,10 @@ class HandlerMiddleware(Innermost):
                 return self._refused(call, problem)
             try:
                 return await self._plain(call)
-            except NoOperation:
-                return self._refused(call, problems.KEY_MISSING)
+            except Exception as error:
+                if needs_key(error):
+                    return self._refused(call, problems.KEY_MISSING)
+                raise
 
         async def covered(scope: ASGIScope, receive: Receive, send: Send) -> None:
             await self._covered(policy, scope, receive, send)
@@ -155,10 +189,10 @@ class HandlerMiddleware(Innermost):
         try:
             return await call.handle()
         except NotMet as error:
-            note_raised(error)
             return call.respond(_received(error.response(self.problem_base)))
         except Exception as error:
-            note_raised(error)  # where the completer runs an abandoned operation
+            if "semel.completing" in call.scope:
+                note_raised(error)
             raise
 
     def _refused(self, call: HandlerCall[Native], problem: Problem) -> Native:
@@ -298,41 +332,32 @@ async def ask(caller: Callable[..., object], *arguments: object) -> object:
     return user
 
 
-def only_once(marked: Any, name: str) -> None:
-    """Note that an application has Semel. Raises `StoreSetupError` where it has it already."""
-    if name in marked:
-        raise StoreSetupError(
-            "this application has Semel already: call init_app once, or each request would wait for"
-            " itself"
+def there_already(there: Innermost | None, idempotency: Idempotency, caller: object) -> bool:
+    """Say whether an application has Semel, by an earlier call with the same objects.
+
+    Raises `PolicyError` where the earlier call was with others.
+    """
+    if there is None:
+        return False
+    if not there.same(idempotency, caller):
+        raise PolicyError(
+            "init_app: this application is protected already, by another Idempotency or with"
+            " another caller=; call it once"
         )
+    return True
 
 
-def describe(idempotency: Idempotency, method: str, path: str, policy: Policy | None) -> None:
-    """List the rules of a marked handler among the service's, for its log and its OpenAPI document.
-
-    `path` with its parameters as `{name}`.
-    """
-    if policy is not None and method in policy.methods:
-        idempotency.routes.add(f"{method} {path}", policy)
-
-
-def mark_of(handler: object, method: str) -> Policy | None:
-    """Return the rules that `@idempotency.route(…)` has put beside a handler, for this method.
-
-    Of a view made of a class (`view_class`) those of the method go before those of the class.
-    """
-    view = getattr(handler, "view_class", None)
-    if view is not None:
-        own = mark_of(getattr(view, method.lower(), None), method) or mark_of(view, method)
-        if own is not None:
-            return own
-    policy: Policy | None = getattr(handler, POLICY_ATTRIBUTE, None)
-    if policy is None or method in policy.methods or method in _READS:
+def rules_beside(handler: object, method: str) -> Policy | None:
+    """Return the rules that `@idempotency.route(…)` has put beside a handler, for this method."""
+    policy = policy_on(handler)
+    if policy is None or method in policy.methods or method in SAFE:
         return policy
     return dataclasses.replace(policy, methods=(*policy.methods, method))
 
 
-_READS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+def parameter(name: str, kind: str | None) -> str:
+    """Return a parameter as patterns are written; kinds that they do not know are left out."""
+    return f"{{{name}:{kind}}}" if kind in ("int", "float", "uuid", "path") else f"{{{name}}}"
 
 
 async def send_body(
