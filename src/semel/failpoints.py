@@ -29,6 +29,7 @@ NAMES = (
     "upstream_sent",
     "upstream_answered",
     "upstream_read",
+    "cut_off",
     "before_complete",
     "in_commit",
     "before_commit",

@@ -56,9 +56,16 @@ class Idempotency:
     - `problem_base`: where your own documentation of the problem types lives.
     - `complete_every`: how often operations that a crash has abandoned are looked for, where a
       policy remembers requests; None leaves it to the middleware's `complete_abandoned()`.
+    - `max_waiting_threads`: how many of a WSGI server's threads may wait for the first requests of
+      their keys, in each process; the other repeats get 409 `in-flight` at once. None (the
+      default): half of the server's threads, and none where it has one thread only, so that the
+      others keep serving. On an event loop waiting costs no thread.
+    - `drain`: how long a shutdown waits for operations whose clients have gone; what still runs
+      then is cancelled. 10 s is what `docker stop` leaves before it kills.
     - `sweep_every`: how often expired records are cleared away; None leaves it to `sweep()`.
 
-    Raises `StoreSetupError` for a store that cannot be used, or cannot keep what a policy promises.
+    Raises `StoreSetupError` for a store that cannot be used, or cannot keep what a policy promises,
+    `ValueError` for a number or a duration below 0.
     """
 
     def __init__(
@@ -72,9 +79,15 @@ class Idempotency:
         session_cookie: str | None = None,
         credentials: Sequence[str] = (),
         problem_base: str = problems.BASE,
+        max_waiting_threads: int | None = None,
+        drain: timedelta = timedelta(seconds=10),
         sweep_every: timedelta | None = timedelta(seconds=60),
         complete_every: timedelta | None = timedelta(seconds=5),
     ) -> None:
+        if max_waiting_threads is not None and max_waiting_threads < 0:
+            raise ValueError("max_waiting_threads: give a whole number of 0 or more, or None")
+        if drain < timedelta():
+            raise ValueError("drain: give a timedelta of 0 or more")
         self.routes = Routes(policy or Policy(), routes or {})
         self.scope = scope
         self.issuer = issuer
@@ -87,6 +100,8 @@ class Idempotency:
         """Told of every outcome; `outcomes.observers` may be added to."""
         self.applications = Applications()
         """What the adapters serve, and the marks that `route` has made; for adapters."""
+        self.drain = drain
+        self._max_waiting_threads = max_waiting_threads
         self.started = False
         self.complete_every = complete_every
         self._sweep_every = sweep_every
@@ -125,7 +140,7 @@ class Idempotency:
         self._check()
 
     def _make_runtime(self) -> None:
-        self.runtime = Runtime(self.store, self.outcomes)
+        self.runtime = Runtime(self.store, self.outcomes, self._max_waiting_threads)
         self.operations = Operations(self.runtime)
 
     def _check(self) -> None:

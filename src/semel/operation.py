@@ -20,7 +20,7 @@ from semel.core.steps import OnUnknown, OutcomeUnknown
 from semel.runtime import stepping
 from semel.runtime.drivers import AsyncDriver, ThreadDriver, current
 from semel.runtime.transactions import NestedOperation, OperationOver
-from semel.stores.base import StoreSetupError
+from semel.stores.base import StoreSetupError, Transaction
 
 __all__ = [
     "AsyncOperation",
@@ -152,6 +152,15 @@ class AsyncOperation(_Operation):
         await self._driver.abegun()
         return _session(self._driver, "async_session")
 
+    async def driver(self) -> Any:
+        """Return the driver's own connection below SQLAlchemy's (asyncpg's, psycopg's, …).
+
+        Its transaction has begun: what is written on it commits with the record. Do not end the
+        transaction there. The connection is not given back to its pool afterwards, for nobody sees
+        what was set on it. Raises as `connection` does, `StoreSetupError` for another store.
+        """
+        return await _of_sqlalchemy(await self._driver.abegun(), "adriver")()
+
     async def step(
         self,
         name: str,
@@ -230,6 +239,10 @@ class Operation(_Operation):
         self._driver.begun()
         return _session(self._driver, "session")
 
+    def driver(self) -> Any:
+        """As `AsyncOperation.driver`, without awaiting."""
+        return _of_sqlalchemy(self._driver.begun(), "driver")()
+
     def step(
         self,
         name: str,
@@ -280,6 +293,15 @@ def _session(driver: AsyncDriver | ThreadDriver, kind: str) -> Any:
             "op.session() is for SQLAlchemyStore; this store's transaction is op.connection()"
         )
     return session
+
+
+def _of_sqlalchemy(transaction: Transaction, name: str) -> Any:
+    found = getattr(transaction, name, None)
+    if found is None:
+        raise StoreSetupError(
+            "op.driver() is for SQLAlchemyStore; this store's op.connection() is the driver's own"
+        )
+    return found
 
 
 def note_raised(error: BaseException) -> None:

@@ -343,3 +343,36 @@ def test_twice_on_one_application(framework: str, serve: Serve) -> None:
         init_app(app, shop.idempotency, caller=lambda *request: "ann")
     with asgi_server(app) as port:
         assert Client(port).send("/plain").status == 201
+
+
+@pytest.mark.parametrize("framework", ["quart"], indirect=True)
+def test_session_names_the_caller(framework: str) -> None:
+    from quart import Quart, session
+
+    from semel.web.quart import init_app
+
+    app = Quart("shop")
+    app.secret_key = "s"
+    init_app(app, Idempotency("memory://"))
+
+    @app.post("/login/<name>")
+    async def login(name: str) -> dict[str, str]:
+        session["user_id"] = name
+        session["seen"] = str(next(numbers))
+        return {}
+
+    @app.post("/order")
+    async def order() -> dict[str, str]:
+        return {"of": session["user_id"]}
+
+    def cookie(name: str) -> list[tuple[str, str]]:
+        given = client.send(f"/login/{name}", key=None).header("Set-Cookie")
+        return [("Cookie", str(given).partition(";")[0])]
+
+    with asgi_server(app) as port:
+        client = Client(port)
+        ann = client.send("/order", headers=cookie("ann"))
+        bob = client.send("/order", headers=cookie("bob"))
+        again = client.send("/order", headers=cookie("ann"))  # another cookie of the same user
+        assert (b"ann" in ann.body, b"bob" in bob.body) == (True, True)
+        assert (bob.replayed, again.replayed) == (False, True)

@@ -10,6 +10,7 @@ from typing import Final
 from semel.core import problems
 from semel.core.commands import Answer, StoreError
 from semel.core.engine import Deliver, Outcome, Refuse
+from semel.core.policy import Policy
 from semel.core.record import Response
 from semel.core.steps import OutcomeUnknown, StepFenced
 
@@ -26,6 +27,18 @@ def failed(base: str = problems.BASE, *, atomic: bool, sent: Response | None = N
     if sent is not None:
         return Answer(sent._replace(body=None), atomic, sent=True)
     return Answer(problems.HANDLER_FAILED.response(base), atomic, raised=True)
+
+
+def cut_off(base: str = problems.BASE, *, policy: Policy, atomic: bool) -> Answer:
+    """Return what is recorded of a handler that was ended before its end.
+
+    By its client's leaving, or by a shutdown: how far it came nobody knows. At most once it is
+    parked. Else its writes are rolled back, and a retry runs it again.
+    """
+    answer = Answer(problems.HANDLER_FAILED.response(base), atomic, raised=True)
+    if policy.guarantee == "at-most-once":
+        return answer._replace(parked="it was ended before its end: its client had left")
+    return answer._replace(released=True)
 
 
 def told(outcome: Outcome, error: BaseException) -> Outcome:

@@ -109,6 +109,12 @@ class Policy:
     the draft (section 2.6)."""
     max_waiters: int = 100
     """How many repeats of one key may wait in this process; the others get 409 at once."""
+    on_disconnect: Literal["finish", "cancel"] = "finish"
+    """What becomes of a handler whose client leaves. `"finish"`: it runs on to its end and its
+    response is kept; only a stream that has outgrown `max_response_body`, of which nothing is kept,
+    is ended. `"cancel"`: the handler is told, and may end as it would without Semel; what it leaves
+    unfinished is rolled back where it is atomic, parked under `guarantee="at-most-once"`, and else
+    free to be run again."""
     fingerprint: Literal["raw", "json", "key"] = "raw"
     """`"json"` takes a JSON body by RFC 8785, for clients that serialise anew for each attempt.
     `"key"`, for a `key` function: the same key is the same request, whatever else it says, and gets
@@ -279,6 +285,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "guarantee": (None, "atomic", "at-least-once", "at-most-once"),
     "after_expiry": ("refuse", "run"),
     "fingerprint": ("raw", "json", "key"),
+    "on_disconnect": ("finish", "cancel"),
     "on_store_error": ("refuse", "run"),
     "required": (False, True, "issued"),
 }

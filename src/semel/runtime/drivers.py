@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -37,10 +37,11 @@ from semel.core.policy import Policy
 from semel.core.record import UnreadableRecord
 from semel.failpoints import failpoint
 from semel.runtime.leases import Leases
+from semel.runtime.lending import standing_in
 from semel.runtime.outcomes import Outcomes
 from semel.runtime.transactions import HeldTransaction
 from semel.runtime.waiters import Waiters
-from semel.stores.base import Store
+from semel.stores.base import Store, Transaction
 
 log = logging.getLogger("semel")
 
@@ -67,14 +68,19 @@ CALL_FAILED: Final = "operation %s: a call of op.on_commit() failed; the operati
 class Runtime:
     """The state that operations of one process share: store, leases held, repeats waiting.
 
-    `outcomes` is told of every outcome.
+    `outcomes` is told of every outcome; `max_waiting_threads` as `Idempotency` takes it.
     """
 
-    def __init__(self, store: Store, outcomes: Outcomes | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        outcomes: Outcomes | None = None,
+        max_waiting_threads: int | None = None,
+    ) -> None:
         self.store = store
         self.outcomes = outcomes if outcomes is not None else Outcomes()
         self.leases = Leases(store)
-        self.waiters = Waiters()
+        self.waiters = Waiters(max_waiting_threads)
 
 
 class _Driver(HeldTransaction):
@@ -85,6 +91,7 @@ class _Driver(HeldTransaction):
         "_life",
         "_pending",
         "claim",
+        "exits",
         "keep",
         "key",
         "looked_up",
@@ -119,6 +126,8 @@ class _Driver(HeldTransaction):
         """Whether the handler has taken a step."""
         self.names: set[str] = set()
         """The steps that were taken, or are being taken."""
+        self.exits: list[Callable[[], Awaitable[None]]] = []
+        """What the handler's dependencies do at their exit: to be done before the record."""
         self.on_commit: list[Callable[[], Any]] = []
         """To be called once the record and what was written with it are known to be committed."""
         self.keep = policy.seconds.keep_steps
@@ -219,6 +228,13 @@ class AsyncDriver(_Driver):
 
     __slots__ = ()
 
+    def begun(self) -> Transaction:
+        """As `abegun`, for plain code on a thread beside the loop, which others may need."""
+        if self.transaction is not None:
+            return super().begun()
+        with standing_in():
+            return super().begun()
+
     async def look(self) -> Outcome | None:
         """Wait where the first request is in flight. None: a claim has to be made, with `begin`.
 
@@ -234,6 +250,11 @@ class AsyncDriver(_Driver):
         if outcome is None:
             self._started(self._pending)
         return outcome
+
+    async def leave(self) -> None:
+        """Do what the handler's dependencies do at their exit. Raises what they raise."""
+        while self.exits:
+            await self.exits.pop()()
 
     async def finish(self, answer: Answer) -> Outcome:
         """Record what came of the handler; return what may be sent."""
@@ -350,7 +371,7 @@ class ThreadDriver(_Driver):
         points = _POINTS.get(kind)
         if points is None:
             if kind is Wait:
-                return self.runtime.waiters.wait_end(command)
+                return self._wait(command)
             if kind is Sleep:
                 return time.sleep(command.seconds)
             return self.runtime.store.execute(command)
@@ -375,6 +396,18 @@ class ThreadDriver(_Driver):
         transaction, self.transaction = self.transaction, None
         if transaction is not None:
             transaction.rollback()
+
+    def _wait(self, command: Wait) -> float | None:
+        return self.runtime.waiters.wait_end(command)
+
+
+class ServerThreadDriver(ThreadDriver):
+    """The same on a thread that a server has for requests: few of them may wait for each other."""
+
+    __slots__ = ()
+
+    def _wait(self, command: Wait) -> float | None:
+        return self.runtime.waiters.wait_on_server_thread(command)
 
 
 current: ContextVar[AsyncDriver | ThreadDriver | None] = ContextVar("semel_operation", default=None)

@@ -8,16 +8,45 @@ import threading
 import time
 from collections.abc import Callable
 
+from semel.after_fork import call_after_fork
 from semel.core.commands import Wait
+from semel.runtime import servers
+
+
+class _WaitingThreads:
+    """The server's threads that wait, of all services in this process: they share them."""
+
+    def __init__(self) -> None:
+        self._begin()
+        call_after_fork(self._begin)
+
+    def _begin(self) -> None:
+        self._waiting = 0
+        self._lock = threading.Lock()
+
+    def enter(self, most: float) -> bool:
+        """Count the calling thread in. False: `most` wait already."""
+        with self._lock:
+            if self._waiting >= most:
+                return False
+            self._waiting += 1
+            return True
+
+    def leave(self) -> None:
+        """Count the calling thread out."""
+        with self._lock:
+            self._waiting -= 1
 
 
 class Waiters:
     """The keys of operations that run in this process, and the repeats to wake when each ends.
 
     A repeat that arrives in another process cannot be woken and polls; see `engine.FIRST_POLL`.
+    `max_threads`: how many of a server's threads may wait; None: half of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_threads: int | None = None) -> None:
+        self._max_threads = max_threads
         self._running: dict[bytes, list[Callable[[], None]]] = {}
         self._waiting: dict[bytes, int] = {}
         self._lock = threading.Lock()
@@ -96,6 +125,25 @@ class Waiters:
             self._leave(command.key, wake)
         return time.monotonic() - started
 
+    def wait_on_server_thread(self, command: Wait) -> float | None:
+        """Carry out a `Wait` on a thread of a server, which needs some to serve other requests."""
+        if not _WAITING.enter(self._most_threads(command.key)):
+            return None
+        try:
+            return self.wait_end(command)
+        finally:
+            _WAITING.leave()
+
+    def _most_threads(self, key: bytes) -> float:
+        """How many of the server's threads may wait.
+
+        Half of them: none where there is one only, unless the operation runs beside it, so that
+        there must be another that cannot be seen.
+        """
+        if self._max_threads is not None:
+            return self._max_threads
+        return max(servers.count_threads() // 2, key in self._running)
+
     def wait_end(self, command: Wait) -> float | None:
         """Carry out a `Wait` on a thread."""
         woken = threading.Event()
@@ -109,3 +157,6 @@ class Waiters:
         finally:
             self._leave(command.key, wake)
         return time.monotonic() - started
+
+
+_WAITING = _WaitingThreads()

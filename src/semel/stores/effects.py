@@ -12,10 +12,10 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Final
 
-__all__ = ["Effect", "effect_of"]
+__all__ = ["SessionEffect", "effect_of"]
 
 
-class Effect(IntEnum):
+class SessionEffect(IntEnum):
     """What a statement may do, apart from its work in the transaction; the gravest is last."""
 
     NONE = 0
@@ -103,20 +103,20 @@ _LONG: Final = 4096
 
 
 @lru_cache(1024)
-def _judged(text: str | bytes) -> Effect:
+def _judged(text: str | bytes) -> SessionEffect:
     plain = text.decode("latin-1") if isinstance(text, bytes) else text
-    gravest = Effect.PERHAPS if "\\'" in plain else Effect.NONE
+    gravest = SessionEffect.PERHAPS if "\\'" in plain else SessionEffect.NONE
     plain = _NOISE.sub(_without_noise, _LOCAL_CONFIG.sub(" ", plain)).lower()
     for part in plain.split(";"):
         gravest = max(gravest, _of_one(part.strip()))
     return gravest
 
 
-def effect_of(text: str | bytes) -> Effect:
+def effect_of(text: str | bytes) -> SessionEffect:
     """Return what a query's text, of one statement or several, may do; the gravest of them."""
     if len(text) <= _LONG:
         return _judged(text)
-    return max(_judged(text[:_LONG]), Effect.PERHAPS)
+    return max(_judged(text[:_LONG]), SessionEffect.PERHAPS)
 
 
 def _without_noise(found: re.Match[str]) -> str:
@@ -124,20 +124,20 @@ def _without_noise(found: re.Match[str]) -> str:
     return "q" if first in '"`' else " " if first in "-/" else " '' "
 
 
-def _of_one(part: str) -> Effect:
+def _of_one(part: str) -> SessionEffect:
     found = _WORD.match(part.lstrip("( \t\r\n"))
     word = found[0] if found is not None else ""
     if word in _TRANSACTION and not _BACK_TO.match(part):
-        return Effect.TRANSACTION
+        return SessionEffect.TRANSACTION
     if word == "prepare" and part.split()[1:2] == ["transaction"]:
-        return Effect.TRANSACTION
+        return SessionEffect.TRANSACTION
     if word == "pragma":
-        return Effect.NONE if _ASKS.match(part) else Effect.SESSION
+        return SessionEffect.NONE if _ASKS.match(part) else SessionEffect.SESSION
     if word == "set" and _LOCAL.match(part):
-        return Effect.PLACE if _PLACE.match(part) else Effect.NONE
+        return SessionEffect.PLACE if _PLACE.match(part) else SessionEffect.NONE
     if word in _SESSION or _LEAVES.search(part) or re.match(r"lock\s+tables?\s", part):
-        return Effect.SESSION
+        return SessionEffect.SESSION
     if word in _WORK:
         unknown = set(_CALL.findall(_TARGET.sub("into ", part))) - _HARMLESS
-        return Effect.PERHAPS if unknown else Effect.NONE
-    return Effect.PERHAPS if word in _PERHAPS else Effect.BEYOND
+        return SessionEffect.PERHAPS if unknown else SessionEffect.NONE
+    return SessionEffect.PERHAPS if word in _PERHAPS else SessionEffect.BEYOND

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 try:
-    from quart import Quart, Request, Response, request
+    from quart import Quart, Request, Response, request, session
     from werkzeug.datastructures import Headers
     from werkzeug.wrappers import Response as PlainResponse
 except ImportError as error:  # pragma: no cover
@@ -16,6 +16,7 @@ from semel.applications import Endpoint
 from semel.idempotency import Idempotency
 from semel.operation import AsyncOperation, Operation, current_async_operation, current_operation
 from semel.web.asgi.inside import (
+    UNKNOWN,
     HandlerCall,
     HandlerMiddleware,
     Received,
@@ -26,6 +27,7 @@ from semel.web.asgi.inside import (
 )
 from semel.web.asgi.messages import ASGIScope, Send
 from semel.web.conditional import Preconditions
+from semel.web.http.callers import SESSION_KEYS
 from semel.web.wsgi.endpoints import flask_endpoints, handlers_of
 
 __all__ = ["async_operation", "init_app", "operation", "preconditions"]
@@ -42,7 +44,8 @@ def init_app(app: Quart, idempotency: Idempotency, *, caller: Caller | None = No
 
     `caller` says who has sent the request: a function within the request's context, plain or async,
     that returns the user or the user's id (`lambda: current_user.auth_id`), and aborts with 401 or
-    403 where it is nobody. It is asked before a claim and before a replay.
+    403 where it is nobody. It is asked before a claim and before a replay. Without it: whom the
+    session names, else the request's credentials.
 
     A second call with the same objects does nothing. Raises `PolicyError` where it names others,
     and where `Idempotency(scope=…)` names the caller, too.
@@ -51,11 +54,13 @@ def init_app(app: Quart, idempotency: Idempotency, *, caller: Caller | None = No
         return
 
     def endpoints() -> list[Endpoint]:
-        known = caller is not None
+        known = caller is not None or app.secret_key is not None  # its sessions say whose they are
         found = flask_endpoints(app, leave_out=_ISSUING)
         return [each._replace(identified=known) for each in found]
 
-    middleware = HandlerMiddleware(idempotency, who=caller, endpoints=endpoints)
+    middleware = HandlerMiddleware(
+        idempotency, who=caller, endpoints=endpoints, asks=idempotency.scope is None
+    )
     app.extensions["semel"] = middleware
     middleware.complete_through(app)  # type: ignore[arg-type]
     issuer = idempotency.issuer
@@ -110,8 +115,9 @@ class QuartCall(HandlerCall[Any]):
         return body
 
     async def who(self) -> object:
-        assert self._caller is not None
-        return await ask(self._caller)
+        if self._caller is not None:
+            return await ask(self._caller)
+        return next((session[key] for key in SESSION_KEYS if session.get(key)), UNKNOWN)
 
     async def handle(self) -> Any:
         return await self._app.make_response(await self._dispatch())

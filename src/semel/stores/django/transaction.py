@@ -17,7 +17,7 @@ from semel.core.commands import Complete, StoreError, StoreUnavailable, StoreUnk
 from semel.failpoints import failpoint
 from semel.stores.django.connection import testing
 from semel.stores.django.errors import translate
-from semel.stores.effects import Effect, effect_of
+from semel.stores.effects import SessionEffect, effect_of
 
 log = logging.getLogger("semel")
 
@@ -32,7 +32,7 @@ def refuse_ending(
     execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]
 ) -> Any:
     """Carry a query of the view's out, unless it would end the transaction (`execute_wrapper`)."""
-    if effect_of(str(sql)) is Effect.TRANSACTION:
+    if effect_of(str(sql)) is SessionEffect.TRANSACTION:
         raise TransactionManagementError(_REFUSED)
     return execute(sql, params, many, context)
 

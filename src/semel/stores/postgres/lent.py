@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 import psycopg
 from psycopg import pq
 
-from semel.stores.effects import Effect
+from semel.stores.effects import SessionEffect
 from semel.stores.postgres.messages import (
     OPEN,
     Message,
@@ -67,9 +67,9 @@ class Lent(psycopg.BaseConnection[Any]):
         self._prepared = SessionStatements()
 
     @property
-    def effect(self) -> Effect:
+    def effect(self) -> SessionEffect:
         """What its handler may have done to the session."""
-        return self._prepared.effect if self.handed else Effect.NONE
+        return self._prepared.effect if self.handed else SessionEffect.NONE
 
     @property
     def busy(self) -> bool:
@@ -94,7 +94,7 @@ class Lent(psycopg.BaseConnection[Any]):
         statements = self._prepared
         name = getattr(talk, "__name__", "")
         if self.handed and not statements.effect and name not in _NOTED:
-            statements.effect = Effect.PERHAPS
+            statements.effect = SessionEffect.PERHAPS
 
     def _check_connection_ok(self) -> None:
         if self.over and self.closed:
@@ -106,11 +106,11 @@ class Lent(psycopg.BaseConnection[Any]):
         altered, and what was prepared before would fail for ever. Then reset the session."""
         self._num_transactions = 0  # blocks that nobody has left
         yield from self._rollback_gen()
-        if self.effect > Effect.SESSION:
+        if self.effect > SessionEffect.SESSION:
             self.finish()
         elif self.effect:
             require(self, (yield from converse(self.pgconn, self.reset, self.prepared)))
-            self._prepared.effect = Effect.NONE
+            self._prepared.effect = SessionEffect.NONE
 
     def _begin_anew(self) -> Talk[None]:
         """Undo what was written, for `rollback()`."""
@@ -131,10 +131,10 @@ class Lent(psycopg.BaseConnection[Any]):
     def is_reset(self, results: list[Any]) -> None:
         """Note that `reset` was sent, if its last part has had its effect."""
         if (
-            Effect.NONE < self.effect <= Effect.SESSION
+            SessionEffect.NONE < self.effect <= SessionEffect.SESSION
             and results[-1].status == pq.ExecStatus.TUPLES_OK
         ):
-            self._prepared.effect = Effect.NONE
+            self._prepared.effect = SessionEffect.NONE
 
     def _deallocate(self, name: bytes | None) -> Talk[None]:
         if name is None and self.prepared:  # psycopg says DEALLOCATE ALL: ours is gone with its own

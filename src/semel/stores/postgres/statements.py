@@ -7,7 +7,7 @@ from typing import Any, Final
 import psycopg
 from psycopg._preparing import Prepare, PrepareManager
 
-from semel.stores.effects import Effect, effect_of
+from semel.stores.effects import SessionEffect, effect_of
 
 REFUSED: Final = (
     "the transaction belongs to the operation and commits with its response: leave BEGIN, COMMIT"
@@ -21,7 +21,7 @@ class SessionStatements(PrepareManager):
 
     def __init__(self) -> None:
         super().__init__()
-        self.effect = Effect.NONE
+        self.effect = SessionEffect.NONE
         """The gravest of what has been said."""
 
     def note(self, text: bytes) -> None:
@@ -31,7 +31,7 @@ class SessionStatements(PrepareManager):
         """
         found = effect_of(text)
         if found > self.effect:
-            if found is Effect.TRANSACTION:
+            if found is SessionEffect.TRANSACTION:
                 raise psycopg.ProgrammingError(REFUSED)
             self.effect = found
 
@@ -45,12 +45,12 @@ class SessionStatements(PrepareManager):
         try:
             self.note(query.query)
         except psycopg.ProgrammingError:
-            self.effect = Effect.TRANSACTION
+            self.effect = SessionEffect.TRANSACTION
             raise
         return super().maybe_add_to_cache(query, prep, name)
 
     def for_the_next(self, threshold: int | None) -> None:
         """Forget what the last operation has set."""
-        self.effect = Effect.NONE
+        self.effect = SessionEffect.NONE
         self.prepare_threshold = threshold
         self.prepared_max = PrepareManager.prepared_max

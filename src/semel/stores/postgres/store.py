@@ -50,8 +50,8 @@ class PostgreSQLStore:
     for a connection to be had and for a reply to a command, then `StoreUnavailable` or
     `StoreUnknown`. `idle_in_transaction`: seconds that an operation's transaction may stand still
     before the server ends it and frees its key, for processes that hang; 0 sets no bound; a handler
-    that says RESET ALL lifts it. `migrate`: bring the tables up to date at the start; without it
-    `start` refuses and names `semel migrate`.
+    that says RESET ALL lifts it for its operation. `migrate`: bring the tables up to date at the
+    start; without it `start` refuses and names `semel migrate`.
     """
 
     name = "postgresql"

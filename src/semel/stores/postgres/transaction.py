@@ -12,7 +12,7 @@ from psycopg.pq import TransactionStatus
 from semel.core.commands import Complete, Open, StoreUnavailable, StoreUnknown
 from semel.core.record import encode_response
 from semel.failpoints import failpoint
-from semel.stores.effects import Effect
+from semel.stores.effects import SessionEffect
 from semel.stores.postgres.connections import (
     AsyncPostgreSQLConnection,
     Borrowed,
@@ -122,7 +122,7 @@ class PostgreSQLTransaction:
     def _begun(self) -> Any:
         connection = self._had()
         left_open = connection.left_open
-        if connection.effect is Effect.TRANSACTION:
+        if connection.effect is SessionEffect.TRANSACTION:
             left_open = REFUSED
         if left_open is not None:
             self.rollback()

@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from semel.core.commands import Reply, StoreCommand, StoreUnavailable
 from semel.stores.per_loop import PerLoop
 
+COMMANDS: Final = "semel_commands"
+"""An execution option of the engines of commands: what they write is Semel's own."""
 COMMANDS_AT_ONCE: Final = 16
 """Threads that carry out commands for event loops, where the engine is a sync one."""
 
@@ -112,4 +114,5 @@ class CommandEngines:
         options = {
             k: v for k, v in engine.get_execution_options().items() if k != "isolation_level"
         }
+        options[COMMANDS] = True
         return Engine(pool, dialect, engine.url, execution_options=options, hide_parameters=True)

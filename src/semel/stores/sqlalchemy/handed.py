@@ -11,8 +11,9 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
-from semel.stores.effects import Effect, effect_of
+from semel.stores.effects import SessionEffect, effect_of
 from semel.stores.sqlalchemy.connection import place_of
+from semel.stores.sqlalchemy.savepoints import Savepoints, reads
 
 OVER: Final = "the operation is over: its transaction has ended"
 BELONGS: Final = (
@@ -41,12 +42,18 @@ class OperationConnection(Connection):
         """Whether the statements are Semel's own."""
         self.over = False
         """Whether the operation has ended."""
-        self.effect = Effect.NONE
+        self.effect = SessionEffect.NONE
         """The gravest of what the handler has said."""
         self.running = 0
         """How many statements are under way, on whichever task or thread."""
         self.place: tuple[str, ...] = ()
         """As whom and where the record is to be written, if the handler may have changed it."""
+        self.savepoints = Savepoints()
+        """Those of the sessions that have joined."""
+        self.committed: list[Callable[[], None]] = []
+        """To be called once all is committed: listeners for a session's `after_commit`."""
+        self.broken: str | None = None
+        """Why the transaction may not commit, whatever the handler makes of the error."""
         for ending in ("commit", "rollback"):
             event.listen(self, ending, self._refuse_ending)
         event.listen(self, "before_cursor_execute", self._note)
@@ -58,14 +65,22 @@ class OperationConnection(Connection):
     def _note(self, _: Connection, cursor: object, statement: str, *__: object) -> None:
         if self.own:
             return
+        self.note(statement)
+        if not reads(statement):
+            self.savepoints.wrote(None)
+
+    def note(self, statement: str) -> None:
+        """Note a statement before it is carried out, here or by a session that has joined."""
         if self.over:
             raise exc.ResourceClosedError(OVER)
-        if self.effect is Effect.TRANSACTION:
+        if self.effect is SessionEffect.TRANSACTION:
             raise exc.InvalidRequestError(ENDED)
         effect = effect_of(statement)
-        if effect is Effect.TRANSACTION and not statement.lower().strip().startswith("rollback"):
+        if effect is SessionEffect.TRANSACTION and not statement.lower().strip().startswith(
+            "rollback"
+        ):
             raise exc.InvalidRequestError(BELONGS)
-        if effect >= Effect.PLACE and not self.place:
+        if effect >= SessionEffect.PLACE and not self.place:
             with self.as_semel():
                 self.place = place_of(self)
         self.effect = max(effect, self.effect)  # after a ROLLBACK nothing more, and no commit
@@ -79,12 +94,18 @@ class OperationConnection(Connection):
         finally:
             self.own = False
 
-    def _execute_context(self, *arguments: Any, **options: Any) -> Any:
+    @contextlib.contextmanager
+    def statement(self) -> Iterator[None]:
+        """A statement is under way meanwhile."""
         self.running += 1
         try:
-            return super()._execute_context(*arguments, **options)
+            yield
         finally:
             self.running -= 1
+
+    def _execute_context(self, *arguments: Any, **options: Any) -> Any:
+        with self.statement():
+            return super()._execute_context(*arguments, **options)
 
     def _revalidate_connection(self) -> Any:
         if self.over:
@@ -110,7 +131,7 @@ class OperationConnection(Connection):
         """Give it back to the pool, or end it where something was set on it that would stay."""
         self.over = self.own = True
         try:
-            if self.effect >= Effect.SESSION:
+            if self.effect >= SessionEffect.SESSION:
                 self.discard()
         finally:
             super().close()

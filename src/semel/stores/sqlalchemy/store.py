@@ -123,6 +123,16 @@ class SQLAlchemyStore:
         self._engines = CommandEngines(self._sync_engine)
 
     @property
+    def sync_engine(self) -> Engine:
+        """The application's engine, below its `AsyncEngine` where it has one."""
+        return self._sync_engine
+
+    @property
+    def is_async(self) -> bool:
+        """Whether operations' transactions are for async code."""
+        return isinstance(self._engine, AsyncEngine)
+
+    @property
     def file(self) -> Path | None:
         """SQLite's file, once it is known (at the start); other databases have many writers."""
         return self._file

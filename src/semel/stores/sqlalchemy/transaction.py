@@ -12,12 +12,13 @@ from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.util import greenlet_spawn
 
 from semel.core.commands import Complete
 from semel.failpoints import failpoint
 from semel.stores.base import StoreSetupError
-from semel.stores.effects import Effect
-from semel.stores.sqlalchemy.connection import begin_immediate, put_back
+from semel.stores.effects import SessionEffect
+from semel.stores.sqlalchemy.connection import begin_immediate, place_of, put_back
 from semel.stores.sqlalchemy.errors import translate
 from semel.stores.sqlalchemy.handed import (
     BUSY,
@@ -26,6 +27,8 @@ from semel.stores.sqlalchemy.handed import (
     OperationAsyncConnection,
     OperationConnection,
 )
+from semel.stores.sqlalchemy.joined import Pin
+from semel.stores.sqlalchemy.provisioning import take_turns
 
 log = logging.getLogger("semel")
 
@@ -34,7 +37,6 @@ Write = Callable[[Connection, Complete], bool]
 
 COMMIT_LIMIT: Final = 30.0
 """Seconds that an async engine's server has for a commit before its outcome is called unknown."""
-_JOINED: Final[dict[str, Any]] = {"binds": None, "join_transaction_mode": "create_savepoint"}
 
 
 def begin(connection: Connection) -> None:
@@ -59,23 +61,37 @@ def _aborts(connection: Connection) -> bool:
 class _Work:
     """The transaction on the connection, whichever engine it is of."""
 
-    def __init__(
-        self, connection: OperationConnection, write: Write, session: Callable[[], Session | None]
-    ) -> None:
+    def __init__(self, connection: OperationConnection, write: Write) -> None:
         self._connection = connection
         self._write = write
-        self._session = session
+        self.session: Session | None = None
+        """That of `op.session()`, which commits with the operation."""
+        self._joined: list[Pin] = []
         self._transaction = connection.get_transaction()
         self.committing = False
         """Whether the commit was sent: an error after that says nothing of its outcome."""
         connection.begin_anew = self._begin_anew
         connection.own = False
 
+    def join(self, pin: Pin) -> OperationConnection:
+        """Have a session as a part of the transaction; return what its connection stands on."""
+        self._joined = [*self._live(), pin]
+        return self._connection
+
+    def _live(self) -> list[Pin]:
+        return [pin for pin in self._joined if pin.live]
+
+    def own_session(self, session: Session) -> None:
+        """Have the session of `op.session()`."""
+        self.session = session
+        Pin(session, self._connection.engine, self.join)
+
     def _begin_anew(self) -> None:
-        """Undo what was written, what its session has pending included, and begin again."""
-        session, root = self._session(), self._transaction
-        if session is not None:
-            session.rollback()
+        """Undo what was written, what its sessions have pending included, and begin again."""
+        root = self._transaction
+        self._connection.savepoints.forget()
+        for pin in self._live():
+            pin.session.rollback()
         with self._connection.as_semel():
             if root is not None:
                 root.rollback()
@@ -84,13 +100,18 @@ class _Work:
 
     def finish(self, command: Complete) -> bool:
         """Flush, write the completion, commit. False: fenced, and rolled back."""
-        connection, session, root = self._connection, self._session(), self._transaction
+        connection, root = self._connection, self._transaction
         if connection.running:
             raise exc.InvalidRequestError(BUSY)
-        if session is not None:
-            session.commit()  # releases its savepoint
+        if self.session is not None:
+            self.session.commit()  # releases its savepoint
+        for pin in self._live():
+            if pin.session is not self.session:
+                _leave(pin)
         connection.over = True
-        if root is None or not root.is_active or connection.effect is Effect.TRANSACTION:
+        if connection.broken is not None:
+            raise exc.InvalidRequestError(connection.broken)
+        if root is None or not root.is_active or connection.effect is SessionEffect.TRANSACTION:
             raise exc.InvalidRequestError(ENDED)
         connection.own = True
         if not _aborts(connection):
@@ -106,6 +127,14 @@ class _Work:
         failpoint("after_commit")
         return True
 
+    def tell(self) -> None:
+        """Call the listeners for the sessions' `after_commit`."""
+        for call in self._connection.committed:
+            try:
+                call()
+            except Exception:
+                log.exception("a listener for a session's after_commit failed; all is committed")
+
     def roll_back(self) -> None:
         """Undo everything."""
         self._connection.over = self._connection.own = True
@@ -113,6 +142,19 @@ class _Work:
             self._connection.discard()
         if self._transaction is not None:
             self._transaction.close()
+        for pin in self._live():
+            with _quietly():
+                pin.session.close()
+
+
+def _leave(pin: Pin) -> None:
+    """Drop what a session has not committed, as the end of its request would."""
+    if pin.pending:
+        log.warning(
+            "a session of an operation has written and not committed: that is rolled back. Commit"
+            " it before the response is made"
+        )
+    pin.session.close()
 
 
 class SQLAlchemyTransaction:
@@ -124,7 +166,7 @@ class SQLAlchemyTransaction:
         self, connection: OperationConnection, write: Write, sessions: sessionmaker[Any] | None
     ) -> None:
         self._connection: OperationConnection | None = connection
-        self._work = _Work(connection, write, lambda: self._session)
+        self._work = _Work(connection, write)
         self._sessions = sessions or sessionmaker()
         self._session: Session | None = None
 
@@ -141,9 +183,10 @@ class SQLAlchemyTransaction:
     @property
     def session(self) -> Session:
         """The one session of the transaction; its `commit` and `rollback` are savepoints."""
-        connection = _had(self._connection)
+        _had(self._connection)
         if self._session is None:
-            self._session = self._sessions(bind=connection, **_JOINED)
+            self._session = self._sessions()
+            self._work.own_session(self._session)
         return self._session
 
     @property
@@ -151,11 +194,24 @@ class SQLAlchemyTransaction:
         """Refuse: its statements would block the event loop."""
         raise StoreSetupError(NEEDS_ASYNC)
 
+    def join(self, pin: Pin) -> OperationConnection:
+        """Have a session of the application's as a part of the transaction."""
+        _had(self._connection)
+        return self._work.join(pin)
+
+    def driver(self) -> Any:
+        """Return the driver's own connection, its transaction begun."""
+        return _driver(_had(self._connection))
+
+    async def adriver(self) -> Any:
+        """Refuse: its statements would block the event loop."""
+        raise StoreSetupError(NEEDS_ASYNC)
+
     def complete(self, command: Complete) -> bool:
         """Flush the session, write the completion and commit."""
         connection, self._connection = _had(self._connection), None
         try:
-            return self._work.finish(command)
+            applied = self._work.finish(command)
         except BaseException as error:
             if self._work.committing or not isinstance(error, Exception):
                 with _quietly():
@@ -165,6 +221,9 @@ class SQLAlchemyTransaction:
             raise
         finally:
             self._close(connection)
+        if applied:
+            self._work.tell()
+        return applied
 
     async def acomplete(self, command: Complete) -> bool:
         """As `complete`, for a plain handler that ran on a thread beside the event loop."""
@@ -191,9 +250,6 @@ class SQLAlchemyTransaction:
         with _quietly():
             self._work.roll_back()
         with _quietly():
-            if self._session is not None:
-                self._session.close()
-        with _quietly():
             connection.end()
 
 
@@ -211,7 +267,7 @@ class AsyncSQLAlchemyTransaction:
     ) -> None:
         assert isinstance(connection.sync_connection, OperationConnection)
         self._connection: OperationAsyncConnection | None = connection
-        self._work = _Work(connection.sync_connection, write, self._sync_session)
+        self._work = _Work(connection.sync_connection, write)
         self._sessions = sessions or async_sessionmaker(expire_on_commit=False)
         self._session: AsyncSession | None = None
         self._loop = asyncio.get_running_loop()
@@ -230,15 +286,29 @@ class AsyncSQLAlchemyTransaction:
     @property
     def async_session(self) -> AsyncSession:
         """The one session of the transaction; its `commit` and `rollback` are savepoints."""
-        connection = _had(self._connection)
+        _had(self._connection)
         if self._session is None:
-            self._session = self._sessions(bind=connection, **_JOINED)
+            self._session = take_turns(self._sessions())
+            self._work.own_session(self._session.sync_session)
         return self._session
 
     @property
     def session(self) -> Any:
         """Refuse, as `connection` does."""
         raise StoreSetupError(NEEDS_SYNC)
+
+    def join(self, pin: Pin) -> OperationConnection:
+        """Have a session of the application's as a part of the transaction."""
+        _had(self._connection)
+        return self._work.join(pin)
+
+    def driver(self) -> Any:
+        """Refuse, as `connection` does."""
+        raise StoreSetupError(NEEDS_SYNC)
+
+    async def adriver(self) -> Any:
+        """Return the driver's own connection, its transaction begun."""
+        return await _had(self._connection).run_sync(_driver)
 
     def complete(self, command: Complete) -> bool:
         """Refuse: the transaction lives on its event loop."""
@@ -249,7 +319,7 @@ class AsyncSQLAlchemyTransaction:
         connection, self._connection = _had(self._connection), None
         try:
             async with asyncio.timeout(COMMIT_LIMIT):
-                return await connection.run_sync(lambda _: self._work.finish(command))
+                applied: bool = await connection.run_sync(lambda _: self._work.finish(command))
         except BaseException as error:
             if self._work.committing or not isinstance(error, Exception):
                 await asyncio.shield(self._start(_discard(connection)))
@@ -258,6 +328,9 @@ class AsyncSQLAlchemyTransaction:
             raise
         finally:
             await asyncio.shield(self._start(self._close(connection)))
+        if applied:
+            await greenlet_spawn(self._work.tell)
+        return applied
 
     def rollback(self) -> None:
         """Undo what is not committed, and give the connection back, meanwhile."""
@@ -277,15 +350,9 @@ class AsyncSQLAlchemyTransaction:
         task.add_done_callback(self._ending.discard)
         return task
 
-    def _sync_session(self) -> Session | None:
-        return self._session.sync_session if self._session is not None else None
-
     async def _close(self, connection: OperationAsyncConnection) -> None:
         with _quietly():
             await connection.run_sync(lambda _: self._work.roll_back())
-        with _quietly():
-            if self._session is not None:
-                await self._session.close()
         with _quietly():
             await connection.end()
 
@@ -293,6 +360,18 @@ class AsyncSQLAlchemyTransaction:
 async def _discard(connection: AsyncConnection) -> None:
     with _quietly():
         await connection.invalidate()
+
+
+def _driver(connection: Any) -> Any:
+    """The connection below SQLAlchemy, which begins a transaction with its first statement only.
+
+    What is said there is not seen here: it may be a write, and may leave settings behind.
+    """
+    with connection.as_semel():
+        connection.place = connection.place or place_of(connection)  # a first statement
+    connection.savepoints.wrote(None)
+    connection.effect = max(connection.effect, SessionEffect.BEYOND)
+    return connection.connection.driver_connection
 
 
 @contextlib.contextmanager

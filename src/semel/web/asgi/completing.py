@@ -97,7 +97,7 @@ class Completing:
             await done
         finally:
             if not task.done():
-                self._detached.add(task)
+                self._detached.add(task, exchange)
         if task.done() and task.exception() is not None:
             log.error("operation %s failed", todo.key[:6].hex(), exc_info=task.exception())
         return driver.claim is not None

@@ -16,6 +16,7 @@ from semel.core.record import Response
 from semel.failpoints import failpoint
 from semel.operation import current
 from semel.runtime.drivers import AsyncDriver
+from semel.runtime.servers import STREAMS_END
 from semel.web.asgi.messages import (
     ASGIApp,
     ASGIScope,
@@ -36,8 +37,16 @@ log = logging.getLogger("semel")
 _UNSEEN_BODIES = ("http.response.pathsend", "http.response.zerocopysend")
 
 
+RECORDING = 5.0
+"""Seconds that a shutdown leaves to operations that it has ended, to record that."""
+
+
 class StreamAborted(RuntimeError):
     """A stream could not be recorded; the connection is broken off so that the client retries."""
+
+
+class ClientLeft(OSError):
+    """The client has left, and its leaving may end the handler; ASGI 2.4 has `send` raise it."""
 
 
 class ASGIExchange:
@@ -46,9 +55,15 @@ class ASGIExchange:
     __slots__ = (
         "_app",
         "_body",
+        "_cancels",
         "_chunks",
+        "_complete",
+        "_done",
         "_driver",
+        "_ended",
+        "_gone",
         "_held",
+        "_leaving",
         "_over",
         "_passing",
         "_policy",
@@ -87,11 +102,37 @@ class ASGIExchange:
         self._size = 0
         self._passing = False  # the answer goes out as it is made
         self._recorded = False  # by its answer, and not by an earlier `op.commit()`
+        self._complete = False  # the last of the body has been sent
         self._over: asyncio.Future[None] | None = None
+        self._cancels = driver.policy.on_disconnect == "cancel"
+        self._leaving: asyncio.Task[None] | None = None  # ends when the client leaves
+        self._gone = False  # it has left
+        self._ended = False  # by `end`
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the client's leaving is to end the handler."""
+        return self._cancels
+
+    @property
+    def streams(self) -> bool:
+        """Whether its response goes out as it is made."""
+        return self._passing
+
+    @property
+    def settled(self) -> bool:
+        """Whether its outcome is recorded, so that its end makes no difference to a retry."""
+        return self._driver.outcome is not None
+
+    def end(self, task: asyncio.Task[None]) -> None:
+        """End the handler, which runs in `task`: nobody waits for it any more."""
+        self._ended = True
+        task.cancel()
 
     async def operate(self, done: asyncio.Future[None]) -> None:
         """Claim, run the application, and record its answer; then say so through `done`."""
         driver = self._driver
+        self._done = done
         try:
             outcome = driver.outcome  # `Bypass`, where a look at the record has found it
             if outcome is None:
@@ -107,6 +148,8 @@ class ASGIExchange:
                 return
             set_before = current.set(driver)
             try:
+                if self._cancels:
+                    self._watch()
                 await self._app(self._own_scope(), self.receive, self.send)
                 if driver.outcome is None:
                     raise RuntimeError("the application returned without a complete answer")
@@ -114,12 +157,15 @@ class ASGIExchange:
                 log.warning("operation %s: %s", driver.key[:6].hex(), error)
                 await self._raised(error)
             except BaseException as error:
-                await self._raised(error)
-                raise
+                if not await self._was_cut_off(error):
+                    await self._raised(error)
+                    raise
             finally:
                 current.reset(set_before)
         finally:
             self._body.close()
+            if self._leaving is not None:
+                self._leaving.cancel()
             for waiting in (self._over, done):
                 if waiting is not None and not waiting.done():
                     waiting.set_result(None)
@@ -134,16 +180,32 @@ class ASGIExchange:
     async def receive(self) -> Message:
         """Give the application the body that was read, then nothing until the answer is out.
 
-        A disconnect is kept from it while the operation runs: it is to run to its end.
+        A disconnect is kept from it while the operation is to run to its end.
         """
         message = self._unread.next()
         if message is not None:
             return message
-        if self._driver.outcome is None:
+        if self._driver.outcome is None and not self._cancels:
             if self._over is None:
                 self._over = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._over])
-        return await self._receive()
+        if self._leaving is None:
+            return await self._receive()
+        if not self._gone:
+            await asyncio.wait([self._leaving])
+        return {"type": "http.disconnect"}
+
+    def _watch(self) -> None:
+        """Notice when the client leaves; from now on nobody else reads what the server says."""
+        if self._leaving is None:
+            self._leaving = asyncio.get_running_loop().create_task(self._leave())
+
+    async def _leave(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            continue
+        self._gone = True
+        if not self._cancels and not self._done.done():
+            self._done.set_result(None)  # a server that shuts down need not wait for the request
 
     async def send(self, message: Message) -> None:
         """Take the application's answer."""
@@ -169,20 +231,17 @@ class ASGIExchange:
         fits = self._size <= self._policy.max_response_body
         if fits and more:
             self._chunks.append(bytes(chunk))
-            if self._passing:
-                await self._forward(message)
-            elif self._driver.transaction is not None or self._policy.guarantee == "atomic":
-                self._held.append(message)
-            else:
-                self._passing = True
-                await self._forward(start)
-                await self._forward(message)
+            await self._take_part(start, message)
             return
+        if self._driver.exits:
+            await self._driver.leave()
+        self._end_with_client()
         body = None
         if fits:
             body = b"".join((*self._chunks, chunk)) if self._chunks else bytes(chunk)
         self._chunks.clear()
         self._recorded = True
+        self._complete = not more
         answer = Answer(self._started_response(body), self._driver.taken, self._passing)
         outcome = await self._driver.finish(answer)
         if type(outcome) is not Deliver:
@@ -198,9 +257,22 @@ class ASGIExchange:
                 await self._forward(held)
             self._held.clear()
         self._passing = True
+        if more:
+            self._watch()
         await self._forward(message)
         if not more:
             failpoint("after_answer")
+
+    async def _take_part(self, start: Message, message: Message) -> None:
+        """Take a part of a stream: held until the outcome is known, or passed on."""
+        if not self._passing:
+            if self._driver.transaction is not None or self._policy.guarantee == "atomic":
+                self._held.append(message)
+                return
+            self._passing = True
+            self._watch()
+            await self._pass_on(start)
+        await self._pass_on(message)
 
     async def _after_the_end(self, message: Message) -> None:
         """The record is complete: trailers, the rest of a stream, or an answer after `op.commit()`.
@@ -211,7 +283,7 @@ class ASGIExchange:
             return
         if self._over is not None and not self._over.done():
             self._over.set_result(None)  # `op.commit()`: a disconnect may end the stream by now
-        forward = self._forward if self._recorded else self._send
+        forward = self._forward if self._complete else self._pass_on
         if not self._passing and message["type"] != "http.response.start":
             self._passing = True
             if self._start is not None:
@@ -222,6 +294,7 @@ class ASGIExchange:
         if message["type"] == "http.response.start":
             self._start = message
         else:
+            self._complete = self._complete or not message.get("more_body", False)
             await forward(message)
 
     async def _raised(self, error: BaseException) -> None:
@@ -244,7 +317,50 @@ class ASGIExchange:
         kept = answer_headers.kept(start.get("headers", ()), self._policy)
         return Response(start["status"], kept, body)
 
+    async def _was_cut_off(self, error: BaseException) -> bool:
+        """Say whether it was ended before its end, by its client or by `end`; then record that."""
+        driver = self._driver
+        left = self._gone or isinstance(error, asyncio.CancelledError)
+        if not self._ended and not (left and self._may_end and not self._complete):
+            return False
+        failpoint("cut_off")
+        log.info(
+            "operation %s was ended: its client had left", driver.key[:6].hex(), exc_info=error
+        )
+        if driver.outcome is None:
+            atomic = driver.taken
+            await driver.finish(
+                failures.cut_off(self._problem_base, policy=self._policy, atomic=atomic)
+            )
+        return True
+
+    @property
+    def _may_end(self) -> bool:
+        """Whether the client's leaving may end the handler."""
+        return self._cancels or self._driver.outcome is not None
+
+    async def _pass_on(self, message: Message) -> None:
+        """Send a part of a stream; once its client has left, end it where that may be."""
+        if not self._may_end:
+            await self._forward(message)
+            return
+        if self._gone:
+            raise ClientLeft("the client left before the stream had ended")
+        try:
+            await self._send(message)
+        except OSError:
+            self._gone = True
+            raise
+
+    def _end_with_client(self) -> None:
+        """Raise, at the end of a stream whose client has left: its handler has been told of that,
+        so that this need not be all of it."""
+        if self._cancels and self._gone and (self._passing or self._held):
+            raise ClientLeft("the client left before the stream had ended")
+
     async def _forward(self, message: Message) -> None:
+        if self._gone:
+            return
         try:
             await self._send(message)
         except OSError:  # ASGI 2.4: the client has gone; the operation still runs to its end
@@ -279,29 +395,57 @@ class Detached:
     """Operations whose requests have ended before them."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], ASGIExchange] = {}
 
-    async def outlive(self, done: asyncio.Future[None], task: asyncio.Task[None]) -> None:
-        """Await an operation, which goes on where the request that awaits it is cancelled."""
+    async def outlive(
+        self, done: asyncio.Future[None], task: asyncio.Task[None], exchange: ASGIExchange
+    ) -> None:
+        """Await an operation, which goes on where the request that awaits it is cancelled.
+
+        Unless it is not to outlive its client.
+        """
         try:
             await done
         except asyncio.CancelledError:
             if not task.done():
-                self.add(task)
+                self.add(task, exchange)
+                if exchange.cancels:
+                    exchange.end(task)
             raise
-        task.result()
+        if task.done():
+            task.result()
+        else:
+            self.add(task, exchange)
 
-    def add(self, task: asyncio.Task[None]) -> None:
+    def add(self, task: asyncio.Task[None], exchange: ASGIExchange) -> None:
         """Hold an operation until it has ended."""
-        self._tasks.add(task)
+        self._running[task] = exchange
         task.add_done_callback(self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        del self._running[task]
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("an operation whose client had gone failed", exc_info=error)
 
-    async def wait(self, timeout: float) -> None:
-        """Wait for all of them, `timeout` seconds at most."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
+    async def drain(self, seconds: float) -> None:
+        """Wait for them, `seconds` at most, then end those that are left.
+
+        Streams, which may be endless, are given a second of it, or none where nothing of them is
+        kept in any case.
+        """
+        streams = [each for each in self._running.items() if each[1].streams]
+        await self._end([each for each in streams if each[1].settled], 0.0)
+        await self._end(streams, min(seconds, STREAMS_END))
+        await self._end(list(self._running.items()), max(0.0, seconds - STREAMS_END))
+
+    async def _end(
+        self, running: list[tuple[asyncio.Task[None], ASGIExchange]], after: float
+    ) -> None:
+        tasks = {task for task, _ in running}
+        if tasks and after:
+            await asyncio.wait(tasks, timeout=after)
+        late = [(task, exchange) for task, exchange in running if not task.done()]
+        for task, exchange in late:
+            exchange.end(task)
+        if late:  # they record how they ended
+            await asyncio.wait([task for task, _ in late], timeout=RECORDING)

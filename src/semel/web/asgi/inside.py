@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from semel.applications import SAFE, Endpoint, policy_on
 from semel.core import failures, problems
@@ -22,8 +22,18 @@ from semel.core.record import Response
 from semel.idempotency import Idempotency
 from semel.operation import NoOperation, note_raised
 from semel.web.asgi.completing import Completing
-from semel.web.asgi.messages import ASGIApp, ASGIScope, Ask, Message, Receive, Send, send_whole
-from semel.web.asgi.middleware import DRAIN_TIMEOUT, ASGIMiddleware
+from semel.web.asgi.messages import (
+    ASGIApp,
+    ASGIScope,
+    ASGIView,
+    Ask,
+    Message,
+    Receive,
+    Send,
+    send_whole,
+    wanted,
+)
+from semel.web.asgi.middleware import ASGIMiddleware
 from semel.web.asgi.unkeyed import needs_key
 from semel.web.conditional import NotMet
 from semel.web.http import admission, key_source
@@ -32,6 +42,7 @@ from semel.web.http.callers import Caller, named_caller, one_way_to_ask
 Native = TypeVar("Native")
 
 _CALL = "semel.call"
+UNKNOWN: Final = object()
 
 
 class Received(NamedTuple):
@@ -73,7 +84,10 @@ class HandlerCall(ABC, Generic[Native]):
 
     @abstractmethod
     async def who(self) -> object:
-        """Ask who has sent the request: call the `caller` function. Raises what that raises."""
+        """Ask who has sent the request: call the `caller` function. Raises what that raises.
+
+        `UNKNOWN`: there is nobody to ask, and the request's credentials tell callers apart.
+        """
 
     @abstractmethod
     async def handle(self) -> Native:
@@ -129,7 +143,7 @@ class Innermost(ASGIMiddleware):
     async def end(self, *context: object) -> None:
         """Wait for operations whose clients have gone, and close the store."""
         self._completing.stop()
-        await self._detached.wait(DRAIN_TIMEOUT)
+        await self._detached.drain(self._idempotency.drain.total_seconds())
         await asyncio.to_thread(self._idempotency.stop)
 
     def rules(self, mark: Policy | None, method: str, path: str) -> Policy | None:
@@ -144,7 +158,8 @@ class Innermost(ASGIMiddleware):
 class HandlerMiddleware(Innermost):
     """Gives the handlers of one application idempotency keys, each where it is called.
 
-    `who` is the service's own `caller` function, which the calls know how to call.
+    `who` is the service's own `caller` function, which the calls know how to call; `asks` whether
+    they have something to ask without it.
     """
 
     def __init__(
@@ -153,8 +168,9 @@ class HandlerMiddleware(Innermost):
         *,
         who: object,
         endpoints: Callable[[], Iterable[Endpoint]],
+        asks: bool = False,
     ) -> None:
-        ask = self._who if who is not None else None
+        ask = self._who if who is not None or asks else None
         super().__init__(self._handle, idempotency, who=who, ask=ask, endpoints=endpoints)
 
     async def issue(self, call: HandlerCall[Native]) -> Native:
@@ -182,7 +198,7 @@ class HandlerMiddleware(Innermost):
         async def covered(scope: ASGIScope, receive: Receive, send: Send) -> None:
             await self._covered(policy, scope, receive, send)
 
-        return await self._through(call, covered)
+        return await self._through(call, covered, cancels=policy.on_disconnect == "cancel")
 
     async def _plain(self, call: HandlerCall[Native]) -> Native:
         """Run a handler without a key of its own."""
@@ -201,28 +217,42 @@ class HandlerMiddleware(Innermost):
 
     async def _who(self, scope: ASGIScope, receive: Receive) -> Caller:
         call: HandlerCall[Any] = scope[_CALL]
-        return named_caller(await call.who())
+        user = await call.who()
+        if user is UNKNOWN:
+            return self._known(ASGIView(scope, wanted(scope, self._wanted)[1]))
+        return named_caller(user)
 
     async def _through(
-        self, call: HandlerCall[Native], serve: Callable[[ASGIScope, Receive, Send], Any]
+        self,
+        call: HandlerCall[Native],
+        serve: Callable[[ASGIScope, Receive, Send], Any],
+        *,
+        cancels: bool = False,
     ) -> Native:
         reply = _Reply()
         scope = {**call.scope, _CALL: call}
-        task = asyncio.get_running_loop().create_task(reply.run(serve, scope, _receiving(call)))
+        task = asyncio.get_running_loop().create_task(
+            reply.run(serve, scope, _receiving(call, reply.gone))
+        )
         try:
             await reply.begun.wait()
         except asyncio.CancelledError:
             # The client has gone: what the framework keeps for the request has to stay until the
             # handler has ended. Who cancels once more has no time for it.
             reply.leave()
-            await asyncio.wait([task])
+            if cancels:
+                task.cancel()
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                task.cancel()
             raise
         if reply.start is None:
             await task
             raise RuntimeError("the handler returned without a complete response")
         if reply.start is call.sent and reply.body is not None:
             return call.response  # type: ignore[no-any-return]
-        body = reply.body if reply.body is not None else reply.chunks()
+        body = reply.body if reply.body is not None else reply.chunks(task)
         return call.respond(Received(reply.start["status"], list(reply.start["headers"]), body))
 
     async def _handle(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -258,7 +288,8 @@ class _Reply:
         self.body: bytes | None = None
         self.begun = asyncio.Event()
         self._streamed: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(1)
-        self._left = False
+        self.gone = asyncio.Event()
+        """Whether nobody reads on."""
 
     async def run(
         self, serve: Callable[[ASGIScope, Receive, Send], Any], scope: ASGIScope, receive: Receive
@@ -294,27 +325,38 @@ class _Reply:
             await self._put(None)
 
     async def _put(self, chunk: bytes | BaseException | None) -> None:
-        if not self._left:
+        if not self.gone.is_set():
             await self._streamed.put(chunk)
 
     def leave(self) -> None:
         """Say that nobody reads on; the handler goes on to its end."""
-        self._left = True
+        self.gone.set()
         while not self._streamed.empty():
             self._streamed.get_nowait()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self, task: asyncio.Task[None]) -> AsyncIterator[bytes]:
+        """Give what is sent, as it is; who stops to read has left, as a client that disconnects."""
+        chunk: bytes | BaseException | None = b""
         try:
             while (chunk := await self._streamed.get()) is not None:
                 if isinstance(chunk, BaseException):
                     raise chunk
                 yield chunk
         finally:
-            self.leave()
+            if chunk is not None:
+                self.leave()
+                task.cancel()
 
 
-def _receiving(call: HandlerCall[Any]) -> Receive:
+def _receiving(call: HandlerCall[Any], gone: asyncio.Event) -> Receive:
+    read = False
+
     async def receive() -> Message:
+        nonlocal read
+        if read:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+        read = True
         return {"type": "http.request", "body": await call.read(), "more_body": False}
 
     return receive

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 from semel.applications import Endpoint
 from semel.core import problems
@@ -60,9 +61,6 @@ from semel.web.http.callers import (
 )
 
 log = logging.getLogger("semel")
-
-DRAIN_TIMEOUT = 30.0
-"""Seconds that a shutdown waits for operations whose clients have gone."""
 
 
 class ASGIMiddleware:
@@ -131,7 +129,7 @@ class ASGIMiddleware:
             self._idempotency.meet()
             note_within(self.app)
         if kind == "http":
-            path = route_path(scope)
+            path = route_path(scope) if scope.get("root_path") else scope["path"]
             if path == self._keys_path:
                 await self._issue(scope, receive, send)
                 return
@@ -147,24 +145,8 @@ class ASGIMiddleware:
     async def _covered(
         self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send
     ) -> None:
-        """Serve a request that a policy covers, and have it so known to what is inside."""
-        around = scope.get(SERVED)
-        scope[SERVED] = self._idempotency
-        try:
-            await self._serve(policy, scope, receive, send, around)
-        except asyncio.CancelledError:  # the operation may go on
-            raise
-        except BaseException:
-            _leave(scope, around)
-            raise
-        _leave(scope, around)
-
-    async def _serve(
-        self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send, around: object
-    ) -> None:
         idempotency = self._idempotency
-        if not idempotency.started and (problem := admission.unready(idempotency)) is not None:
-            await self._refuse_unread(problem, policy, receive, send)
+        if not idempotency.started and await self._unready(policy, receive, send):
             return
         fields, found = wanted(scope, self._wanted)
         keyed = bool(fields) or key_source.may_be_in_content(policy)
@@ -173,8 +155,8 @@ class ASGIMiddleware:
             return
         request = ASGIView(scope, found)
         caller = self._known(request) if self._ask is None or policy.shared else None
-        if caller is not None:
-            send = self._handing_out(policy, caller, send)
+        if policy.next_key and caller is not None:
+            send = self._handing_out(caller, send)
             if not keyed:
                 await self._without_key(policy, scope, receive, send)
                 return
@@ -182,18 +164,18 @@ class ASGIMiddleware:
         task = None
         try:
             length = found.get(b"content-length", b"")
-            if not await self._read(policy, scope, receive, send, body, length):
+            refusal = await read_body(policy, receive, body.write, length)
+            if refusal is not None:
+                await self._unread(refusal, scope, send)
                 return
             if caller is None:
                 caller = await self._asked(scope, receive, send, body)
                 if caller is None:
                     return
-                send = self._handing_out(policy, caller, send)
-            if around is not None:  # its keys are not those of the service around this one
-                caller = f"within {scope_name(caller)}"
+                send = self._handing_out(caller, send) if policy.next_key else send
             driver = await self._admit(policy, fields, request, caller, body, receive, send)
             if driver is not None:
-                scope[OPERATION] = driver
+                around = _enter(scope, idempotency, driver)
                 base = self.problem_base
                 exchange = ASGIExchange(self.app, base, driver, scope, receive, send, body)
                 done, task = start_operation(exchange.operate)
@@ -201,23 +183,23 @@ class ASGIMiddleware:
             if task is None:  # else the body is the operation's
                 body.close()
         if task is not None:
-            await self._detached.outlive(done, task)
+            try:
+                await self._detached.outlive(done, task, exchange)
+            finally:
+                _leave(scope, around, task)
 
-    async def _read(
-        self,
-        policy: Policy,
-        scope: ASGIScope,
-        receive: Receive,
-        send: Send,
-        body: Body,
-        length: bytes,
-    ) -> bool:
-        """Read the body. False: it cannot be had, and the client knows."""
-        refusal = await read_body(policy, receive, body.write, length)
+    async def _unready(self, policy: Policy, receive: Receive, send: Send) -> bool:
+        """Open the store, or refuse a request as that cannot be done."""
+        problem = admission.unready(self._idempotency)
+        if problem is not None:
+            await self._refuse_unread(problem, policy, receive, send)
+        return problem is not None
+
+    async def _unread(self, refusal: Problem | bool, scope: ASGIScope, send: Send) -> None:
+        """Refuse a request whose body cannot be had; True: its client has gone."""
         if isinstance(refusal, Problem):
             self._idempotency.operations.refuse(refusal)
             await send_problem(refusal, self.problem_base, send, scope)
-        return refusal is None
 
     async def _asked(
         self, scope: ASGIScope, receive: Receive, send: Send, body: Body
@@ -242,6 +224,8 @@ class ASGIMiddleware:
     ) -> AsyncDriver | None:
         """Find out what the key says. None: the request has had its response."""
         idempotency, scope = self._idempotency, request.native
+        if SERVED in scope:  # its keys are not those of the service around this one
+            caller = f"within {scope_name(caller)}"
         asked: Hashable = None  # known again byte by byte, where nothing but these bytes names it
         if fields and idempotency.store.lookup_first and (small := body.small()) is not None:
             asked = (*fields, caller, request.line, small)
@@ -295,9 +279,8 @@ class ASGIMiddleware:
         policy = dataclasses.replace(idempotency.routes.default, max_request_body=issue.LARGEST)
         body = Body(policy.algorithm, request.line)
         refusal = await read_body(policy, receive, body.write, found.get(b"content-length", b""))
-        if isinstance(refusal, Problem):
-            await send_problem(refusal, self.problem_base, send, scope)
         if refusal is not None:
+            await self._unread(refusal, scope, send)
             return
         caller: Caller | None
         if self._ask is None:
@@ -311,10 +294,8 @@ class ASGIMiddleware:
             headers = with_length(answer.headers, answer.status, told)
             await send_whole(answer.status, headers, told, send)
 
-    def _handing_out(self, policy: Policy, caller: Caller, send: Send) -> Send:
-        """Send responses with a fresh key for the caller's next operation, where asked to."""
-        if not policy.next_key:
-            return send
+    def _handing_out(self, caller: Caller, send: Send) -> Send:
+        """Send responses with a fresh key for the caller's next operation."""
         issuer = self._idempotency.issuer
         assert issuer is not None
         owner = scope_name(caller)
@@ -338,7 +319,12 @@ class ASGIMiddleware:
             await self._refuse_unread(problem, policy, receive, send)
             return
         unkeyed = UnkeyedRun(receive, send)
-        if not await unkeyed.run(self.app, scope):
+        around = _enter(scope, self._idempotency)
+        try:
+            done = await unkeyed.run(self.app, scope)
+        finally:
+            _leave(scope, around)
+        if not done:
             if not unkeyed.read:
                 await self._drain(policy, receive)
             refusal = self._idempotency.operations.refuse(problems.KEY_MISSING)
@@ -374,15 +360,26 @@ class ASGIMiddleware:
         async def stopped(message: Message) -> None:
             if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
                 self._completing.stop()
-                await self._detached.wait(DRAIN_TIMEOUT)
+                await self._detached.drain(self._idempotency.drain.total_seconds())
                 await asyncio.to_thread(self._idempotency.stop)
             await send(message)
 
         await self.app(scope, started, stopped)
 
 
-def _leave(scope: ASGIScope, around: object) -> None:
-    """Take the marks out of a scope, which may be used for another request, as in a test."""
+def _enter(scope: ASGIScope, idempotency: Idempotency, driver: Any = None) -> object:
+    """Mark a request as in hand; return who had it in hand before."""
+    around: object = scope.get(SERVED)
+    scope[SERVED] = idempotency
+    if driver is not None:
+        scope[OPERATION] = driver
+    return around
+
+
+def _leave(scope: ASGIScope, around: object, task: asyncio.Task[None] | None = None) -> None:
+    """Take the marks away, as a test may use the scope again, once the operation has ended."""
+    if task is not None and not task.done():
+        return
     scope.pop(OPERATION, None)
     if around is None:
         scope.pop(SERVED, None)

@@ -1,4 +1,4 @@
-"""What handlers raise, where Starlette makes a response of it: the operation is told first."""
+"""Exception handlers of Starlette: each tells the operation what was raised."""
 
 from __future__ import annotations
 

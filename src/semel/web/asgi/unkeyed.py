@@ -19,7 +19,7 @@ class UnkeyedRun:
         self._receive = receive
         self._send = send
         self._told: list[NoOperation] = []
-        self._held: list[Message] = []
+        self._held: list[Message] | None = None
         self._started = False
         self.read = False
         """Whether the body has been read to its end."""
@@ -36,7 +36,7 @@ class UnkeyedRun:
             return False
         finally:
             unkeyed.reset(before)
-        return not self._held
+        return self._held is None
 
     async def receive(self) -> Message:
         """Receive for the application."""
@@ -46,19 +46,16 @@ class UnkeyedRun:
 
     async def send(self, message: Message) -> None:
         """Send for the application."""
-        if self._held or (
-            self._told
-            and not self._started
-            and message["type"] == "http.response.start"
-            and message["status"] >= 500
-        ):
+        if self._held is not None:
             self._held.append(message)
-            return
-        self._started = True
-        await self._send(message)
+        elif self._told and not self._started and message.get("status", 0) >= 500:
+            self._held = [message]
+        else:
+            self._started = True
+            await self._send(message)
 
     async def _let_go(self) -> None:
-        for message in self._held:
+        for message in self._held or ():
             await self._send(message)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +25,8 @@ from semel.web.django.callers import DjangoView
 from semel.web.http import admission, key_source
 from semel.web.http.body import Body
 from semel.web.http.callers import Caller, scope_name
+
+log = logging.getLogger("semel")
 
 ATTRIBUTE = "_semel_exchange"
 
@@ -146,6 +149,18 @@ class DjangoExchange:
     def failed(self) -> Answer:
         """Return what came of a view, or of the middleware inside, that broke off."""
         return failures.failed(self.idempotency.problem_base, atomic=self.driver.taken)
+
+    def cut_off(self) -> Answer:
+        """Return what came of a view that was ended before its end, its client having left."""
+        failpoint("cut_off")
+        log.info("operation %s was ended: its client had left", self.driver.key[:6].hex())
+        base, atomic = self.idempotency.problem_base, self.driver.taken
+        return failures.cut_off(base, policy=self.policy, atomic=atomic)
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the client's leaving is to end the view."""
+        return self.policy.on_disconnect == "cancel"
 
     def sent(self, outcome: Outcome, response: Any, chunks: Iterable[bytes] | None) -> Any:
         """Return the response that may be sent: the view's own, or what stands in its place."""

@@ -27,7 +27,7 @@ from semel.core import problems
 from semel.core.commands import StoreError
 from semel.core.engine import Bypass, Refuse
 from semel.operation import current
-from semel.runtime.drivers import AsyncDriver, ThreadDriver
+from semel.runtime.drivers import AsyncDriver, ServerThreadDriver
 from semel.runtime.operations import Driver
 from semel.stores.django.transaction import DjangoTransaction
 from semel.web.django import answers, rules
@@ -95,8 +95,8 @@ class IdempotencyMiddleware:
         exchange = exchange_of(request)
         if exchange is None:
             return None
-        driver = self._admit(ThreadDriver, exchange, view, args, kwargs)
-        if not isinstance(driver, ThreadDriver):
+        driver = self._admit(ServerThreadDriver, exchange, view, args, kwargs)
+        if not isinstance(driver, ServerThreadDriver):
             return driver
         outcome = driver.begin()
         if outcome is not None:
@@ -117,7 +117,7 @@ class IdempotencyMiddleware:
         if exchange.over:
             return response
         if response.streaming and exchange.passes:
-            response.streaming_content = PassingStream(exchange, response)
+            PassingStream(exchange, response).take_over()
             return response
         body, chunks = consume(exchange, response)
         outcome = exchange.driver.finish(exchange.answer(response, body))
@@ -144,6 +144,8 @@ class IdempotencyMiddleware:
             if not task.done():
                 self._detached.add(task)
                 task.add_done_callback(self._forget)
+                if exchange.cancels and exchange.driver is not None:
+                    task.cancel()
             raise
 
     async def _operate(self, exchange: DjangoExchange) -> Any:
@@ -151,9 +153,11 @@ class IdempotencyMiddleware:
             try:
                 response = await self.get_response(exchange.request)
                 return exchange.handing_out(await self._aanswered(exchange, response))
-            except BaseException:
+            except BaseException as error:
                 if not exchange.over:
-                    await exchange.driver.finish(exchange.failed())
+                    ended = isinstance(error, asyncio.CancelledError)
+                    came = exchange.cut_off() if ended else exchange.failed()
+                    await exchange.driver.finish(came)
                 raise
             finally:
                 exchange.close()

@@ -12,6 +12,7 @@ from asgiref.sync import sync_to_async
 
 from semel.core.engine import Deliver
 from semel.operation import current
+from semel.runtime.servers import Shutdown
 from semel.web.django.exchange import DjangoExchange
 
 log = logging.getLogger("semel")
@@ -99,8 +100,15 @@ class PassingStream:
         self._exchange = exchange
         self._response = response
         self._recorder = Recorder(exchange)
+        self._close = getattr(response._iterator, "close", None)
         self._rest = iter(response)
         self._ended = False
+
+    def take_over(self) -> None:
+        """Stand in the place of the view's stream, and be closed before it is."""
+        self._response.streaming_content = self
+        closers = self._response._resource_closers
+        closers.insert(0, closers.pop())
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -138,9 +146,26 @@ class PassingStream:
             raise RuntimeError("the stream could not be recorded")
 
     def close(self) -> None:
-        """Called by the server at the end, whether or not it has sent everything."""
-        for _ in self:
-            pass
+        """Called by the server at the end, whether or not it has sent everything.
+
+        Without its client the view runs on, unless that is to end it, as long as its response can
+        still be kept and the server does not shut down.
+        """
+        shutdown = Shutdown()
+        while not self._ended and self._exchange.driver.outcome is None:
+            if self._exchange.cancels or shutdown.is_due():
+                self._cut_off()
+            else:
+                next(self, None)
+        self._ended = True
+        self._exchange.close()
+
+    def _cut_off(self) -> None:
+        try:
+            if self._close is not None:
+                self._close()
+        finally:
+            self._exchange.driver.finish(self._exchange.cut_off())
 
 
 class AsyncPassingStream:
@@ -149,6 +174,7 @@ class AsyncPassingStream:
     def __init__(self, exchange: DjangoExchange, response: Any) -> None:
         self._exchange = exchange
         self._response = response
+        self._close = getattr(response._iterator, "aclose", None)
         self._rest = _pieces(response)
         self._made: asyncio.Queue[bytes | None] = asyncio.Queue(AHEAD)
         self._gone = asyncio.Event()
@@ -165,6 +191,8 @@ class AsyncPassingStream:
             self._gone.set()
             while not self._made.empty():
                 self._made.get_nowait()
+            if self._exchange.cancels:
+                task.cancel()
             raise
         await task
 
@@ -178,6 +206,12 @@ class AsyncPassingStream:
                     if driver.outcome is None and not recorder.takes(chunk):
                         await self._finish(None)  # outgrown: complete now
                     await self._hand(chunk)
+                    if driver.outcome is not None and self._gone.is_set():
+                        break  # nothing of it is kept, and nobody reads it
+            except asyncio.CancelledError:
+                if driver.outcome is None:
+                    await driver.finish(self._exchange.cut_off())
+                raise
             except BaseException:
                 if driver.outcome is None:
                     await self._finish(None)
@@ -185,6 +219,8 @@ class AsyncPassingStream:
             if driver.outcome is None:
                 await self._finish(recorder.body())
         finally:
+            if self._close is not None:
+                await self._close()
             self._exchange.close()
             await self._hand(None)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from collections.abc import MutableMapping
+from typing import Annotated, Any
 
 from anyio.lowlevel import RunVar
 from anyio.to_thread import current_default_thread_limiter
@@ -13,12 +14,24 @@ from semel.core import keys
 from semel.operation import (
     AsyncOperation,
     Operation,
+    current,
     current_async_operation,
     current_operation,
 )
 from semel.web.conditional import Preconditions
 
-__all__ = ["AsyncOp", "Op", "async_operation", "operation", "preconditions"]
+__all__ = [
+    "AsyncOp",
+    "Op",
+    "OptionalAsyncOp",
+    "OptionalOp",
+    "async_operation",
+    "operation",
+    "optional_async_operation",
+    "optional_operation",
+    "preconditions",
+    "take_place",
+]
 
 _KeyHeader = Annotated[
     str | None,
@@ -54,7 +67,7 @@ async def async_operation(idempotency_key: _KeyHeader = None) -> AsyncOperation:
     return current_async_operation()
 
 
-async def operation(idempotency_key: _KeyHeader = None) -> Operation:
+async def operation(request: Request, idempotency_key: _KeyHeader = None) -> Operation:
     """Give a plain `def` handler its operation; `Op` is the parameter's type ready made.
 
     At most half the threads of the pool run such handlers at a time, the others wait without one:
@@ -62,10 +75,22 @@ async def operation(idempotency_key: _KeyHeader = None) -> Operation:
     serialises there), and those that wait for the connection must not have taken them all.
     """
     op = current_operation()
-    room = _room()
-    await room.acquire()
-    op.when_ended(room.release)
+    await take_place(request.scope, op)
     return op
+
+
+async def optional_async_operation(
+    idempotency_key: _KeyHeader = None,
+) -> AsyncOperation | None:
+    """Give an async handler its operation, or None: no key came, or the route is not covered."""
+    return None if current.get() is None else current_async_operation()
+
+
+async def optional_operation(
+    request: Request, idempotency_key: _KeyHeader = None
+) -> Operation | None:
+    """Give a plain `def` handler its operation as `operation` does, or None where there is none."""
+    return None if current.get() is None else await operation(request)
 
 
 Op = Annotated[Operation, Depends(operation)]
@@ -73,6 +98,12 @@ Op = Annotated[Operation, Depends(operation)]
 
 AsyncOp = Annotated[AsyncOperation, Depends(async_operation)]
 """The operation of an async handler: `async def charge(order: Order, op: AsyncOp)`."""
+
+OptionalOp = Annotated[Operation | None, Depends(optional_operation)]
+"""As `Op`, and None without a key, or for a GET: `def thing(op: OptionalOp)`."""
+
+OptionalAsyncOp = Annotated[AsyncOperation | None, Depends(optional_async_operation)]
+"""As `AsyncOp`, and None without a key, or for a GET: `async def thing(op: OptionalAsyncOp)`."""
 
 
 async def preconditions(
@@ -84,6 +115,18 @@ async def preconditions(
     are there for the OpenAPI document: the headers are read from the request.
     """
     return Preconditions.from_headers(request.method, request.headers.raw)
+
+
+_PLACE = "semel.place"
+
+
+async def take_place(scope: MutableMapping[str, Any], op: Operation) -> None:
+    """Wait until one more plain handler may hold a thread; once for an operation."""
+    if scope.get(_PLACE) is None:
+        scope[_PLACE] = op
+        room = _room()
+        await room.acquire()
+        op.when_ended(room.release)
 
 
 _ROOM: RunVar[asyncio.Semaphore] = RunVar("semel_room")

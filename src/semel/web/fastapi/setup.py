@@ -46,11 +46,13 @@ def init_app(app: Starlette, idempotency: Idempotency, *, caller: Any = None) ->
     too, answers `NotMet`, and writes the headers and their problem responses into the OpenAPI
     document.
 
-    `caller` says whose requests they are: for FastAPI a dependency (`get_current_user`, or
-    `Security(get_current_user, scopes=[…])`), for Starlette a plain or async function of the
-    request. It returns a name, or an object with one (see `Idempotency`), and refuses by raising
-    `HTTPException`. It is asked before a claim and before a replay, except on routes with
-    `Policy(shared=True)`, which are public. A handler that depends on it too has it called again.
+    `caller` says whose requests they are. For FastAPI it is a dependency, as a route takes it: a
+    function or class, or one that is annotated or has security scopes. For Starlette it is a plain
+    or async function of the request. It returns the user's name or number, or an object or a
+    mapping that has an `id`, `sub` or `username` (`semel.web.http.callers.named_caller`), and
+    refuses by raising `HTTPException`. It is asked before a claim and before a replay, except on
+    routes with `Policy(shared=True)`, which are public. A handler that depends on it too has it
+    called once more.
 
     A second call with the same `Idempotency` does nothing. Raises `PolicyError` where
     `Idempotency(scope=…)` names the caller already, or where the application has another

@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from flask import Flask, abort, request, session
 from werkzeug.local import LocalProxy
 from werkzeug.wrappers import Response
 
-from semel.web.http.callers import ANONYMOUS, Caller, named_caller
+from semel.web.http.callers import ANONYMOUS, SESSION_KEYS, Caller, named_caller
 from semel.web.wsgi.messages import Environ, WSGIView
 
 Ask = Callable[[], object]
 """Finds out who has sent the present request; called within its context."""
-
-SESSION_KEYS: Final = (
-    "_user_id",  # Flask-Login's
-    "user_id",
-    "userid",
-    "uid",
-    "user",
-    "username",
-    "identity.id",  # Flask-Principal's
-    "profile",
-    "email",
-    "account_id",
-)
-"""Where sessions say whose they are, in the order in which they are looked at."""
 
 
 class FlaskView(WSGIView):

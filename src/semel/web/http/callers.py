@@ -29,6 +29,20 @@ KNOWN_CREDENTIALS: Final = (
 """The request headers that carry credentials by common usage. `Idempotency(credentials=…)` adds the
 service's own, such as the one in which a proxy names the client certificate."""
 
+SESSION_KEYS: Final = (
+    "_user_id",  # Flask-Login's
+    "user_id",
+    "userid",
+    "uid",
+    "user",
+    "username",
+    "identity.id",  # Flask-Principal's
+    "profile",
+    "email",
+    "account_id",
+)
+"""Where sessions say whose they are, in the order in which they are looked at."""
+
 Credentials = tuple[tuple[bytes, bytes], ...]
 """Names and values of headers, and of the session cookie as `cookie`."""
 

@@ -14,6 +14,7 @@ from semel.core.record import Response
 from semel.failpoints import failpoint
 from semel.operation import current
 from semel.runtime.drivers import ThreadDriver
+from semel.runtime.servers import Shutdown
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import Body
 from semel.web.wsgi.messages import Environ, Headers, StartResponse, WSGIApp, send_outcome
@@ -168,16 +169,46 @@ class WSGIExchange:
             yield from self._chunks
             yield from following
         except GeneratorExit:
-            # The server has closed it, its client being gone; the handler runs to its end.
-            for _ in self._recorded(self._following(chunks)):
-                pass
-            self._finish_stream()
+            # The server has closed it, its client being gone.
+            if self._goes_on(chunks):
+                self._finish_stream()
+            else:
+                self._cut_off()
             raise
         except BaseException:
             self._broken = True
             self._finish_stream()
             raise
         self._finish_stream()
+
+    def _goes_on(self, chunks: Iterator[bytes]) -> bool:
+        """Go on without a client. False: the handler has been ended before its end.
+
+        Unless it is to be cancelled it runs on, as long as its response can still be kept and the
+        server does not shut down.
+        """
+        if self._policy.on_disconnect == "cancel":
+            return self._driver.outcome is not None
+        shutdown = Shutdown()
+        rest = self._recorded(self._following(chunks))
+        while self._driver.outcome is None:
+            if shutdown.is_due():
+                return False
+            if next(rest, None) is None:
+                break
+        return True
+
+    def _cut_off(self) -> None:
+        """Have the handler end, then record that it was ended."""
+        failpoint("cut_off")
+        log.info("operation %s was ended: its client had left", self._driver.key[:6].hex())
+        before = current.set(self._driver)
+        try:
+            self._close_iterable()
+        finally:
+            current.reset(before)
+            atomic, policy = self._driver.taken, self._policy
+            self._record_outcome(failures.cut_off(self._problem_base, policy=policy, atomic=atomic))
 
     def _recorded(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
@@ -208,8 +239,13 @@ class WSGIExchange:
 
     def close(self) -> None:
         """Close the application's iterable and the request's body."""
-        self._body.close()
+        if self.begun:
+            self._body.close()
+        self._close_iterable()
+
+    def _close_iterable(self) -> None:
         close = getattr(self._iterable, "close", None)
+        self._iterable = ()
         if close is not None:
             close()
 
@@ -254,6 +290,4 @@ class _Rest:
     def close(self) -> None:
         """Called by the server at the end."""
         failpoint("after_answer")
-        for _ in self._rest:  # the client may have gone; the handler still runs to its end
-            pass
         self._exchange.close()

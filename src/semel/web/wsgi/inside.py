@@ -15,12 +15,20 @@ from semel.core import problems
 from semel.core.policy import Policy
 from semel.core.record import Response
 from semel.idempotency import Idempotency
-from semel.operation import NoOperation
+from semel.operation import NoOperation, unkeyed
 from semel.runtime.drivers import ThreadDriver
 from semel.web.http.body import Body, Input
 from semel.web.http.callers import Caller, one_way_to_ask
 from semel.web.wsgi.exchange import WSGIExchange
-from semel.web.wsgi.messages import Environ, Headers, StartResponse, WSGIApp, WSGIView
+from semel.web.wsgi.messages import (
+    Environ,
+    Headers,
+    HeldStart,
+    StartResponse,
+    WSGIApp,
+    WSGIView,
+    send_problem,
+)
 from semel.web.wsgi.middleware import WSGIMiddleware
 from semel.web.wsgi.tapped import TappedInput, Untouched
 
@@ -37,9 +45,38 @@ class InsideExchange(WSGIExchange):
     unkeyed = False
     """Whether its handler runs without a key."""
 
+    _held: HeldStart | None = None
+    """The beginning of a response without a key, which may turn out to have needed one."""
+
     def run(self, environ: Environ) -> Iterable[bytes]:
+        """Call the application; return what the server is to send."""
         environ[_EXCHANGE] = self
-        return super().run(environ)
+        asked: list[NoOperation] = []
+        before = unkeyed.set(asked)
+        try:
+            answer = super().run(environ)
+        except NoOperation:
+            if not self.unkeyed or (self._held is not None and self._held.begun):
+                raise
+            return send_problem(problems.KEY_MISSING, self._problem_base, self._start_response)
+        finally:
+            unkeyed.reset(before)
+        if self._held is None:
+            return answer
+        if asked and self._held.failed:
+            self.close()
+            return send_problem(problems.KEY_MISSING, self._problem_base, self._start_response)
+        self._held.begin()
+        return answer
+
+    def _started(
+        self, status: str, headers: Headers, exc_info: Any = None
+    ) -> Callable[[bytes], object]:
+        if not self.unkeyed:
+            return super()._started(status, headers, exc_info)
+        if self._held is None:
+            self._held = HeldStart(self._start_response)
+        return self._held(status, headers, exc_info)
 
     def note(self, status: int | None = None) -> None:
         """Note that an exception has left the handler.

@@ -18,7 +18,7 @@ from semel.core.problems import Problem
 from semel.core.remembered import RememberedRequest
 from semel.idempotency import Idempotency
 from semel.operation import NoOperation, current, unkeyed
-from semel.runtime.drivers import ThreadDriver
+from semel.runtime.drivers import ServerThreadDriver, ThreadDriver
 from semel.runtime.operations import Known
 from semel.web.http import admission, issue, key_source
 from semel.web.http.body import Body
@@ -154,7 +154,7 @@ class WSGIMiddleware:
         owner = scope_name(caller)
         admitted = admission.admit(
             idempotency,
-            ThreadDriver,
+            ServerThreadDriver,
             policy,
             fields,
             owner,

@@ -1,4 +1,4 @@
-"""Falcon: `init_app` puts Semel into an ASGI application, inside its middleware."""
+"""Semel inside an ASGI application, round each responder."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-try:
-    from falcon import MEDIA_JSON, HTTPNotFound
-    from falcon.asgi import App, Request, Response, SSEvent
-    from falcon.asgi.stream import BoundedStream
-except ImportError as error:  # pragma: no cover
-    raise ImportError("semel.web.falcon needs Falcon: pip install falcon") from error
+from falcon import MEDIA_JSON, HTTPNotFound
+from falcon.asgi import App, Request, Response, SSEvent
+from falcon.asgi.stream import BoundedStream
 
 from semel.applications import Endpoint
 from semel.idempotency import Idempotency
@@ -28,28 +25,11 @@ from semel.web.asgi.inside import (
 )
 from semel.web.asgi.messages import Send
 
-__all__ = ["init_app"]
-
 Caller = Callable[[Request], object]
 
 
-def init_app(app: App[Any, Any], idempotency: Idempotency, *, caller: Caller | None = None) -> None:
-    """Protect an ASGI application: its responders run under their requests' keys.
-
-    Semel stands inside the application's middleware components, whatever the order of the calls: a
-    replay passes `process_request`, `process_resource` and `process_response` as any other
-    response. Routes may come before or after this call; sinks are left alone. A responder gets its
-    operation from `semel.current_async_operation()`.
-
-    `caller` says who has sent a request: a plain or async function of it that returns the user or
-    the user's id (`lambda req: req.context.user`), and raises `falcon.HTTPUnauthorized` where it is
-    nobody. It is asked before a claim and before a replay.
-
-    A second call with the same objects does nothing. Raises `PolicyError` where it names others,
-    and where `Idempotency(scope=…)` names the caller, too, `TypeError` for a WSGI application.
-    """
-    if not isinstance(app, App):
-        raise TypeError(f"app: give a falcon.asgi.App, not {type(app).__name__}")
+def protect(app: App[Any, Any], idempotency: Idempotency, caller: Caller | None) -> None:
+    """Put Semel round the responders of an application."""
     there = getattr(app._router_search, "semel", None)
     if there_already(there, idempotency, caller):
         return
