@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial, wraps
 from typing import Any, Final, TypeVar
 
 try:
@@ -71,6 +72,7 @@ def join(session: Session, driver: Driver) -> None:
     if PIN in session.__dict__:
         return
     Pin(session, driver.runtime.store.sync_engine, _Begun(driver))  # type: ignore[attr-defined]
+    driver.taken = True  # nothing is written elsewhere, even where nothing is written
     leave_transaction(session)
 
 
@@ -146,18 +148,28 @@ def _class_of(factory: object) -> type[Session]:
 def _join_class(kind: type[Session], idempotency: Idempotency) -> None:
     if vars(kind).get(_JOINED) is idempotency:
         return
+    choose = kind.get_bind
+
+    def enter(session: Session) -> bool:
+        driver = operation_of(idempotency) if PIN not in session.__dict__ else None
+        if driver is not None:
+            join(session, driver)
+        return driver is not None
+
+    def get_bind(self: Session, *arguments: Any, **named: Any) -> Any:
+        # Asked before a session begins by itself.
+        return (self.get_bind if enter(self) else partial(choose, self))(*arguments, **named)
 
     def begins(session: Session, transaction: SessionTransaction) -> None:
-        if transaction.parent is None and PIN not in session.__dict__:
-            driver = operation_of(idempotency)
-            if driver is not None:
-                join(session, driver)
+        if transaction.parent is None:
+            enter(session)
 
     def ends(session: Session, transaction: SessionTransaction) -> None:
         pin = session.__dict__.get(PIN)
         if transaction.parent is None and pin is not None:
             pin.take_off()  # where it is used next, it may be another operation, or none
 
+    kind.get_bind = get_bind  # type: ignore[method-assign]
     event.listen(kind, "after_transaction_create", begins)
     event.listen(kind, "after_transaction_end", ends)
     setattr(kind, _JOINED, idempotency)
@@ -184,7 +196,7 @@ class _Registry:
         return getattr(self._registry, name)
 
 
-# --- sessions that begin in a function -------------------------------------------------------
+# --- sessions that are made in a function -------------------------------------------------------
 
 _JOINING: ContextVar[tuple[Driver, list[Session]] | None] = ContextVar(
     "semel_joining", default=None
@@ -193,7 +205,7 @@ _JOINING: ContextVar[tuple[Driver, list[Session]] | None] = ContextVar(
 
 @contextmanager
 def joining(driver: Driver) -> Iterator[list[Session]]:
-    """Have every session that begins in this block join the operation; gives them."""
+    """Have every session that is made in this block join the operation; gives them."""
     found: list[Session] = []
     before = _JOINING.set((driver, found))
     try:
@@ -202,18 +214,23 @@ def joining(driver: Driver) -> Iterator[list[Session]]:
         _JOINING.reset(before)
 
 
-def _begins(session: Session, transaction: SessionTransaction) -> None:
-    here = _JOINING.get()
-    if here is not None and transaction.parent is None and PIN not in session.__dict__:
-        driver, found = here
-        join(session, driver)
-        found.append(session)
+def see_sessions_made() -> None:
+    """Have `joining` see sessions of every class. SQLAlchemy has no event for their making."""
+    make = Session.__init__
+    if hasattr(make, _JOINED):
+        return
 
+    @wraps(make)
+    def made(self: Session, *arguments: Any, **named: Any) -> None:
+        make(self, *arguments, **named)
+        here = _JOINING.get()
+        if here is not None:
+            driver, found = here
+            join(self, driver)
+            found.append(self)
 
-def listen_for_joining() -> None:
-    """Have `joining` see sessions of every class."""
-    if not event.contains(Session, "after_transaction_create", _begins):
-        event.listen(Session, "after_transaction_create", _begins)
+    setattr(made, _JOINED, True)
+    Session.__init__ = made  # type: ignore[method-assign]
 
 
 def sessions_in(value: object) -> list[Session]:

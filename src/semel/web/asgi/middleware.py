@@ -23,7 +23,7 @@ from semel.runtime.drivers import AsyncDriver
 from semel.runtime.operations import Known
 from semel.web.asgi.completing import Completing
 from semel.web.asgi.endpoints import endpoints_of
-from semel.web.asgi.exchange import ASGIExchange, Detached, start_operation
+from semel.web.asgi.exchange import ASGIExchange, Detached
 from semel.web.asgi.messages import (
     OPERATION,
     SERVED,
@@ -115,6 +115,10 @@ class ASGIMiddleware:
         """Return no applications: those mounted in this one are looked through."""
         return ()
 
+    def has_met(self) -> None:
+        """Look at the application, once, when the rules of its routes are known."""
+        note_within(self.app)
+
     def learn(self, endpoints: Iterable[Endpoint]) -> None:
         """Have the headers that their security schemes read tell callers apart."""
         more = sorted({name for endpoint in endpoints for name in endpoint.credentials})
@@ -127,7 +131,7 @@ class ASGIMiddleware:
         if not self._applications.met:
             self._around = scope.get("app")
             self._idempotency.meet()
-            note_within(self.app)
+            self.has_met()
         if kind == "http":
             path = route_path(scope) if scope.get("root_path") else scope["path"]
             if path == self._keys_path:
@@ -161,7 +165,7 @@ class ASGIMiddleware:
                 await self._without_key(policy, scope, receive, send)
                 return
         body = Body(policy.algorithm, request.line)
-        task = None
+        own = None
         try:
             length = found.get(b"content-length", b"")
             refusal = await read_body(policy, receive, body.write, length)
@@ -178,15 +182,15 @@ class ASGIMiddleware:
                 around = _enter(scope, idempotency, driver)
                 base = self.problem_base
                 exchange = ASGIExchange(self.app, base, driver, scope, receive, send, body)
-                done, task = start_operation(exchange.operate)
+                own = self._detached.start(exchange)
         finally:
-            if task is None:  # else the body is the operation's
+            if own is None:  # else the body is the operation's
                 body.close()
-        if task is not None:
+        if own is not None:
             try:
-                await self._detached.outlive(done, task, exchange)
+                await self._detached.outlive(own, exchange)
             finally:
-                _leave(scope, around, task)
+                _leave(scope, around, own.task)
 
     async def _unready(self, policy: Policy, receive: Receive, send: Send) -> bool:
         """Open the store, or refuse a request as that cannot be done."""

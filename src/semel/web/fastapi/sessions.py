@@ -24,21 +24,20 @@ from semel.sessions.joining import (
     Driver,
     join,
     joining,
-    listen_for_joining,
     operation_of,
+    see_sessions_made,
     sessions_in,
 )
 from semel.sessions.watch import watch
 from semel.stores.base import StoreSetupError
 from semel.stores.sqlalchemy import SQLAlchemyStore
 from semel.web.fastapi.dependencies import take_place
+from semel.web.fastapi.exits import JOINED
 
-__all__ = ["JOINED", "joined"]
+__all__ = ["joined"]
 
 Dependency = TypeVar("Dependency", bound=Callable[..., Any])
 
-JOINED: Final = "__semel_joined__"
-"""Marks what `joined` returns: its exit comes before the record."""
 _TURN: Final = "semel_turn"
 
 
@@ -65,7 +64,7 @@ def joined(idempotency: Idempotency, dependency: Dependency) -> Dependency:
     """
     if not callable(dependency):
         raise TypeError(f"joined: give the dependency itself, such as get_db, not {dependency!r}")
-    listen_for_joining()
+    see_sessions_made()
     watch()
     made = _wrapped(idempotency, dependency)
     made.__signature__ = _signature(dependency)  # type: ignore[attr-defined]
