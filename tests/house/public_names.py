@@ -49,7 +49,13 @@ MODULES = (
     "semel.web.conditional",
     "semel.web.django",
     "semel.web.fastapi",
+    "semel.web.blacksheep",
+    "semel.web.falcon",
     "semel.web.flask",
+    "semel.web.litestar",
+    "semel.web.quart",
+    "semel.web.sanic",
+    "semel.web.strawberry",
     "semel.web.wsgi",
 )
 """What people import from; of the core, what a store is made with."""
@@ -190,7 +196,8 @@ def _said(thing: Any) -> str:
     if isinstance(thing, (int, float, str, bytes, type(None))):
         return repr(thing)
     if hasattr(thing, "__metadata__"):  # a type that is ready made
-        return f"Annotated[{thing.__origin__.__name__}, …]"
+        origin = thing.__origin__
+        return f"Annotated[{getattr(origin, '__name__', origin)}, …]"
     return type(thing).__name__
 
 

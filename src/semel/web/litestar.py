@@ -34,7 +34,7 @@ from semel.operation import (
     current_operation,
     note_raised,
 )
-from semel.web.asgi.inside import Innermost, ask, parameter, rules_beside
+from semel.web.asgi.inside import PlacedMiddleware, ask, parameter, rules_beside
 from semel.web.asgi.messages import (
     ASGIScope,
     ASGIView,
@@ -142,7 +142,7 @@ class KeyedRoute(HTTPRoute):
         await plugin._middleware.serve(self, scope, receive, send)
 
 
-class RouteMiddleware(Innermost):
+class RouteMiddleware(PlacedMiddleware):
     """The middleware inside the routes of one application."""
 
     def __init__(

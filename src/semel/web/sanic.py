@@ -131,7 +131,7 @@ class SanicCall(HandlerCall[Any]):
     async def handle(self) -> Any:
         if self.sending is None:
             return await _awaited(self._handler())
-        stream = _Stream(self._request, self.sending)
+        stream = _HandlerStream(self._request, self.sending)
         try:
             response = await _awaited(self._handler())
             if stream.response is not None:  # the handler has called `request.respond`
@@ -154,7 +154,7 @@ class SanicCall(HandlerCall[Any]):
         if response is None:
             return
         if isinstance(response, ResponseStream):  # file_stream
-            stream = _Stream(self._request, send)
+            stream = _HandlerStream(self._request, send)
             try:
                 await response(self._request)
                 await stream.end()
@@ -183,7 +183,7 @@ class SanicCall(HandlerCall[Any]):
         return response
 
 
-class _Stream:
+class _HandlerStream:
     """What a handler sends its response on, in the place of the connection."""
 
     def __init__(self, request: Request, send: Send) -> None:

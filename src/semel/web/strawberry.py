@@ -25,6 +25,7 @@ except ImportError as error:  # pragma: no cover
     ) from error
 
 from semel.core import problems
+from semel.core.problems import Problem
 from semel.operation import AsyncOperation, current
 from semel.runtime.drivers import AsyncDriver, ThreadDriver
 
@@ -88,14 +89,14 @@ class SemelExtension(SchemaExtension):
 
     def _refusal(self, driver: AsyncDriver | ThreadDriver | None) -> GraphQLError | None:
         if driver is None:
-            return _error(_MISSING, "key-missing") if self._required else None
+            return _error(_MISSING, problems.KEY_MISSING) if self._required else None
         context = self.execution_context
         alone = len(_mutations(context)) <= 1 and not _in_batch(context.context)
         if alone and driver.key not in _UNDER_WAY:
             _UNDER_WAY.add(driver.key)
             AsyncOperation(driver).when_ended(lambda: _UNDER_WAY.discard(driver.key))
             return None
-        return _error(_SEVERAL, "key-invalid")
+        return _error(_SEVERAL, problems.KEY_INVALID)
 
 
 _UNDER_WAY: Final[set[bytes]] = set()
@@ -107,8 +108,9 @@ def _running() -> AsyncDriver | ThreadDriver | None:
     return None if driver is None or driver.finishing else driver
 
 
-def _error(message: str, kind: str) -> GraphQLError:
-    return GraphQLError(message, extensions={"code": kind, "type": f"{problems.BASE}/{kind}"})
+def _error(message: str, problem: Problem) -> GraphQLError:
+    kind = f"{problems.BASE.rstrip('/')}/{problem.slug}"
+    return GraphQLError(message, extensions={"code": problem.slug, "type": kind})
 
 
 def _in_batch(context: object) -> bool:

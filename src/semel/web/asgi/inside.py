@@ -106,7 +106,7 @@ class HandlerCall(ABC, Generic[Native]):
         """Return a response as the framework has them."""
 
 
-class Innermost(ASGIMiddleware):
+class PlacedMiddleware(ASGIMiddleware):
     """The middleware, where an adapter calls it for each handler, and not for each connection.
 
     `who` is the service's own `caller` function, if it has one, `ask` what the middleware asks,
@@ -155,7 +155,7 @@ class Innermost(ASGIMiddleware):
         return self._idempotency.routes.find(method, path)
 
 
-class HandlerMiddleware(Innermost):
+class HandlerMiddleware(PlacedMiddleware):
     """Gives the handlers of one application idempotency keys, each where it is called.
 
     `who` is the service's own `caller` function, which the calls know how to call; `asks` whether
@@ -374,7 +374,7 @@ async def ask(caller: Callable[..., object], *arguments: object) -> object:
     return user
 
 
-def there_already(there: Innermost | None, idempotency: Idempotency, caller: object) -> bool:
+def there_already(there: PlacedMiddleware | None, idempotency: Idempotency, caller: object) -> bool:
     """Say whether an application has Semel, by an earlier call with the same objects.
 
     Raises `PolicyError` where the earlier call was with others.

@@ -127,6 +127,10 @@ class FalconCall(HandlerCall[Response]):
         caller: Caller | None,
     ) -> None:
         self.scope = req.scope
+        if not isinstance(req.scope["headers"], (list, tuple)):  # Falcon has read the iterator
+            fields = req.headers.items()
+            headers = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in fields]
+            self.scope = {**req.scope, "headers": headers}
         self.path = req.path
         self._app = app
         self._req = req
