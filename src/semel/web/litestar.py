@@ -56,15 +56,15 @@ _BARE = "semel.route"
 
 
 class SemelPlugin(InitPluginProtocol, ReceiveRoutePlugin):
-    """Protects an application: `Litestar([…], plugins=[SemelPlugin(idempotency)])`.
+    """Protects an application: `plugins=[SemelPlugin(idempotency)]`.
 
     Semel stands inside the application's middleware, its compression, CSRF protection and guards,
     wherever the plugin stands in the list; routes that are registered later are covered, too. The
     key's header and the problem responses are written into the OpenAPI document.
 
     `caller` says who has sent a request: a plain or async function of the connection that returns
-    the user or the user's id, and raises `NotAuthorizedException` where it is nobody. It is asked
-    after the guards, before a claim and before a replay. Without it: `connection.user`, where an
+    the user or the user's id, and raises the exception of a 401 or 403 where it is nobody. It is
+    asked after the guards, before a claim and before a replay. Without it: `connection.user`, where an
     authentication middleware has set one, else the request's credentials.
 
     Raises `PolicyError` for an application that has two, and where `Idempotency(scope=…)` names the
