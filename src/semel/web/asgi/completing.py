@@ -10,7 +10,7 @@ from typing import Any, cast
 from semel.core.commands import Abandoned, Park, Remembered, StoreError
 from semel.idempotency import Idempotency
 from semel.runtime.drivers import AsyncDriver
-from semel.web.asgi.exchange import ASGIExchange, Detached, start_operation
+from semel.web.asgi.exchange import ASGIExchange, Detached
 from semel.web.asgi.messages import ASGIApp, ASGIScope, Message
 from semel.web.http import completer
 
@@ -92,12 +92,13 @@ class Completing:
         }
         base = idempotency.problem_base
         exchange = ASGIExchange(self._app, base, driver, scope, _nobody, _unheard, todo.body)
-        done, task = start_operation(exchange.operate)
+        own = self._detached.start(exchange)
+        task = own.task
         try:
-            await done
+            await own.done
         finally:
             if not task.done():
-                self._detached.add(task, exchange)
+                self._detached.add(own, exchange)
         if task.done() and task.exception() is not None:
             log.error("operation %s failed", todo.key[:6].hex(), exc_info=task.exception())
         return driver.claim is not None

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
-import sys
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 from semel.core import failures
 from semel.core.commands import Answer
@@ -28,6 +24,7 @@ from semel.web.asgi.messages import (
     send_outcome,
 )
 from semel.web.asgi.slashes import redirects
+from semel.web.asgi.tasks import OwnTask, OwnTasks
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import Body
 
@@ -130,7 +127,7 @@ class ASGIExchange:
         task.cancel()
 
     async def operate(self, done: asyncio.Future[None]) -> None:
-        """Claim, run the application, and record its answer; then say so through `done`."""
+        """Claim, run the application, and record its answer; its request awaits `done`."""
         driver = self._driver
         self._done = done
         try:
@@ -166,9 +163,8 @@ class ASGIExchange:
             self._body.close()
             if self._leaving is not None:
                 self._leaving.cancel()
-            for waiting in (self._over, done):
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(None)
+            if self._over is not None and not self._over.done():
+                self._over.set_result(None)
 
     def _own_scope(self) -> ASGIScope:
         extensions = self._scope.get("extensions")
@@ -259,6 +255,7 @@ class ASGIExchange:
         self._passing = True
         if more:
             self._watch()
+            self._tell_of_disconnects()
         await self._forward(message)
         if not more:
             failpoint("after_answer")
@@ -281,8 +278,7 @@ class ASGIExchange:
         """
         if type(self._driver.outcome) is not Deliver:
             return
-        if self._over is not None and not self._over.done():
-            self._over.set_result(None)  # `op.commit()`: a disconnect may end the stream by now
+        self._tell_of_disconnects()  # `op.commit()`
         forward = self._forward if self._complete else self._pass_on
         if not self._passing and message["type"] != "http.response.start":
             self._passing = True
@@ -296,6 +292,11 @@ class ASGIExchange:
         else:
             self._complete = self._complete or not message.get("more_body", False)
             await forward(message)
+
+    def _tell_of_disconnects(self) -> None:
+        """Let the application hear of its client's leaving, which may end it by now."""
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
 
     async def _raised(self, error: BaseException) -> None:
         """The application raised: before its response, within it, or after (a background task)."""
@@ -367,58 +368,41 @@ class ASGIExchange:
             return
 
 
-def start_operation(
-    operate: Callable[[asyncio.Future[None]], Coroutine[Any, Any, None]],
-) -> tuple[asyncio.Future[None], asyncio.Task[None]]:
-    """Run an operation in a task of its own, which nobody cancels with the request.
-
-    Its future rather than the task is awaited: a cancelled wait leaves the task alone, and the
-    future wakes its waiter a turn of the loop earlier than a shielded task would.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    if sys.version_info >= (3, 12):
-        task = asyncio.Task(operate(done), loop=loop, eager_start=True)
-    else:
-        task = loop.create_task(operate(done))
-    task.add_done_callback(functools.partial(_settle, done))
-    return done, task
-
-
-def _settle(done: asyncio.Future[None], task: asyncio.Task[None]) -> None:
-    """Wake the request of a task that was cancelled before its first step and could not."""
-    if not done.done():
-        done.set_result(None)
-
-
 class Detached:
     """Operations whose requests have ended before them."""
 
     def __init__(self) -> None:
+        self._own = OwnTasks()
         self._running: dict[asyncio.Task[None], ASGIExchange] = {}
 
-    async def outlive(
-        self, done: asyncio.Future[None], task: asyncio.Task[None], exchange: ASGIExchange
-    ) -> None:
+    def start(self, exchange: ASGIExchange) -> OwnTask[None]:
+        """Run an operation in a task of its own, which nobody cancels with the request."""
+        return self._own.start(exchange.operate)
+
+    async def outlive(self, own: OwnTask[None], exchange: ASGIExchange) -> None:
         """Await an operation, which goes on where the request that awaits it is cancelled.
 
         Unless it is not to outlive its client.
         """
+        task = own.task
         try:
-            await done
+            await own.done
         except asyncio.CancelledError:
             if not task.done():
-                self.add(task, exchange)
+                self.add(own, exchange)
                 if exchange.cancels:
                     exchange.end(task)
             raise
         if task.done():
+            own.restore()
             task.result()
         else:
-            self.add(task, exchange)
+            self.add(own, exchange)
 
-    def add(self, task: asyncio.Task[None], exchange: ASGIExchange) -> None:
-        """Hold an operation until it has ended."""
+    def add(self, own: OwnTask[None], exchange: ASGIExchange) -> None:
+        """Hold an operation until it has ended; its request waits no more."""
+        own.give_up()
+        task = own.task
         self._running[task] = exchange
         task.add_done_callback(self._forget)
 

@@ -23,7 +23,7 @@ from semel.runtime.drivers import AsyncDriver
 from semel.runtime.operations import Known
 from semel.web.asgi.completing import Completing
 from semel.web.asgi.endpoints import endpoints_of, layers_of
-from semel.web.asgi.exchange import ASGIExchange, Detached, start_operation
+from semel.web.asgi.exchange import ASGIExchange, Detached
 from semel.web.asgi.messages import (
     OPERATION,
     SERVED,
@@ -114,7 +114,7 @@ class ASGIMiddleware:
         return found
 
     def within(self) -> tuple[ASGIMiddleware, ...]:
-        """Return this one, where another inside it serves its requests, and no others."""
+        """Return this one, where another inside it serves its requests."""
         self._idle = any(
             layer is not self and getattr(layer, "idempotency", None) is self.idempotency
             for layer in layers_of(self.app)
@@ -122,6 +122,10 @@ class ASGIMiddleware:
         if self._idle:
             log.warning("ASGIMiddleware: Semel is in its place inside already; drop this one")
         return (self,) if self._idle else ()
+
+    def has_met(self) -> None:
+        """Look at the application, once, when the rules of its routes are known."""
+        note_within(self.app)
 
     def learn(self, endpoints: Iterable[Endpoint]) -> None:
         """Have the headers that their security schemes read tell callers apart."""
@@ -135,7 +139,7 @@ class ASGIMiddleware:
         if not self._applications.met:
             self._around = scope.get("app")
             self._idempotency.meet()
-            note_within(self.app)
+            self.has_met()
         if kind == "http" and not self._idle:
             path = route_path(scope) if scope.get("root_path") else scope["path"]
             if path == self._keys_path:
@@ -169,7 +173,7 @@ class ASGIMiddleware:
                 await self._without_key(policy, scope, receive, send)
                 return
         body = Body(policy.algorithm, request.line)
-        task = None
+        own = None
         try:
             length = found.get(b"content-length", b"")
             refusal = await read_body(policy, receive, body.write, length)
@@ -186,15 +190,15 @@ class ASGIMiddleware:
                 around = _enter(scope, idempotency, driver)
                 base = self.problem_base
                 exchange = ASGIExchange(self.app, base, driver, scope, receive, send, body)
-                done, task = start_operation(exchange.operate)
+                own = self._detached.start(exchange)
         finally:
-            if task is None:  # else the body is the operation's
+            if own is None:  # else the body is the operation's
                 body.close()
-        if task is not None:
+        if own is not None:
             try:
-                await self._detached.outlive(done, task, exchange)
+                await self._detached.outlive(own, exchange)
             finally:
-                _leave(scope, around, task)
+                _leave(scope, around, own.task)
 
     async def _unready(self, policy: Policy, receive: Receive, send: Send) -> bool:
         """Open the store, or refuse a request as that cannot be done."""

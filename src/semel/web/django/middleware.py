@@ -30,6 +30,7 @@ from semel.operation import current
 from semel.runtime.drivers import AsyncDriver, ServerThreadDriver
 from semel.runtime.operations import Driver
 from semel.stores.django.transaction import DjangoTransaction
+from semel.web.asgi.tasks import OwnTasks
 from semel.web.django import answers, rules
 from semel.web.django.body import declared
 from semel.web.django.callers import authorize
@@ -58,6 +59,7 @@ class IdempotencyMiddleware:
         self.get_response = get_response
         self._idempotency, self._authorize = configured()
         note_errors()
+        self._own_tasks = OwnTasks()
         self._detached: set[asyncio.Task[Any]] = set()
         if iscoroutinefunction(get_response):
             markcoroutinefunction(self)
@@ -137,16 +139,20 @@ class IdempotencyMiddleware:
         if not exchange.may_have_operation:
             return await self.get_response(request)
         # In a task of its own, which nobody cancels with the request: it runs on to its end.
-        task = asyncio.get_running_loop().create_task(self._operate(exchange))
+        own = self._own_tasks.start(lambda done: self._operate(exchange))
+        task = own.task
         try:
-            return await asyncio.shield(task)
+            await own.done
         except asyncio.CancelledError:
             if not task.done():
+                own.give_up()
                 self._detached.add(task)
                 task.add_done_callback(self._forget)
                 if exchange.cancels and exchange.driver is not None:
                     task.cancel()
             raise
+        own.restore()
+        return task.result()
 
     async def _operate(self, exchange: DjangoExchange) -> Any:
         async with _own_thread():
@@ -160,6 +166,7 @@ class IdempotencyMiddleware:
                     await exchange.driver.finish(came)
                 raise
             finally:
+                current.set(None)
                 exchange.close()
                 if exchange.driver is not None:
                     transaction = exchange.driver.transaction
