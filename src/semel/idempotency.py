@@ -18,6 +18,7 @@ from semel.core.policy import Policy, RequestView
 from semel.core.record import Response, State
 from semel.core.routes import Routes
 from semel.issuer import GRACE, Issuer
+from semel.runtime import servers
 from semel.runtime.drivers import Runtime
 from semel.runtime.operations import Operations
 from semel.runtime.outcomes import Outcomes
@@ -178,6 +179,27 @@ class Idempotency:
             self.started = True
         for line in self.promises():
             log.info("%s", line)
+        self._warn_of_greenlets()
+
+    def _warn_of_greenlets(self) -> None:
+        """Say what does not work where greenlets stand in for threads."""
+        library = servers.greenlets()
+        if library is None:
+            return
+        if type(self._lock) is not type(threading.Lock()):
+            log.warning(
+                "%s has patched threads after Semel was set up: a lock may block every request;"
+                " patch first, and do not preload the application",
+                library,
+            )
+        if library != "gevent" or getattr(self.store, "for_a_thread", None) is None:
+            log.warning(
+                "under %s, leases on %s are not renewed while a handler computes without waiting:"
+                " set Policy(lease=…) longer than any computation, or serve with threads"
+                " (gunicorn -k gthread)",
+                library,
+                self.store.name,
+            )
 
     def serve(self, application: Application) -> None:
         """Take note of an application that an adapter serves, before it serves it; for adapters."""

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +11,7 @@ import pytest
 from semel import Idempotency
 from semel.core.commands import Wait
 from semel.runtime import servers, waiters
-from semel.testing.servers import free_port
+from tests.http.processes import WAITRESS, ask, gunicorn, noted, serving, until_noted
 
 APPLICATION = """
 import os, pathlib, time
@@ -32,8 +25,8 @@ app = Flask(__name__)
 
 @app.post("/charges/<name>")
 def charge(name):
-    with open(here / "effects", "a") as effects:
-        effects.write(name + "\\n")
+    with open(here / "notes", "a") as notes:
+        notes.write(name + "\\n")
     while not (here / "go").exists():
         time.sleep(0.01)
     return {}, 201
@@ -69,8 +62,8 @@ from django.http import HttpResponse
 from django.urls import path
 
 def charge(request, name):
-    with open(here / "effects", "a") as effects:
-        effects.write(name + "\\n")
+    with open(here / "notes", "a") as notes:
+        notes.write(name + "\\n")
     while not (here / "go").exists():
         time.sleep(0.01)
     return HttpResponse(status=201)
@@ -81,48 +74,8 @@ from django.core.wsgi import get_wsgi_application
 app = get_wsgi_application()
 """
 
-GTHREAD = ("-m", "gunicorn", "application:app", "-k", "gthread", "--threads", "4")
-SYNC = ("-m", "gunicorn", "application:app", "-w", "2")
-WAITRESS = ("-m", "waitress", "--threads=4", "application:app")
-
-
-@contextlib.contextmanager
-def serving(folder: Path, source: str, server: tuple[str, ...], **settings: str) -> Iterator[int]:
-    (folder / "application.py").write_text(source)
-    port = free_port()
-    bind = f"--listen=127.0.0.1:{port}" if "waitress" in server else f"--bind=127.0.0.1:{port}"
-    command = [sys.executable, *server[:2], bind, *server[2:]]
-    environment = {**os.environ, "HERE": str(folder), **settings}
-    path = f"{folder}{os.pathsep}{environment.get('PYTHONPATH', '')}"
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command,
-            env={**environment, "PYTHONPATH": path},
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            while True:
-                with contextlib.suppress(OSError):
-                    ask(port, "GET", "/health")
-                    break
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.02)
-            yield port
-        finally:
-            (folder / "go").touch()
-            process.send_signal(signal.SIGTERM)
-            process.wait(40)
-
-
-def ask(port: int, method: str, path: str, key: str | None = None) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=50)
-    try:
-        connection.request(method, path, b"", {"Idempotency-Key": key} if key else {})
-        return connection.getresponse().status
-    finally:
-        connection.close()
+GTHREAD = gunicorn("-k", "gthread", "--threads", "4")
+SYNC = gunicorn("-w", "2")
 
 
 class Posts:
@@ -145,15 +98,6 @@ class Posts:
             thread.join(60)
 
 
-def ran(folder: Path, count: int) -> None:
-    """Wait until so many handlers run."""
-    while True:
-        with contextlib.suppress(FileNotFoundError):
-            if len((folder / "effects").read_text().split()) == count:
-                return
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize(
     ("source", "server"),
     [(APPLICATION, GTHREAD), (APPLICATION, WAITRESS), (APPLICATION, SYNC), (DJANGO, GTHREAD)],
@@ -163,10 +107,10 @@ def test_repeats_of_one_key_leave_threads_to_others(
     tmp_path: Path, source: str, server: tuple[str, ...]
 ) -> None:
     """The first cannot end before /health was served: where all threads wait, nothing goes on."""
-    with serving(tmp_path, source, server) as port:
+    with serving(tmp_path, source, server) as (port, _):
         posts = Posts(port)
         posts.send("one")
-        ran(tmp_path, 1)
+        until_noted(tmp_path, "one")
         for _ in range(8):
             posts.send("one")
         for _ in range(3):
@@ -175,18 +119,19 @@ def test_repeats_of_one_key_leave_threads_to_others(
         (tmp_path / "go").touch()
         posts.join()
     assert set(posts.statuses) == {201, 409}
-    assert (tmp_path / "effects").read_text().split() == ["one"]
+    assert noted(tmp_path) == ["one"]
 
 
 def test_repeats_of_several_keys_share_the_threads_that_may_wait(tmp_path: Path) -> None:
-    server = ("-m", "gunicorn", "application:app", "-k", "gthread", "--threads", "8")
-    with serving(tmp_path, APPLICATION, server) as port:
+    names = ("one", "two", "three")
+    server = gunicorn("-k", "gthread", "--threads", "8")
+    with serving(tmp_path, APPLICATION, server) as (port, _):
         posts = Posts(port)
-        for name in ("one", "two", "three"):
+        for count, name in enumerate(names, 1):
             posts.send(name)
-        ran(tmp_path, 3)
+            until_noted(tmp_path, *names[:count])
         for _ in range(3):
-            for name in ("one", "two", "three"):
+            for name in names:
                 posts.send(name)
         while len(posts.statuses) < 5:  # the others wait: four of eight threads
             time.sleep(0.01)
@@ -198,10 +143,10 @@ def test_repeats_of_several_keys_share_the_threads_that_may_wait(tmp_path: Path)
 
 
 def test_how_many_threads_may_wait_can_be_said(tmp_path: Path) -> None:
-    with serving(tmp_path, APPLICATION, GTHREAD, MOST="0") as port:
+    with serving(tmp_path, APPLICATION, GTHREAD, MOST="0") as (port, _):
         posts = Posts(port)
         posts.send("one")
-        ran(tmp_path, 1)
+        until_noted(tmp_path, "one")
         assert [ask(port, "POST", "/charges/one", "one") for _ in range(3)] == [409] * 3
         (tmp_path / "go").touch()
         posts.join()

@@ -12,20 +12,22 @@ import httpx
 import psycopg
 import pytest
 import sqlalchemy
-from fastapi import FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from flask import Flask
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from semel import Idempotency, StoreSetupError, current_operation, idempotent
+from semel.stores import open_store
 from semel.stores.django import DjangoStore
 from semel.stores.memory import MemoryStore
 from semel.stores.sqlalchemy import SQLAlchemyStore
 from semel.testing import in_memory, joined
 from semel.testing.pytest_plugin import semel_in_memory
 from semel.web.fastapi import AsyncOp, Op, init_app
+from semel.web.fastapi import joined as joined_dependency
 from semel.web.flask import init_app as init_flask
 from tests import servers
 
@@ -66,6 +68,12 @@ def flask_charge() -> Any:
 
 init_app(app, idempotency)
 init_flask(flask_app, idempotency)
+
+
+def on(store: Any) -> Idempotency:
+    made = Idempotency("memory://", sweep_every=None)
+    made.store = open_store(store) if isinstance(store, str) else store
+    return made
 
 
 def posted(client: Any) -> tuple[int, Any, bool]:
@@ -125,6 +133,34 @@ def test_a_store_of_the_tests(tmp_path: Path) -> None:
         assert connection.execute(COUNT).fetchone() == (1,)
 
 
+def test_a_factory_in_memory() -> None:
+    keys = Idempotency(sweep_every=None)
+
+    def create_app() -> FastAPI:
+        keys.init(NOWHERE)
+        made = FastAPI()
+
+        @made.post("/charges", status_code=201)
+        @keys.route(required=True)
+        async def charge(op: AsyncOp) -> dict[str, int]:
+            db = await op.connection()
+            await db.execute("insert into charges values (1)")
+            return {"count": (await db.execute(COUNT)).fetchone()[0]}
+
+        init_app(made, keys)
+        return made
+
+    for _ in range(2):
+        with in_memory(keys, setup=TABLE):
+            client = TestClient(create_app())
+            assert client.post("/charges").status_code == 400
+            assert posted(client) == (201, {"count": 1}, False)
+            assert posted(client) == (201, {"count": 1}, True)
+    assert "store" not in vars(keys)
+    create_app()
+    assert keys.store.name == "postgresql"
+
+
 def test_a_function_in_memory() -> None:
     runs: list[str] = []
 
@@ -146,7 +182,7 @@ def test_services_that_share_no_transaction_get_memory() -> None:
 def test_what_needs_a_store_of_the_tests_says_so() -> None:
     engine = sqlalchemy.create_engine("postgresql+psycopg://nobody@127.0.0.1:1/nothing")
     for store in (SQLAlchemyStore(engine), DjangoStore("default")):
-        with pytest.raises(StoreSetupError, match="test_engine"), in_memory(Idempotency(store)):
+        with pytest.raises(StoreSetupError, match="test_engine"), in_memory(on(store)):
             pass
     with (
         pytest.raises(StoreSetupError, match="setup"),
@@ -233,6 +269,37 @@ def test_a_session_of_the_test(engine: sqlalchemy.Engine) -> None:
         assert session.scalar(sqlalchemy.text(COUNT)) == 0
 
 
+def test_sessions_of_a_dependency_are_joined_too(engine: sqlalchemy.Engine) -> None:
+    keys = Idempotency(SQLAlchemyStore(engine), sweep_every=None)
+    sessions = sessionmaker(engine)
+
+    def get_db() -> Iterator[Session]:
+        with sessions() as session:
+            yield session
+
+    app = FastAPI()
+    session = Depends(joined_dependency(keys, get_db))
+
+    @app.post("/charges", status_code=201)
+    def charge(db: Session = session, fails: bool = False) -> dict[str, int]:
+        db.execute(sqlalchemy.text("insert into charges values (1)"))
+        db.commit()
+        if fails:
+            raise HTTPException(402)
+        return {"count": db.scalar(sqlalchemy.text(COUNT)) or 0}
+
+    init_app(app, keys)
+    client = TestClient(app)
+    for _ in range(2):
+        with engine.connect() as connection, connection.begin() as transaction:
+            with joined(keys, connection):
+                assert posted(client) == (201, {"count": 1}, False)
+                assert posted(client) == (201, {"count": 1}, True)
+                failing = client.post("/charges?fails=1", headers={"Idempotency-Key": "f"})
+                assert (failing.status_code, count(connection)) == (402, 1)
+            transaction.rollback()
+
+
 def test_an_operation_does_not_end_the_transaction_of_the_test(engine: sqlalchemy.Engine) -> None:
     keys = Idempotency(SQLAlchemyStore(engine), sweep_every=None)
 
@@ -265,7 +332,7 @@ def test_what_it_cannot_join(engine: sqlalchemy.Engine) -> None:
             (NOWHERE, "PostgreSQLStore"),
             (DjangoStore("default"), "TestCase"),
         ):
-            other = Idempotency(store, sweep_every=None)  # type: ignore[arg-type]
+            other = on(store)
             with pytest.raises(StoreSetupError, match=told), joined(other, connection):
                 pass
 
@@ -339,8 +406,11 @@ def test_a_psycopg_connection(postgresql_url: str, autocommit: bool) -> None:
     @idempotent(keys, key="order", guarantee="atomic")
     def work(order: str, fails: bool = False) -> int:
         db = current_operation().connection()
+        db.execute("insert into charges values (7)")
+        db.rollback()
         db.execute("insert into charges values (1)")
         db.commit()
+        db.close()
         if fails:
             raise ValueError("after the write")
         return int(db.execute(COUNT).fetchone()[0])

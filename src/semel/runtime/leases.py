@@ -5,6 +5,7 @@ A thread, because a handler that blocks the event loop must not lose its claim b
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -12,7 +13,9 @@ from collections import defaultdict
 
 from semel.core.commands import Renew, StoreError
 from semel.failpoints import failpoint
-from semel.stores.base import Store
+from semel.runtime import servers
+from semel.runtime.native import NativeEvent, NativeThread
+from semel.stores.base import Store, store_for_a_thread
 
 log = logging.getLogger("semel")
 
@@ -38,9 +41,10 @@ class Leases:
         self._held: dict[tuple[bytes, int], _Claim] = {}  # a token alone names no key
         self.lost: set[tuple[bytes, int]] = set()
         self._interval = IDLE
-        self._wake = threading.Event()
+        self._wake: threading.Event | NativeEvent = threading.Event()
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread | NativeThread | None = None
+        self._run_number = 0
 
     def hold(self, key: bytes, token: int, lease: float) -> None:
         """Renew this claim each third of `lease` seconds until it is dropped."""
@@ -57,33 +61,45 @@ class Leases:
         with self._lock:
             self._interval = min(self._interval, interval)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="semel-leases", daemon=True)
-                self._thread.start()
+                self._thread = self._begin()
         self._wake.set()
+
+    def _begin(self) -> threading.Thread | NativeThread:
+        """Begin the thread: a real one, with connections of its own, where others are greenlets."""
+        self._run_number += 1
+        run = functools.partial(self._run, self._run_number, self._store)
+        if servers.greenlets() == "gevent" and (twin := store_for_a_thread(self._store)):
+            self._wake = NativeEvent()
+            return NativeThread(functools.partial(self._run, self._run_number, twin))
+        thread = threading.Thread(target=run, name="semel-leases", daemon=True)
+        thread.start()
+        return thread
 
     def stop(self) -> None:
         """End the thread; claims still held are no longer renewed."""
         with self._lock:
             thread, self._thread = self._thread, None
+            self._run_number += 1
         self._wake.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join(5)
 
-    def _run(self) -> None:
-        own = threading.current_thread()
+    def _run(self, number: int, store: Store) -> None:
         renewed = True
-        while self._thread is own:
+        while self._run_number == number:
             hurried = self._wake.wait(self._interval if renewed else min(self._interval, 1.0) / 4)
             self._wake.clear()
-            renewed = self.renew_due()
+            renewed = self.renew_due(store)
             if not hurried:
                 # Only after a whole pause: to forget the pace as soon as nothing is held would have
                 # each lone operation wake this thread, at twice the price of the operation.
                 self._interval = IDLE  # before the look at what is held: see `hold`
                 thirds = [claim.lease / 3 for claim in list(self._held.values())]
                 self._interval = min(thirds, default=IDLE)
+        if store is not self._store:
+            store.stop()
 
-    def renew_due(self) -> bool:
+    def renew_due(self, store: Store) -> bool:
         """Renew every claim that is due. False where the store failed: try again soon."""
         now = time.monotonic()
         due: defaultdict[float, list[tuple[bytes, int]]] = defaultdict(list)
@@ -93,7 +109,7 @@ class Leases:
         for lease, claims in due.items():
             try:
                 failpoint("before_renew")
-                lost = self._store.execute(Renew(tuple(claims), lease))
+                lost = store.execute(Renew(tuple(claims), lease))
             except StoreError as error:
                 log.warning("could not renew %d leases: %s", len(claims), error)
                 return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial, wraps
 from typing import Any, Final, TypeVar
 
 try:
@@ -12,22 +13,17 @@ try:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
     from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
     from sqlalchemy.util import await_only
+    from sqlalchemy.util.concurrency import in_greenlet
 except ImportError as error:  # pragma: no cover
     raise ImportError(
         "semel.sessions needs SQLAlchemy 2: pip install 'semel[sqlalchemy]'"
     ) from error
-
-try:
-    from greenlet import getcurrent  # type: ignore[import-untyped]
-except ImportError:  # pragma: no cover  # there are no async engines without it
-    getcurrent = None
 
 from semel.idempotency import Idempotency
 from semel.runtime.drivers import AsyncDriver, ThreadDriver, current
 from semel.runtime.transactions import OVER, OperationOver
 from semel.sessions.watch import watch
 from semel.stores.base import StoreSetupError
-from semel.stores.sqlalchemy import SQLAlchemyStore
 from semel.stores.sqlalchemy.handed import OperationConnection
 from semel.stores.sqlalchemy.joined import PIN, Pin, leave_transaction
 from semel.stores.sqlalchemy.transaction import NEEDS_ASYNC, NEEDS_SYNC
@@ -43,9 +39,10 @@ _GIVE: Final = (
     " async_scoped_session, not {!r}"
 )
 _ANOTHER_STORE: Final = (
-    "the session is SQLAlchemy's, and the records are in {name}://, whose transaction it cannot"
-    " join: give Idempotency(SQLAlchemyStore(engine)) with the engine of the session, or use"
-    " op.connection() in the place of the session"
+    "the records are in {name}://, whose transaction a session of SQLAlchemy's cannot join: give"
+    " Idempotency(SQLAlchemyStore(engine)) with the engine of the session. Where the application"
+    " has the driver's own connections, give op.connection() in their place wherever there is an"
+    " operation (semel.web.fastapi.OptionalAsyncOp)"
 )
 
 
@@ -59,11 +56,16 @@ def operation_of(idempotency: Idempotency) -> Driver | None:
     if driver is None or driver.finishing or driver.runtime.store is not idempotency.store:
         return None
     store = driver.runtime.store
-    if isinstance(store, SQLAlchemyStore):
+    if hasattr(store, "sync_engine"):
         return driver
     if store.atomic:
         raise StoreSetupError(_ANOTHER_STORE.format(name=store.name))
     return None
+
+
+def takes_threads(driver: Driver) -> bool:
+    """Say whether the operation's sessions are plain ones, which wait on a thread."""
+    return not driver.finishing and getattr(driver.runtime.store, "is_async", True) is False
 
 
 def join(session: Session, driver: Driver) -> None:
@@ -71,6 +73,7 @@ def join(session: Session, driver: Driver) -> None:
     if PIN in session.__dict__:
         return
     Pin(session, driver.runtime.store.sync_engine, _Begun(driver))  # type: ignore[attr-defined]
+    driver.taken = True  # nothing is written elsewhere, even where nothing is written
     leave_transaction(session)
 
 
@@ -81,25 +84,21 @@ class _Begun:
         self._driver = driver
 
     def __call__(self, pin: Pin) -> OperationConnection:
+        """Begin it; below an `AsyncSession` SQLAlchemy runs in a greenlet, which may await."""
         driver = self._driver
         if driver.finishing:
             raise OperationOver(OVER)
         store: Any = driver.runtime.store
         if store.is_async:
-            if not isinstance(driver, AsyncDriver) or not _in_greenlet():
+            if not isinstance(driver, AsyncDriver) or not in_greenlet():
                 raise StoreSetupError(NEEDS_SYNC)
             transaction: Any = await_only(driver.abegun())
         else:
-            if _in_greenlet():
+            if in_greenlet():
                 raise StoreSetupError(NEEDS_ASYNC)
             transaction = driver.begun()
         joined: OperationConnection = transaction.join(pin)
         return joined
-
-
-def _in_greenlet() -> bool:
-    """Whether SQLAlchemy runs here below an `AsyncSession`."""
-    return getcurrent is not None and hasattr(getcurrent(), "__sqlalchemy_greenlet_provider__")
 
 
 # --- a factory's sessions ------------------------------------------------------------------
@@ -146,18 +145,28 @@ def _class_of(factory: object) -> type[Session]:
 def _join_class(kind: type[Session], idempotency: Idempotency) -> None:
     if vars(kind).get(_JOINED) is idempotency:
         return
+    choose = kind.get_bind
+
+    def enter(session: Session) -> bool:
+        driver = operation_of(idempotency) if PIN not in session.__dict__ else None
+        if driver is not None:
+            join(session, driver)
+        return driver is not None
+
+    def get_bind(self: Session, *arguments: Any, **named: Any) -> Any:
+        # Asked before a session begins by itself.
+        return (self.get_bind if enter(self) else partial(choose, self))(*arguments, **named)
 
     def begins(session: Session, transaction: SessionTransaction) -> None:
-        if transaction.parent is None and PIN not in session.__dict__:
-            driver = operation_of(idempotency)
-            if driver is not None:
-                join(session, driver)
+        if transaction.parent is None:
+            enter(session)
 
     def ends(session: Session, transaction: SessionTransaction) -> None:
         pin = session.__dict__.get(PIN)
         if transaction.parent is None and pin is not None:
             pin.take_off()  # where it is used next, it may be another operation, or none
 
+    kind.get_bind = get_bind  # type: ignore[method-assign]
     event.listen(kind, "after_transaction_create", begins)
     event.listen(kind, "after_transaction_end", ends)
     setattr(kind, _JOINED, idempotency)
@@ -184,7 +193,7 @@ class _Registry:
         return getattr(self._registry, name)
 
 
-# --- sessions that begin in a function -------------------------------------------------------
+# --- sessions that are made in a function -------------------------------------------------------
 
 _JOINING: ContextVar[tuple[Driver, list[Session]] | None] = ContextVar(
     "semel_joining", default=None
@@ -193,7 +202,7 @@ _JOINING: ContextVar[tuple[Driver, list[Session]] | None] = ContextVar(
 
 @contextmanager
 def joining(driver: Driver) -> Iterator[list[Session]]:
-    """Have every session that begins in this block join the operation; gives them."""
+    """Have every session that is made in this block join the operation; gives them."""
     found: list[Session] = []
     before = _JOINING.set((driver, found))
     try:
@@ -202,18 +211,23 @@ def joining(driver: Driver) -> Iterator[list[Session]]:
         _JOINING.reset(before)
 
 
-def _begins(session: Session, transaction: SessionTransaction) -> None:
-    here = _JOINING.get()
-    if here is not None and transaction.parent is None and PIN not in session.__dict__:
-        driver, found = here
-        join(session, driver)
-        found.append(session)
+def see_sessions_made() -> None:
+    """Have `joining` see sessions of every class. SQLAlchemy has no event for their making."""
+    make = Session.__init__
+    if hasattr(make, _JOINED):
+        return
 
+    @wraps(make)
+    def made(self: Session, *arguments: Any, **named: Any) -> None:
+        make(self, *arguments, **named)
+        here = _JOINING.get()
+        if here is not None:
+            driver, found = here
+            join(self, driver)
+            found.append(self)
 
-def listen_for_joining() -> None:
-    """Have `joining` see sessions of every class."""
-    if not event.contains(Session, "after_transaction_create", _begins):
-        event.listen(Session, "after_transaction_create", _begins)
+    setattr(made, _JOINED, True)
+    Session.__init__ = made  # type: ignore[method-assign]
 
 
 def sessions_in(value: object) -> list[Session]:

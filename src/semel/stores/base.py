@@ -96,3 +96,13 @@ class Store(Protocol):
 
     async def aopen(self, command: Open) -> Transaction | Found | None:
         """As `open`, without blocking the event loop."""
+
+
+def store_for_a_thread(store: Store) -> Store | None:
+    """Return a second store of the same place, with connections that no other thread uses.
+
+    None where this kind of store has none to give: its `for_a_thread` is not there.
+    """
+    make = getattr(store, "for_a_thread", None)
+    made: Store | None = None if make is None else make()
+    return made

@@ -276,6 +276,10 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._clock = clock
 
+    def for_a_thread(self) -> MemoryStore:
+        """Return itself: it has no connections; see `store_for_a_thread`."""
+        return self
+
     def now(self) -> float:
         """Return this machine's time, the clock of every process that shares the store."""
         return self._clock()

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, NoReturn
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from semel.core.commands import Complete, Reply, StoreCommand, StoreUnavailable
+from semel.core.commands import Complete, Open, Reply, StoreCommand, StoreUnavailable
 from semel.stores.base import StoreSetupError
-from semel.stores.postgres.connections import AsyncPostgreSQLConnection, PostgreSQLConnection
-from semel.testing.joined import JoinedStore
+from semel.testing.joined_records import JoinedRecords
 
 __all__ = ["PsycopgJoinedStore"]
 
 
-class PsycopgJoinedStore(JoinedStore):
+class PsycopgJoinedStore(JoinedRecords):
     """Operations on the connection of a test."""
+
+    name = "postgresql"
+    atomic = True
+    opens = False
+    expires_itself = False
 
     def __init__(self, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
         super().__init__()
@@ -35,7 +39,7 @@ class PsycopgJoinedStore(JoinedStore):
         """Carry out one command, once what was to be rolled back is."""
         if self._ending:
             await asyncio.wait(self._ending)
-        return await super().aexecute(command)
+        return self.execute(command)
 
     def begin(self) -> PsycopgJoined:
         """Begin a savepoint for a plain handler. Needs a `Connection`."""
@@ -59,6 +63,14 @@ class PsycopgJoinedStore(JoinedStore):
         await transaction.__aenter__()
         return PsycopgJoined(self, self._connection, transaction)
 
+    def open(self, command: Open) -> NoReturn:
+        """Refuse: a claim is a record here (`opens`)."""
+        raise StoreSetupError("joined: a claim is a record here")
+
+    async def aopen(self, command: Open) -> NoReturn:
+        """Refuse, as `open` does."""
+        self.open(command)
+
     def began(self, task: asyncio.Task[None]) -> None:
         """Have the next command wait for a rollback that has begun."""
         self._ending.add(task)
@@ -66,7 +78,10 @@ class PsycopgJoinedStore(JoinedStore):
 
 
 class PsycopgJoined:
-    """One operation's savepoint. Meanwhile the connection's `commit` and `rollback` are not its."""
+    """One operation's savepoint.
+
+    Meanwhile the connection's `commit`, `rollback` and `close` are those of an operation.
+    """
 
     token: int | None = None
 
@@ -76,9 +91,10 @@ class PsycopgJoined:
         self._transaction = transaction
         self._over = False
         plain = isinstance(connection, psycopg.Connection)
-        kind: Any = PostgreSQLConnection if plain else AsyncPostgreSQLConnection
-        for name in ("commit", "rollback"):
-            setattr(connection, name, getattr(kind, name).__get__(connection))
+        nothing: Any = self._nothing if plain else self._anothing
+        anew: Any = self._anew if plain else self._aanew
+        meanwhile = {"commit": nothing, "rollback": anew, "close": nothing}
+        vars(connection).update(meanwhile)
 
     @property
     def connection(self) -> Any:
@@ -130,20 +146,37 @@ class PsycopgJoined:
             self._store.began(asyncio.ensure_future(self._aend(roll_back=True)))
 
     async def arollback(self) -> None:
-        """As `rollback`, and wait until it is done."""
-        if self._over or isinstance(self._had, psycopg.Connection):
+        """As `rollback`, and return once it has been carried out."""
+        if isinstance(self._had, psycopg.Connection):
             self.rollback()
-        else:
+        elif not self._over:
             await self._aend(roll_back=True)
+
+    def _nothing(self) -> None:
+        """Do nothing: the commit comes with the result, and the connection is the test's."""
+
+    async def _anothing(self) -> None:
+        """As `_nothing`."""
+
+    def _anew(self) -> None:
+        self._transaction.__exit__(*self._undoing())
+        self._transaction = self._had.transaction()
+        self._transaction.__enter__()
+
+    async def _aanew(self) -> None:
+        await self._transaction.__aexit__(*self._undoing())
+        self._transaction = self._had.transaction()
+        await self._transaction.__aenter__()
+
+    def _undoing(self) -> tuple[Any, Any, None]:
+        return psycopg.Rollback, psycopg.Rollback(self._transaction), None
 
     def _cause(self, roll_back: bool) -> tuple[Any, Any, None]:
         self._over = True
         self._store.give_back()
-        for name in ("commit", "rollback"):
+        for name in ("commit", "rollback", "close"):
             vars(self._had).pop(name, None)
-        if not roll_back:
-            return None, None, None
-        return psycopg.Rollback, psycopg.Rollback(self._transaction), None
+        return self._undoing() if roll_back else (None, None, None)
 
     def _end(self, *, roll_back: bool) -> None:
         cause = self._cause(roll_back)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from typing import Any
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any, Final
 
-from sqlalchemy.engine import Connection
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from semel.core.commands import Complete, Reply, StoreCommand
 from semel.stores.base import StoreSetupError
+from semel.stores.sqlalchemy import SQLAlchemyStore
 from semel.stores.sqlalchemy.connection import begin_immediate
+from semel.stores.sqlalchemy.handed import OperationAsyncConnection, OperationConnection
 from semel.stores.sqlalchemy.transaction import (
     NEEDS_ASYNC,
     NEEDS_SYNC,
     AsyncSQLAlchemyTransaction,
     SQLAlchemyTransaction,
 )
-from semel.testing.joined import JoinedStore
+from semel.testing.joined_records import JoinedRecords
 
 __all__ = ["SQLAlchemyJoinedStore", "connection_of"]
+
+_NAME: Final = "semel_joined"
 
 
 def connection_of(given: Any) -> Connection | AsyncConnection | None:
@@ -34,116 +39,131 @@ def connection_of(given: Any) -> Connection | AsyncConnection | None:
     return given if isinstance(given, (Connection, AsyncConnection)) else None
 
 
-class SQLAlchemyJoinedStore(JoinedStore):
+class SQLAlchemyJoinedStore(JoinedRecords, SQLAlchemyStore):
     """Operations on the connection of a test."""
 
-    def __init__(self, connection: Connection | AsyncConnection, own: Any) -> None:
-        super().__init__()
+    def __init__(self, connection: Connection | AsyncConnection, own: SQLAlchemyStore) -> None:
         if not connection.in_transaction():
             raise StoreSetupError(
                 "joined: the connection is in no transaction: begin it, and roll it back after the"
                 " test"
             )
-        self._connection = connection
-        self._sessions = own._sessions
-        self._ending: set[asyncio.Task[None]] = set()
+        SQLAlchemyStore.__init__(self, own._engine, sessions=own._sessions)
+        JoinedRecords.__init__(self)
+        self._joined = connection
 
     async def aexecute(self, command: StoreCommand) -> Reply:
         """Carry out one command, once what was to be rolled back is."""
-        await self._ended()
-        return await super().aexecute(command)
+        await self._undone()
+        return self.execute(command)
 
-    async def _ended(self) -> None:
-        if self._ending:
-            await asyncio.wait(self._ending)
+    async def _undone(self) -> None:
+        if ending := [task for task in self._ending if not task.done()]:
+            await asyncio.wait(ending)
 
     def begin(self) -> SQLAlchemyTransaction:
         """Begin a savepoint for a plain handler. Needs a `Connection`."""
-        if isinstance(self._connection, AsyncConnection):
+        if isinstance(self._joined, AsyncConnection):
             raise StoreSetupError(NEEDS_SYNC)
         self.take()
-        savepoint = _savepoint(self._connection)
-        return _Joined(self._connection, savepoint, self)
+        return _Joined(self._connected(self._joined), self._complete, self._sessions)  # type: ignore[arg-type]
 
     async def abegin(self) -> AsyncSQLAlchemyTransaction:
         """Begin a savepoint for an async handler. Needs an `AsyncConnection`."""
-        if isinstance(self._connection, Connection):
+        if isinstance(self._joined, Connection):
             raise StoreSetupError(NEEDS_ASYNC)
-        await self._ended()
+        await self._undone()
         self.take()
-        savepoint = await self._connection.run_sync(_savepoint)
-        return _AsyncJoined(self._connection, savepoint, self)
+        connection = OperationAsyncConnection(
+            self._joined.engine, await self._joined.run_sync(self._connected)
+        )
+        return AsyncSQLAlchemyTransaction(
+            connection,
+            self._complete,
+            self._sessions,  # type: ignore[arg-type]
+            self._ending,
+        )
 
-    def written(self, connection: Connection, command: Complete) -> bool:
-        """Complete the record, where the transaction has not failed."""
-        connection.exec_driver_sql("select 1")
+    def _connected(self, connection: Connection) -> OperationConnection:
+        if connection.dialect.name == "sqlite":
+            begin_immediate(connection)  # or the savepoint would be the transaction
+        joined = _JoinedConnection(connection, self.give_back)
+        self._begin(joined)
+        return joined
+
+    def _complete(self, connection: Connection, command: Complete) -> bool:
+        connection.exec_driver_sql("select 1")  # fails where a statement of the handler's has
         return self.complete(command)
 
 
-def _held(connection: Connection) -> None:
-    """Refuse to end the test's transaction until `_let_go`; SQLAlchemy's events come too late."""
+class _SharedEngine(Engine):
+    """An engine that knows of one connection, whose transactions are savepoints."""
 
-    def refuse() -> None:
-        raise InvalidRequestError(
-            "the transaction belongs to the operation, and here to the test: use op.session(),"
-            " whose commit() and rollback() are savepoints, or raise to roll it back"
-        )
+    def __init__(self, connection: Connection) -> None:
+        engine = connection.engine
+        dialect = copy.copy(engine.dialect)
+        for word, statements, opened in _INSTEAD:
+            setattr(dialect, word, functools.partial(self._say, statements, opened))
+        super().__init__(engine.pool, dialect, engine.url, hide_parameters=engine.hide_parameters)
+        self._shared = connection.connection
+        self._opened = False
 
-    vars(connection).update(commit=refuse, rollback=refuse)
+    def raw_connection(self) -> Any:
+        """Return the connection that is shared."""
+        return self._shared
+
+    def undo(self) -> None:
+        """Go back to the savepoint, where SQLAlchemy takes the transaction for ended."""
+        if self._opened:
+            self.dialect.do_rollback(self._shared)
+
+    def _say(self, statements: tuple[str, ...], opened: bool, connection: Any) -> None:
+        cursor = connection.cursor()
+        try:
+            for statement in statements:
+                cursor.execute(statement)
+        finally:
+            cursor.close()
+        self._opened = opened
 
 
-def _let_go(connection: Connection) -> None:
-    for name in ("commit", "rollback"):
-        vars(connection).pop(name, None)
+_INSTEAD: Final = (
+    ("do_begin", (f"savepoint {_NAME}",), True),
+    ("do_commit", (f"release savepoint {_NAME}",), False),
+    ("do_rollback", (f"rollback to savepoint {_NAME}", f"release savepoint {_NAME}"), False),
+)
 
 
-def _savepoint(connection: Connection) -> Any:
-    if connection.dialect.name == "sqlite":
-        begin_immediate(connection)
-    savepoint = connection.begin_nested()
-    if connection.dialect.name != "postgresql":
-        connection.exec_driver_sql("savepoint semel")
-    _held(connection)
-    return savepoint
+class _JoinedConnection(OperationConnection):
+    """An operation's connection that does not go back to a pool: it is the test's."""
+
+    def __init__(self, connection: Connection, ended: Callable[[], None]) -> None:
+        self._shared_engine = _SharedEngine(connection)
+        super().__init__(self._shared_engine)
+        self._ended = ended
+
+    def end(self) -> None:
+        """End the operation, and leave the connection to the test."""
+        self.over = self.own = True
+        self._ended()
+        self._shared_engine.undo()
+
+    def discard(self) -> None:
+        """Leave it to the test."""
+
+    def invalidate(self, exception: BaseException | None = None) -> None:
+        """Leave it to the test."""
 
 
 class _Joined(SQLAlchemyTransaction):
-    def __init__(
-        self, connection: Connection, savepoint: Any, store: SQLAlchemyJoinedStore
-    ) -> None:
-        super().__init__(connection, store.written, store._sessions)
-        self._work._transaction = savepoint
-        self._store = store
-
     def rollback(self) -> None:
+        # At once, also on an event loop: the test's next statement is on the same connection.
         connection, self._connection = self._connection, None
         if connection is not None:
             self._close(connection)
 
-    def _close(self, connection: Connection) -> None:
-        self._store.give_back()
-        _let_go(connection)
-        with contextlib.suppress(Exception):
-            self._work.roll_back()
-        if self._session is not None:
-            self._session.close()
+    async def arollback(self) -> None:
+        self.rollback()
 
-
-class _AsyncJoined(AsyncSQLAlchemyTransaction):
-    def __init__(
-        self, connection: AsyncConnection, savepoint: Any, store: SQLAlchemyJoinedStore
-    ) -> None:
-        super().__init__(connection, store.written, store._sessions, store._ending)
-        self._work._transaction = savepoint
-        self._store = store
-
-    async def _close(self, connection: AsyncConnection) -> None:
-        self._store.give_back()
-        with contextlib.suppress(Exception):
-            await connection.run_sync(self._rolled_back)
-        if self._session is not None:
-            await self._session.close()
-
-    def _rolled_back(self, connection: Connection) -> None:
-        _let_go(connection)
-        self._work.roll_back()
+    async def acomplete(self, command: Complete) -> bool:
+        return self.complete(command)

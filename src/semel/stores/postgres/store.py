@@ -82,6 +82,12 @@ class PostgreSQLStore:
         self._forget()
         call_after_fork(self._forget)
 
+    def for_a_thread(self) -> PostgreSQLStore:
+        """Return a store of the same database; see `store_for_a_thread`."""
+        return PostgreSQLStore(
+            self._url, pool_size=1, command_connections=1, timeout=self._timeout, migrate=False
+        )
+
     def _forget(self) -> None:
         """In a child process: its parent's connections are not its own; open new ones when asked.
 

@@ -86,6 +86,17 @@ class RedisStore:
         self._forget()
         call_after_fork(self._forget)
 
+    def for_a_thread(self) -> RedisStore:
+        """Return a store of the same server; see `store_for_a_thread`."""
+        known = self._settings
+        return RedisStore(
+            known.url,
+            prefix=known.prefix,
+            timeout=known.timeout,
+            cluster=known.cluster,
+            clock=self._clock,
+        )
+
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._sync: ThreadClient | None = None

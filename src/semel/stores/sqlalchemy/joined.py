@@ -126,11 +126,15 @@ class Pin:
     session's own choice (`bind`, `binds`, a `get_bind` of its class) is still asked: where it is
     the operation's database, the operation's transaction is meant; queries to another database go
     there; a write to another database is refused, as it would be no part of the operation.
+
+    Raises `StoreSetupError` for a session whose own `bind` is another database.
     """
 
     def __init__(
         self, session: Session, engine: Engine, begun: Callable[[Pin], OperationConnection]
     ) -> None:
+        if session.bind is not None and not same_database(session.bind.engine, engine):
+            raise StoreSetupError(_another(session.bind.engine, engine))
         self.session = session
         self.connection: SessionConnection | None = None
         self._engine = engine
@@ -184,11 +188,9 @@ class Pin:
     def _began(self, session: Session, transaction: object, connection: Connection) -> None:
         if connection is self.connection:
             return
-        engine = connection.engine
-        if engine in self._elsewhere:
-            event.listen(connection, "before_cursor_execute", self._only_reads)
-            return
-        self._refuse(engine)
+        event.listen(connection, "before_cursor_execute", self._only_reads)
+        if connection.engine not in self._elsewhere:
+            self._refuse(connection.engine)
 
     def _only_reads(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
         if not reads(statement):

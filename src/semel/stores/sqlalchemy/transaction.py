@@ -103,14 +103,14 @@ class _Work:
         connection, root = self._connection, self._transaction
         if connection.running:
             raise exc.InvalidRequestError(BUSY)
+        self._require_whole()
         if self.session is not None:
             self.session.commit()  # releases its savepoint
         for pin in self._live():
             if pin.session is not self.session:
                 _leave(pin)
+        self._require_whole()
         connection.over = True
-        if connection.broken is not None:
-            raise exc.InvalidRequestError(connection.broken)
         if root is None or not root.is_active or connection.effect is SessionEffect.TRANSACTION:
             raise exc.InvalidRequestError(ENDED)
         connection.own = True
@@ -126,6 +126,10 @@ class _Work:
         root.commit()
         failpoint("after_commit")
         return True
+
+    def _require_whole(self) -> None:
+        if self._connection.broken is not None:
+            raise exc.InvalidRequestError(self._connection.broken)
 
     def tell(self) -> None:
         """Call the listeners for the sessions' `after_commit`."""

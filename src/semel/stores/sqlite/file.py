@@ -36,7 +36,7 @@ class File:
 
     def __init__(self, path: Path, synchronous: str, timeout: float) -> None:
         self.path = path
-        self._synchronous = synchronous
+        self.synchronous = synchronous
         self._timeout = timeout
         self._identity: tuple[int, int] | None = None
 
@@ -54,7 +54,7 @@ class File:
             cached_statements=256,
         )
         connection.execute("pragma wal_autocheckpoint = 0")
-        connection.execute(f"pragma synchronous = {self._synchronous}")
+        connection.execute(f"pragma synchronous = {self.synchronous}")
         connection.execute("pragma foreign_keys = on")
         # Large batches would need a file elsewhere, where there may be no room for one.
         connection.execute("pragma temp_store = memory")

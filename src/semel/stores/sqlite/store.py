@@ -100,6 +100,13 @@ class SQLiteStore(SQLiteCommands):
         """Return this machine's time, the clock of every process that shares the store."""
         return self._clock()
 
+    def for_a_thread(self) -> SQLiteStore:
+        """Return a store of the same file; see `store_for_a_thread`."""
+        file = self._file
+        return SQLiteStore(
+            file.path, synchronous=file.synchronous, timeout=self._timeout, clock=self._clock
+        )
+
     # --- opening and closing ---------------------------------------------------------------
 
     def start(self) -> None:

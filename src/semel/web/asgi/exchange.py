@@ -255,6 +255,7 @@ class ASGIExchange:
         self._passing = True
         if more:
             self._watch()
+            self._tell_of_disconnects()
         await self._forward(message)
         if not more:
             failpoint("after_answer")
@@ -277,8 +278,7 @@ class ASGIExchange:
         """
         if type(self._driver.outcome) is not Deliver:
             return
-        if self._over is not None and not self._over.done():
-            self._over.set_result(None)  # `op.commit()`: a disconnect may end the stream by now
+        self._tell_of_disconnects()  # `op.commit()`
         forward = self._forward if self._complete else self._pass_on
         if not self._passing and message["type"] != "http.response.start":
             self._passing = True
@@ -292,6 +292,11 @@ class ASGIExchange:
         else:
             self._complete = self._complete or not message.get("more_body", False)
             await forward(message)
+
+    def _tell_of_disconnects(self) -> None:
+        """Let the application hear of its client's leaving, which may end it by now."""
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
 
     async def _raised(self, error: BaseException) -> None:
         """The application raised: before its response, within it, or after (a background task)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +31,7 @@ from semel.web.asgi.raised import noting
 from semel.web.asgi.slashes import leads_to
 from semel.web.conditional import NotMet
 from semel.web.fastapi.caller import asking
+from semel.web.fastapi.exits import late_commits
 from semel.web.fastapi.responses import respond
 from semel.web.http.callers import one_way_to_ask
 from semel.web.openapi import document
@@ -118,6 +121,7 @@ class _Stack:
         ours = Middleware(
             Innermost,
             idempotency=idempotency,
+            whole=app,
             caller=ask,
             leaving=_place_within(app, idempotency, ask),
             endpoints=self.endpoints,
@@ -143,13 +147,26 @@ class Innermost(ASGIMiddleware):
         app: ASGIApp,
         idempotency: Idempotency,
         *,
+        whole: Starlette,
         caller: Ask | None,
         endpoints: Callable[[], list[Endpoint]],
         leaving: list[Starlette],
     ) -> None:
         super().__init__(app, idempotency, caller=caller, registers=False)
+        self._whole = whole
         self._leaving = leaving
         self.learn(endpoints())
+
+    def has_met(self) -> None:
+        """Warn of what the application's dependencies commit after the record."""
+        super().has_met()
+        for sentence in late_commits(self._whole, self._idempotency.routes):
+            log.warning("%s", sentence)
+        if "sqlalchemy" in sys.modules:
+            with contextlib.suppress(ImportError):  # older than 2.0
+                from semel.sessions.watch import watch
+
+                watch()
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Serve one connection."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 try:
     import flask as _flask  # noqa: F401
 except ImportError as error:  # pragma: no cover
@@ -10,4 +12,23 @@ except ImportError as error:  # pragma: no cover
 from semel.web.flask.setup import init_app
 from semel.web.flask.views import not_met, operation, preconditions, respond
 
-__all__ = ["init_app", "not_met", "operation", "preconditions", "respond"]
+if TYPE_CHECKING:
+    from semel.web.flask.sessions import join_flask_sqlalchemy
+
+__all__ = [
+    "init_app",
+    "join_flask_sqlalchemy",
+    "not_met",
+    "operation",
+    "preconditions",
+    "respond",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs SQLAlchemy when it is asked for."""
+    if name != "join_flask_sqlalchemy":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from semel.web.flask.sessions import join_flask_sqlalchemy
+
+    return join_flask_sqlalchemy
