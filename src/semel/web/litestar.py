@@ -64,8 +64,8 @@ class SemelPlugin(InitPluginProtocol, ReceiveRoutePlugin):
 
     `caller` says who has sent a request: a plain or async function of the connection that returns
     the user or the user's id, and raises the exception of a 401 or 403 where it is nobody. It is
-    asked after the guards, before a claim and before a replay. Without it: `connection.user`, where an
-    authentication middleware has set one, else the request's credentials.
+    asked after the guards, before a claim and before a replay. Without it: `connection.user`, where
+    an authentication middleware has set one, else the request's credentials.
 
     Raises `PolicyError` for an application that has two, and where `Idempotency(scope=…)` names the
     caller, too.
