@@ -12,7 +12,8 @@ import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ForwardRef, Protocol
+from types import UnionType
+from typing import Any, ForwardRef, Protocol, get_args
 
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).with_name("public.txt")
@@ -44,7 +45,9 @@ MODULES = (
     "semel.testing.store_contract",
     "semel.uploads",
     "semel.uploads.s3",
+    "semel.sessions",
     "semel.web.asgi",
+    "semel.web.bottle",
     "semel.web.browser",
     "semel.web.conditional",
     "semel.web.django",
@@ -52,6 +55,7 @@ MODULES = (
     "semel.web.blacksheep",
     "semel.web.falcon",
     "semel.web.flask",
+    "semel.web.pyramid",
     "semel.web.litestar",
     "semel.web.quart",
     "semel.web.sanic",
@@ -196,8 +200,9 @@ def _said(thing: Any) -> str:
     if isinstance(thing, (int, float, str, bytes, type(None))):
         return repr(thing)
     if hasattr(thing, "__metadata__"):  # a type that is ready made
-        origin = thing.__origin__
-        return f"Annotated[{getattr(origin, '__name__', origin)}, …]"
+        kind = thing.__origin__  # of a union the parts
+        parts = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+        return f"Annotated[{' | '.join(part.__name__ for part in parts)}, …]"
     return type(thing).__name__
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,6 +32,7 @@ from werkzeug.test import Client
 from semel import Idempotency, Issuer, Policy, WSGIMiddleware
 from semel.core.policy import PolicyError
 from semel.web.flask import init_app, operation
+from tests.http.harness import until
 
 KEY = {"Idempotency-Key": "k"}
 SECRET = "x" * 32
@@ -663,3 +666,47 @@ def test_get_requests_and_jsonify_are_untouched() -> None:
     app.add_url_rule("/g", "g", lambda: jsonify(1))
     answer = app.test_client().get("/g")
     assert (answer.json, answer.headers.get("Vary")) == (1, None)
+
+
+ABANDONS = """
+import os, sys
+from datetime import timedelta
+from flask import Flask, request
+from semel import Idempotency, Policy
+from semel.web.flask import init_app, operation
+
+def make(path, dies):
+    app = Flask("shop")
+    rules = Policy(remember_request=True, lease=timedelta(seconds=0.5))
+    init_app(app, Idempotency(f"sqlite:///{path}", policy=rules, complete_every=None))
+    app.bodies = []
+
+    @app.post("/c/<name>")
+    def c(name):
+        if dies:
+            os._exit(9)
+        app.bodies.append((name, request.get_data(), operation().attempt))
+        return "done", 201
+
+    return app
+
+if __name__ == "__main__":
+    app = make(sys.argv[1], True)
+    app.test_client().post("/c/tea", headers={"Idempotency-Key": "k"}, data=b"body")
+"""
+
+
+def test_what_a_crash_has_abandoned_is_completed_through_flask(tmp_path: Any) -> None:
+    script, database = tmp_path / "abandons.py", tmp_path / "shop.db"
+    script.write_text(ABANDONS, "utf-8")
+    assert subprocess.run([sys.executable, script, database], check=False).returncode == 9
+    made: dict[str, Any] = {"__name__": "abandons"}
+    exec(ABANDONS, made)
+    app = made["make"](database, False)
+    client = app.test_client()
+    client.get("/")  # it starts with its first request
+    guard = app.extensions["semel"]
+    until(lambda: guard.complete_abandoned(idle=0) == 1)
+    assert app.bodies == [("tea", b"body", 2)]
+    answer = client.post("/c/tea", headers=KEY, data=b"body")
+    assert (answer.text, answer.headers["Idempotent-Replayed"]) == ("done", "true")

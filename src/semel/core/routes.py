@@ -137,7 +137,7 @@ class Routes:
         names = [f"{method} {path.sample}".strip() for method, path in paths]
         lost = []
         for pattern in self.described.keys() - self._own:
-            method, _, written = pattern.rpartition(" ")
+            method, written = _split(pattern)
             read = read_path(written)
             if any(
                 _matches(read, path.sample) or _matches(path, read.sample)
@@ -156,8 +156,13 @@ def _matches(path: Path, sample: str) -> bool:
     return path.expression.fullmatch(sample) is not None
 
 
+def _split(pattern: str) -> tuple[str, str]:
+    method, _, path = ("", "", pattern) if pattern.startswith("/") else pattern.partition(" ")
+    return method, path
+
+
 def _read(pattern: str, policy: Policy | None, segments: Segments = NONE) -> tuple[str, str, Path]:
-    method, _, path = pattern.rpartition(" ")
+    method, path = _split(pattern)
     if not path.startswith("/") or (method and not method.isupper()):
         raise PolicyError(
             f"route {pattern!r}: give a path, with a method before it if it is for that method"

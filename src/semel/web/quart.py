@@ -27,7 +27,7 @@ from semel.web.asgi.inside import (
 )
 from semel.web.asgi.messages import ASGIScope, Send
 from semel.web.conditional import Preconditions
-from semel.web.http.callers import SESSION_KEYS
+from semel.web.http.callers import session_user
 from semel.web.wsgi.endpoints import flask_endpoints, handlers_of
 
 __all__ = ["async_operation", "init_app", "operation", "preconditions"]
@@ -117,7 +117,7 @@ class QuartCall(HandlerCall[Any]):
     async def who(self) -> object:
         if self._caller is not None:
             return await ask(self._caller)
-        return next((session[key] for key in SESSION_KEYS if session.get(key)), UNKNOWN)
+        return session_user(session) or UNKNOWN
 
     async def handle(self) -> Any:
         return await self._app.make_response(await self._dispatch())

@@ -25,12 +25,23 @@ def endpoints_of(app: object, around: object = None) -> Iterator[Endpoint]:
         yield endpoint._replace(identified=known or bool(endpoint.credentials))
 
 
+def layers_of(app: object) -> Iterator[Any]:
+    """The middlewares around an application, itself, and what builds its own middleware."""
+    for _ in range(_DEEPEST):
+        if app is None:
+            return
+        yield app
+        built = getattr(app, "build_middleware_stack", None)
+        if built is not None:
+            yield built
+        app = getattr(app, "app", None)
+
+
 def application_within(app: object) -> Any:
     """Return the application with routes that is within these middlewares, None without one."""
-    for _ in range(_DEEPEST):
-        if app is None or isinstance(getattr(app, "routes", None), (list, tuple)):
-            return app
-        app = getattr(app, "app", None)
+    for layer in layers_of(app):
+        if isinstance(getattr(layer, "routes", None), (list, tuple)):
+            return layer
     return None
 
 
@@ -126,9 +137,9 @@ def _word(value: Any) -> Any:
 
 
 def authenticates(app: object) -> bool:
-    """Say whether an application has Starlette's `AuthenticationMiddleware`, or one of its kind."""
+    """Say whether an application has middleware of Starlette's that tells users apart."""
     return any(
-        kind.__name__ == "AuthenticationMiddleware"
+        kind.__name__ in ("AuthenticationMiddleware", "SessionMiddleware")
         for middleware in getattr(app, "user_middleware", ())
         for kind in getattr(middleware.cls, "__mro__", ())
     )

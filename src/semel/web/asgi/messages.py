@@ -12,7 +12,7 @@ from semel.core.problems import Problem
 from semel.web.asgi.timeouts import timeout_if_suspended
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import Body, Intake, RequestLine
-from semel.web.http.callers import Caller, Credentials
+from semel.web.http.callers import Caller, Credentials, session_user
 
 Message = MutableMapping[str, Any]
 ASGIScope = MutableMapping[str, Any]
@@ -95,8 +95,10 @@ class ASGIView:
         return tuple((name, found[name]) for name in names if name in found)
 
     def session(self, cookie: str | None) -> bytes:
-        if cookie is None:
-            return b""
+        if cookie is None or (cookie == "session" and "session" in self.native):
+            return (
+                b""  # SessionMiddleware's says no more than `user`, and changes with each response
+            )
         wanted = cookie.encode()
         for part in self._found.get(b"cookie", b"").split(b";"):
             found, _, value = part.strip().partition(b"=")
@@ -108,7 +110,11 @@ class ASGIView:
         return {route_path(self.native), self.path}
 
     def user(self) -> str | None:
-        return authenticated_user(self.native) if "user" in self.native else None
+        scope = self.native
+        name = authenticated_user(scope) if "user" in scope else None
+        if name is None and "session" in scope:  # of Starlette's SessionMiddleware
+            return session_user(scope["session"])
+        return name
 
 
 def route_path(scope: ASGIScope) -> str:

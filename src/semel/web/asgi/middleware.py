@@ -22,7 +22,7 @@ from semel.idempotency import Idempotency
 from semel.runtime.drivers import AsyncDriver
 from semel.runtime.operations import Known
 from semel.web.asgi.completing import Completing
-from semel.web.asgi.endpoints import endpoints_of
+from semel.web.asgi.endpoints import endpoints_of, layers_of
 from semel.web.asgi.exchange import ASGIExchange, Detached
 from semel.web.asgi.messages import (
     OPERATION,
@@ -89,7 +89,9 @@ class ASGIMiddleware:
         one_way_to_ask(idempotency, caller)
         self.app = app
         self._idempotency = idempotency
+        self.idempotency = idempotency
         self._ask = caller
+        self._idle = False
         self._detached = Detached()
         self._replays = Replays()
         self._completing = Completing(app, idempotency, self._detached)
@@ -111,9 +113,15 @@ class ASGIMiddleware:
         self.learn(found)
         return found
 
-    def within(self) -> tuple[()]:
-        """Return no applications: those mounted in this one are looked through."""
-        return ()
+    def within(self) -> tuple[ASGIMiddleware, ...]:
+        """Return this one, where another inside it serves its requests."""
+        self._idle = any(
+            layer is not self and getattr(layer, "idempotency", None) is self.idempotency
+            for layer in layers_of(self.app)
+        )
+        if self._idle:
+            log.warning("ASGIMiddleware: Semel is in its place inside already; drop this one")
+        return (self,) if self._idle else ()
 
     def has_met(self) -> None:
         """Look at the application, once, when the rules of its routes are known."""
@@ -132,7 +140,7 @@ class ASGIMiddleware:
             self._around = scope.get("app")
             self._idempotency.meet()
             self.has_met()
-        if kind == "http":
+        if kind == "http" and not self._idle:
             path = route_path(scope) if scope.get("root_path") else scope["path"]
             if path == self._keys_path:
                 await self._issue(scope, receive, send)
@@ -141,7 +149,7 @@ class ASGIMiddleware:
             if policy is not None and scope.get(SERVED) is not self._idempotency:
                 await self._covered(policy, scope, receive, send)
                 return
-        elif kind == "lifespan":
+        elif kind == "lifespan" and not self._idle:
             await self._lifespan(scope, receive, send)
             return
         await self.app(scope, receive, send)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from semel.operation import note_raised
+from semel.web.asgi.endpoints import layers_of
 from semel.web.asgi.messages import OPERATION, ASGIScope
 
 Handlers = Mapping[Any, Callable[..., Any]]
@@ -54,11 +55,8 @@ def _is_async(handler: Any) -> bool:
 
 def note_within(app: Any) -> None:
     """Have the exception handlers of a Starlette application, whose middleware is built, note."""
-    for _ in range(100):
-        if app is None:
-            return
+    for layer in layers_of(app):
         for name in ("_exception_handlers", "_status_handlers"):
-            handlers = getattr(app, name, None)
+            handlers = getattr(layer, name, None)
             if isinstance(handlers, dict):
                 handlers.update(noting(handlers))
-        app = getattr(app, "app", None)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from flask import Flask, abort, request, session
 from werkzeug.local import LocalProxy
 from werkzeug.wrappers import Response
 
-from semel.web.http.callers import ANONYMOUS, SESSION_KEYS, Caller, named_caller
+from semel.web.http.callers import ANONYMOUS, Caller, named_caller, session_user
 from semel.web.wsgi.messages import Environ, WSGIView
 
 Ask = Callable[[], object]
@@ -26,7 +25,7 @@ class FlaskView(WSGIView):
 
     def user(self) -> str | None:
         """Return the server's authenticated user, Flask-Login's, or whom the session names."""
-        return super().user() or self._logged_in() or _session_user()
+        return super().user() or self._logged_in() or session_user(session)
 
     def session(self, cookie: str | None) -> bytes:
         """Return the id of a session that the server keeps.
@@ -74,20 +73,8 @@ def _named(user: object) -> str:
 
 def _name(user: object) -> str | None:
     """Return the name of a user that was found, not asked for."""
-    if isinstance(user, Mapping) and isinstance(user.get("userinfo"), Mapping):
-        user = user["userinfo"]  # an OpenID token, as Authlib puts it into a session
     try:
         name = _named(user)
     except TypeError:
         return None
     return None if name == ANONYMOUS else name.removeprefix("user:")
-
-
-def _session_user() -> str | None:
-    for key in SESSION_KEYS:
-        found: Any = session.get(key)
-        if found is not None:
-            name = _name(found)
-            if name is not None:
-                return name
-    return None

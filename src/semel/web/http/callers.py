@@ -29,20 +29,6 @@ KNOWN_CREDENTIALS: Final = (
 """The request headers that carry credentials by common usage. `Idempotency(credentials=…)` adds the
 service's own, such as the one in which a proxy names the client certificate."""
 
-SESSION_KEYS: Final = (
-    "_user_id",  # Flask-Login's
-    "user_id",
-    "userid",
-    "uid",
-    "user",
-    "username",
-    "identity.id",  # Flask-Principal's
-    "profile",
-    "email",
-    "account_id",
-)
-"""Where sessions say whose they are, in the order in which they are looked at."""
-
 Credentials = tuple[tuple[bytes, bytes], ...]
 """Names and values of headers, and of the session cookie as `cookie`."""
 
@@ -154,6 +140,39 @@ def named_caller(user: object) -> str:
             f" string or a number, or something that has one of {', '.join(_NAMES)}"
         )
     return f"user:{kind}{name}"
+
+
+SESSION_KEYS: Final = (
+    "_user_id",  # Flask-Login's
+    "user_id",
+    "userid",
+    "uid",
+    "user",
+    "username",
+    "identity.id",  # Flask-Principal's
+    "profile",
+    "email",
+    "account_id",
+)
+"""Where sessions say whose they are, in the order in which they are looked at."""
+
+
+def session_user(session: Mapping[str, object]) -> str | None:
+    """Return the name of the user whom a session names, None where it names none.
+
+    For sessions that are in a signed cookie: what else they hold changes, and with it the cookie.
+    """
+    for key in SESSION_KEYS:
+        found = session.get(key)
+        if isinstance(found, Mapping) and isinstance(found.get("userinfo"), Mapping):
+            found = found["userinfo"]  # an OpenID token, as Authlib puts it into a session
+        try:
+            name = named_caller(found)
+        except TypeError:
+            continue
+        if name != ANONYMOUS:
+            return name.removeprefix("user:")
+    return None
 
 
 def _plain_name(value: object) -> str | None:
