@@ -42,8 +42,8 @@ def init_app(app: Application, idempotency: Idempotency, *, caller: Caller | Non
 
     `caller` says who has sent a request: a plain or async function of it that returns the user or
     the user's id (`lambda request: request.user["sub"]`), and raises
-    `blacksheep.exceptions.Unauthorized` where it is nobody. It is asked before a claim and
-    before a replay.
+    `blacksheep.exceptions.Unauthorized` where it is nobody. It is asked before a
+    claim and before a replay.
 
     A second call with the same objects does nothing. Raises `PolicyError` where it names others,
     and where `Idempotency(scope=…)` names the caller, too.

@@ -50,8 +50,8 @@ def init_app(
 
     `caller` says who has sent a request: a plain or async function of it that returns the user or
     the user's id (`lambda request: request.ctx.user`), and raises
-    `sanic.exceptions.Unauthorized` where it is nobody. It is asked before a claim and before
-    a replay.
+    `sanic.exceptions.Unauthorized` where it is nobody. It is asked before a
+    claim and before a replay.
 
     A second call with the same objects does nothing. Raises `PolicyError` where it names others,
     and where `Idempotency(scope=…)` names the caller, too.
