@@ -105,13 +105,17 @@ class Applications:
             if application is not None:
                 yield application
 
-    def _refuse_lost(self, endpoints: list[Endpoint]) -> None:
-        reached = {id(each) for endpoint in endpoints for each in _layers(endpoint.handler)}
-        lost = [
+    def lost(self, handlers: Iterable[object]) -> list[str]:
+        """Return the names of the marked handlers that are none of these, nor inside of them."""
+        reached = {id(each) for handler in handlers for each in layers(handler)}
+        return [
             name
             for reference, name in self._marked
             if (handler := reference()) is not None and id(handler) not in reached
         ]
+
+    def _refuse_lost(self, endpoints: list[Endpoint]) -> None:
+        lost = self.lost(endpoint.handler for endpoint in endpoints)
         if lost:
             raise PolicyError(
                 f"@idempotency.route: {', '.join(lost)} is the handler of no route that an adapter"
@@ -122,24 +126,24 @@ class Applications:
 
 def policy_on(handler: object) -> Policy | None:
     """Return the rules that a handler is marked with, below the decorators around it."""
-    for layer in _layers(handler):
+    for layer in layers(handler):
         policy = getattr(layer, POLICY_ATTRIBUTE, None)
         if isinstance(policy, Policy):
             return policy
     return None
 
 
-def _layers(handler: object) -> Iterator[object]:
-    """The handler, and what decorators, partials, methods and classes hold inside it."""
-    layers, seen = [handler], set()
-    for layer in layers:  # it grows meanwhile
+def layers(handler: object) -> Iterator[object]:
+    """Yield the handler, and what decorators, partials, methods and classes hold inside it."""
+    found, seen = [handler], set()
+    for layer in found:  # it grows meanwhile
         if layer is None or id(layer) in seen:
             continue
         seen.add(id(layer))
         yield layer
         if isinstance(layer, type):
-            layers += layer.__mro__[1:-1]
-        layers += (
+            found += layer.__mro__[1:-1]
+        found += (
             getattr(layer, "__wrapped__", None),
             getattr(layer, "__func__", None),
             layer.func if isinstance(layer, functools.partial) else None,

@@ -12,7 +12,9 @@ from django.test import Client as Browser
 from django.test import RequestFactory
 
 from semel.idempotency import Idempotency
-from semel.web.django.callers import DjangoView, django_caller
+from semel.web.django.asked import Asked
+from semel.web.django.callers import django_caller
+from semel.web.django.conf import Configured
 from tests.django import views
 from tests.django.test_middleware import orders
 
@@ -182,8 +184,8 @@ def test_a_lazy_user_is_a_user_and_another_model_goes_by_its_label(vendor: str) 
     from rest_framework.authtoken.models import Token
 
     def named(user: Any) -> Any:
-        request = DjangoView(RequestFactory().post("/"), user)
-        return django_caller(Idempotency("memory://"), request)[0]
+        service = Configured(Idempotency("memory://"), None)
+        return django_caller(service, Asked(RequestFactory().post("/"), user)).caller[0]
 
     assert named(SimpleLazyObject(lambda: User(pk=1))) == "1"
     Token.is_authenticated = True

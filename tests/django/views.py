@@ -11,6 +11,7 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.db import IntegrityError, connection, transaction
 from django.http import FileResponse, Http404, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.shortcuts import get_object_or_404
 from django.utils.decorators import sync_only_middleware
 from django.utils.deprecation import MiddlewareMixin
 from rest_framework import serializers, viewsets
@@ -24,8 +25,11 @@ from rest_framework.response import Response
 from rest_framework.throttling import SimpleRateThrottle
 from rest_framework.views import APIView
 
+from django import forms
 from django.views import View
+from semel import Idempotency
 from semel.core.commands import StoreError, StoreUnavailable
+from semel.operation import current_async_operation, current_operation
 from semel.web.django import aoperation, idempotency_policy, operation
 from tests.django.shop.models import Charge
 
@@ -274,6 +278,124 @@ class ForBoth(APIView):
     def post(self, request: Any) -> Any:
         runs.append("for_both")
         return Response(type(request.user).__name__)
+
+
+class Lenient(APIView):
+    """One whose service has a response of its own to everything."""
+
+    authentication_classes = ()
+
+    def get_exception_handler(self) -> Any:
+        return lambda error, context: Response({"own": type(error).__name__}, status=400)
+
+    def post(self, request: Any) -> Any:
+        runs.append("lenient")
+        Charge.objects.create(order="lenient")
+        if request.GET.get("asks"):
+            operation(request)
+        raise RuntimeError("on purpose")
+
+
+class OwnWay(APIView):
+    """One that makes its own responses of what is raised, and asks nobody."""
+
+    authentication_classes = ()
+
+    def handle_exception(self, exc: Exception) -> Any:
+        return JsonResponse({"own": type(exc).__name__}, status=409 if self.busy else 400)
+
+    busy = False
+
+    def post(self, request: Any) -> Any:
+        runs.append("own_way")
+        Charge.objects.create(order="own_way")
+        if request.GET.get("asks"):
+            current_operation()
+        raise RuntimeError("on purpose")
+
+
+def session(request: Any) -> HttpResponse:
+    """Order something, and note it in the session, as flash messages are."""
+    runs.append("session")
+    request.session["orders"] = request.session.get("orders", 0) + 1
+    who = request.user.username if request.user.is_authenticated else "nobody"
+    return JsonResponse({"order": len(runs), "of": who})
+
+
+def _hides(view: Any) -> Any:
+    """A decorator that names what it hides, and copies nothing."""
+
+    def around(request: Any) -> HttpResponse:
+        return view(request)
+
+    around.__wrapped__ = view  # type: ignore[attr-defined]
+    return around
+
+
+@_hides
+@idempotency_policy(required=True)
+def hidden(request: Any) -> HttpResponse:
+    runs.append("hidden")
+    return HttpResponse("had")
+
+
+marking = Idempotency("memory://")
+
+
+@_hides
+@marking.route(required=True)
+def decorated(request: Any) -> HttpResponse:
+    runs.append("decorated")
+    return HttpResponse("had")
+
+
+def asks(request: Any) -> HttpResponse:
+    runs.append("asks")
+    if request.GET.get("current"):
+        return HttpResponse(str(current_operation().attempt))
+    return HttpResponse(str(operation(request).attempt))
+
+
+async def async_asks(request: Any) -> HttpResponse:
+    runs.append("async_asks")
+    if request.GET.get("current"):
+        return HttpResponse(str(current_async_operation().attempt))
+    return HttpResponse(str(aoperation(request).attempt))
+
+
+class ChargeForm(forms.Form):
+    order = forms.CharField(max_length=3)
+
+
+def validated(request: Any) -> HttpResponse:
+    """It notes the attempt, and says what is wrong with it."""
+    runs.append("validated")
+    Charge.objects.create(order="attempt")
+    form = ChargeForm(request.POST)
+    return JsonResponse(form.errors, status=422 if not form.is_valid() else 201)
+
+
+def gets(request: Any) -> HttpResponse:
+    runs.append("gets")
+    Charge.objects.create(order="gets")
+    return HttpResponse(str(get_object_or_404(Charge, pk=-1)))
+
+
+async def async_fails(request: Any) -> HttpResponse:
+    runs.append("async_fails")
+    await Charge.objects.acreate(order="async")
+    raise {"404": Http404, "400": SuspiciousOperation, "403": PermissionDenied}[request.GET["how"]]
+
+
+def own_store(request: Any) -> HttpResponse:
+    """It writes with the records of another store than Django's."""
+    runs.append("own_store")
+    connection = operation(request).connection()
+    execute = getattr(connection, "exec_driver_sql", connection.execute)
+    execute("insert into own (what) values ('made')")
+    if request.GET["how"] == "404":
+        raise Http404
+    return HttpResponse(status=int(request.GET["how"]))
 
 
 class Busy(SimpleRateThrottle):

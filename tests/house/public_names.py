@@ -51,10 +51,15 @@ MODULES = (
     "semel.web.browser",
     "semel.web.conditional",
     "semel.web.django",
-    "semel.web.falcon_wsgi",
     "semel.web.fastapi",
+    "semel.web.blacksheep",
+    "semel.web.falcon",
     "semel.web.flask",
     "semel.web.pyramid",
+    "semel.web.litestar",
+    "semel.web.quart",
+    "semel.web.sanic",
+    "semel.web.strawberry",
     "semel.web.wsgi",
 )
 """What people import from; of the core, what a store is made with."""

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from semel.core.policy import Policy, PolicyError
 
-_PARAMETER: Final = re.compile(r"\{([A-Za-z_]\w*)(?::([A-Za-z_]\w*))?\}")
+PARAMETER: Final = re.compile(r"\{([A-Za-z_]\w*)(?::([A-Za-z_]\w*))?\}")
 _ANGLED: Final = re.compile(r"<(?:([A-Za-z_]\w*)(?:\([^)]*\))?:)?([A-Za-z_]\w*)>")
 """A parameter as Flask and Django write it."""
 _KINDS: Final = {
@@ -46,7 +46,7 @@ def read_path(path: str, segments: Segments = NONE) -> Path:
         raise PolicyError(
             f"route {path!r}: write {{{angled.group(2)}{kind}}} in place of {angled.group()}"
         )
-    literal = _PARAMETER.sub("", path)
+    literal = PARAMETER.sub("", path)
     if "{" in literal or "}" in literal:
         raise PolicyError(f"route {path!r}: write a parameter as {{name}} or {{name:path}}")
     if literal == path:
@@ -54,7 +54,7 @@ def read_path(path: str, segments: Segments = NONE) -> Path:
     expression: list[str] = []
     sample: list[str] = []
     position = 0
-    for match in _PARAMETER.finditer(path):
+    for match in PARAMETER.finditer(path):
         name, kind = match.group(1), match.group(2) or "str"
         if name not in segments and kind not in _KINDS:
             raise PolicyError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from semel.core import keys, problems
@@ -15,19 +16,25 @@ from semel.web.conditional.preconditions import READS
 _CONVERTER = re.compile(r":\w+(?=\})")
 
 
-def document(schema: dict[str, Any], idempotency: Idempotency) -> None:
-    """Write the key header and the problem answers into an OpenAPI document, in place."""
+Find = Callable[[str, str, dict[str, Any]], Policy | None]
+
+
+def document(schema: dict[str, Any], idempotency: Idempotency, find: Find | None = None) -> None:
+    """Write the key header and the problem answers into an OpenAPI document, in place.
+
+    `find`: finds the policy by method, path and the description of an operation; for frameworks
+    whose handlers are not known to `Idempotency.routes`.
+    """
     issuer = idempotency.issuer
     covered = issuer is not None and issuer.path is not None
-    rules = idempotency.routes.described
-    own = {_CONVERTER.sub("", pattern): policy for pattern, policy in rules.items()}
+    find = find or _by_path(idempotency)
     for path, item in schema.get("paths", {}).items():
         for method, described in item.items():
             verb = method.upper()
             if not isinstance(described, dict):
                 continue
             answers: Answers = {}
-            policy = own.get(f"{verb} {path}") or idempotency.routes.find(verb, path)
+            policy = find(verb, path, described)
             if policy is not None:
                 answers = _ANSWERS
                 _describe_key(described, policy)
@@ -52,6 +59,16 @@ def document(schema: dict[str, Any], idempotency: Idempotency) -> None:
         schema.setdefault("paths", {}).setdefault(issuer.path, {})["post"] = _issuing(issuer)
     if covered:
         schema.setdefault("components", {}).setdefault("schemas", {})[_NAME] = _PROBLEM
+
+
+def _by_path(idempotency: Idempotency) -> Find:
+    rules = idempotency.routes.described
+    own = {_CONVERTER.sub("", pattern): policy for pattern, policy in rules.items()}
+
+    def find(verb: str, path: str, described: dict[str, Any]) -> Policy | None:
+        return own.get(f"{verb} {path}") or idempotency.routes.find(verb, path)
+
+    return find
 
 
 def _describe_key(described: dict[str, Any], policy: Policy) -> None:

@@ -114,6 +114,8 @@ class DjangoStore:
     @property
     def file(self) -> Path | None:
         """SQLite's file; other databases have many writers."""
+        if self.alias not in connections:  # said at the start, and by Django's checks
+            return None
         connection = connections[self.alias]
         if connection.vendor != "sqlite":
             return None

@@ -19,8 +19,8 @@ __all__ = ["aoperation", "idempotency_policy", "operation"]
 def operation(request: Any) -> Operation:
     """Return the operation of a plain view. A view that takes it needs a key.
 
-    Takes Django's request or REST framework's. Its writes need no `connection()`: the ORM's are in
-    the transaction already.
+    Takes the request of a view of Django's, of REST framework's or of Ninja's. Its writes need no
+    `connection()`: the ORM's are in the transaction already.
     """
     from semel.operation import Operation
 
@@ -44,10 +44,13 @@ def _driver(request: Any) -> Any:
 
     exchange = exchange_of(getattr(request, "_request", request))
     if exchange is None or exchange.driver is None:
-        raise NoOperation(
+        error = NoOperation(
             "no operation: the request carries no Idempotency-Key, its view is not covered, or"
             " IdempotencyMiddleware is missing"
         )
+        if exchange is not None:
+            exchange.missed.append(error)
+        raise error
     return exchange.driver
 
 

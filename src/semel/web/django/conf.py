@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -14,30 +15,40 @@ from django.utils.module_loading import import_string
 from semel.core.policy import Policy, PolicyError
 from semel.idempotency import Idempotency
 from semel.stores.django.store import DjangoStore
+from semel.web.http.callers import one_way_to_ask
 
 __all__ = ["Configured", "configured"]
 
 KNOWN = (
-    *("idempotency", "store", "alias", "policy", "routes", "scope", "authorize"),
-    *("issuer", "problem_base", "sweep_every"),
+    *("idempotency", "store", "alias", "policy", "routes", "caller", "scope", "authorize"),
+    *("issuer", "credentials", "session_cookie", "problem_base", "sweep_every"),
 )
 """- `policy`: the fields of `Policy`, for every route without rules of its own.
 - `routes`: rules by path, `{"POST /payments/": {"required": True}, "/hooks/{name}": None}`.
 - `alias`: the database that holds the records and whose transaction a view runs in ("default").
 - `store`: a URL or a `Store`, in the place of `DjangoStore(alias)`.
-- `scope`, `issuer`, `problem_base`, `sweep_every`: as `Idempotency` takes them.
+- `caller`: a plain or async function of the request that says who has sent it (a user, an id, a
+  mapping with `sub`; see `semel.web.http.callers.named_caller`), asked once the view's own
+  authentication has let it through, before a claim and a replay. REST framework's views give it
+  their own request. What it raises, or returns as a response, goes out instead.
+- `scope`, `issuer`, `credentials`, `session_cookie`, `problem_base`, `sweep_every`: as
+  `Idempotency` takes them.
 - `authorize`: a function `(request, view, args, kwargs)` that says whether this request may have
   an answer at all; False is a 403. For permissions that a decorator of the view checks.
-- `idempotency`: an `Idempotency` of yours; with it only `authorize` may be given.
+- `idempotency`: an `Idempotency` of yours; with it only `authorize` and `caller` may be given.
 
 Functions and objects may be named by their dotted paths."""
 
 
-class Configured(NamedTuple):
+@dataclasses.dataclass(eq=False)
+class Configured:
     """The objects that the settings describe."""
 
     idempotency: Idempotency
     authorize: Callable[..., Any] | None
+    caller: Callable[[Any], Any] | None = None
+    looked_at: bool = False
+    """Whether the project's URLs have been looked at; see `semel.web.django.checks`."""
 
 
 @functools.cache
@@ -53,6 +64,8 @@ def configured() -> Configured:
         )
     try:
         idempotency = _idempotency(given)
+        caller = _named(given.get("caller"))
+        one_way_to_ask(idempotency, caller)
     except (ValueError, TypeError, ImportError) as error:  # PolicyError and StoreSetupError too
         raise ImproperlyConfigured(f"SEMEL: {error}") from error
     for pattern, policy in [("policy", idempotency.routes.default), *_described(idempotency)]:
@@ -60,7 +73,7 @@ def configured() -> Configured:
             raise ImproperlyConfigured(
                 f"SEMEL: {pattern}: remember_request is not offered under Django; leave it out"
             )
-    return Configured(idempotency, _named(given.get("authorize")))
+    return Configured(idempotency, _named(given.get("authorize")), caller)
 
 
 def _described(idempotency: Idempotency) -> list[tuple[str, Policy | None]]:
@@ -69,8 +82,8 @@ def _described(idempotency: Idempotency) -> list[tuple[str, Policy | None]]:
 
 def _idempotency(given: Mapping[str, Any]) -> Idempotency:
     if "idempotency" in given:
-        if more := set(given) - {"idempotency", "authorize"}:
-            raise ValueError(f"{', '.join(sorted(more))}: say it where the idempotency= is made")
+        if beside := set(given) - {"idempotency", "authorize", "caller"}:
+            raise ValueError(f"{', '.join(sorted(beside))}: say it where the idempotency= is made")
         made = _named(given["idempotency"])
         if not isinstance(made, Idempotency):
             raise TypeError(f"idempotency: {made!r} is no Idempotency")
@@ -80,7 +93,8 @@ def _idempotency(given: Mapping[str, Any]) -> Idempotency:
         pattern: None if rules is None else made_policy(policy, rules, f"routes: {pattern}")
         for pattern, rules in given.get("routes", {}).items()
     }
-    known = {name: given[name] for name in ("problem_base", "sweep_every") if name in given}
+    more = ("credentials", "session_cookie", "problem_base", "sweep_every")
+    known = {name: given[name] for name in more if name in given}
     store = _named(given["store"]) if "store" in given else None
     if store is None:
         store = DjangoStore(given.get("alias", "default"))

@@ -29,7 +29,7 @@ def note_errors() -> None:
     def noting(handler: BaseHandler, exception: Exception, request: HttpRequest) -> Any:
         exchange = exchange_of(request)
         if exchange is not None:
-            exchange.error = exception
+            exchange.note(exception)
         return original(handler, exception, request)
 
     setattr(noting, _MARK, True)

@@ -21,7 +21,7 @@ from semel.stores.django.store import DjangoStore
 from semel.stores.django.transaction import DjangoTransaction
 from semel.web.django import answers
 from semel.web.django import body as receiving
-from semel.web.django.callers import DjangoView
+from semel.web.django.asked import DjangoView
 from semel.web.http import admission, key_source
 from semel.web.http.body import Body
 from semel.web.http.callers import Caller, scope_name
@@ -44,6 +44,14 @@ class DjangoExchange:
         """Set while the view runs under a claim."""
         self.error: Exception | None = None
         """What the view has raised, whatever Django or a middleware made of it."""
+        self.missed: list[NoOperation] = []
+        """What the view was told where it asked for an operation, and there is none."""
+        self.entered = False
+        """Whether it has been asked who sends the request, and the key looked up."""
+        self.authenticated = False
+        """Whether Ninja's authenticators have let the request through."""
+        self.served = False
+        """Whether the response has been made."""
         self._fields: list[bytes] = []
         self._body: Body | None = None
         self._caller: Caller | None = None
@@ -71,6 +79,13 @@ class DjangoExchange:
     def may_have_operation(self) -> bool:
         """True if the request carries (or may carry) a key, or has to be refused."""
         return self._body is not None or self.refusal is not None
+
+    def enters(self) -> bool:
+        """Say whether the view is to be claimed for now: once, and where there may be a key."""
+        if self.entered:
+            return False
+        self.entered = True
+        return self.may_have_operation
 
     def admit(self, kind: type[Driver], caller: Caller) -> Driver | Outcome | None:
         """Return the driver of its operation, or what is known without; None: it has no key."""
@@ -103,15 +118,37 @@ class DjangoExchange:
 
     # --- after the view --------------------------------------------------------------------
 
-    def raised(self, error: Exception) -> Any:
-        """Return the answer to what `op` raised."""
-        base = self.idempotency.problem_base
+    def note(self, error: Exception) -> None:
+        """Note what the view has raised, before anything makes a response of it."""
+        self.error = error
+
+    def concerns(self, error: Exception) -> bool:
+        """Say whether an error is one that `op` raised."""
         if self.driver is None:
-            if isinstance(error, NoOperation):
-                return answers.told(self.idempotency.operations.refuse(problems.KEY_MISSING), base)
-        elif isinstance(error, failures.OPERATION_ERRORS):
-            return answers.told(failures.told(Deliver(kept=False), error), base)
-        return None
+            return isinstance(error, NoOperation)
+        return isinstance(error, failures.OPERATION_ERRORS)
+
+    def raised(self, error: Exception) -> Any:
+        """Return the response to what `op` raised, None to all else."""
+        if not self.concerns(error):
+            return None
+        if self.driver is None:
+            return self._key_missing()
+        told = failures.told(Deliver(kept=False), error)
+        return answers.told(told, self.idempotency.problem_base)
+
+    def unprotected(self, response: Any) -> Any:
+        """Return the response of a view that ran without an operation, or that had to have one.
+
+        A handler of the service's own, or a page, may have made a server's failure of that.
+        """
+        if self.driver is None and self.missed and response.status_code >= 500:
+            return self._key_missing()
+        return response
+
+    def _key_missing(self) -> Any:
+        refused = self.idempotency.operations.refuse(problems.KEY_MISSING)
+        return answers.told(refused, self.idempotency.problem_base)
 
     @property
     def over(self) -> bool:
@@ -186,6 +223,7 @@ class DjangoExchange:
 
     def close(self) -> None:
         """Give the body back."""
+        self.served = True
         if self._body is not None:
             self._body.close()
 

@@ -26,7 +26,7 @@ from django.http import HttpRequest
 from semel.core import problems
 from semel.core.commands import StoreError
 from semel.core.engine import Bypass, Refuse
-from semel.operation import current
+from semel.operation import current, unkeyed
 from semel.runtime.drivers import AsyncDriver, ServerThreadDriver
 from semel.runtime.operations import Driver
 from semel.stores.django.transaction import DjangoTransaction
@@ -34,6 +34,7 @@ from semel.web.asgi.tasks import OwnTasks
 from semel.web.django import answers, rules
 from semel.web.django.body import declared
 from semel.web.django.callers import authorize
+from semel.web.django.checks import look_at
 from semel.web.django.conf import configured
 from semel.web.django.errors import note_errors
 from semel.web.django.exchange import DjangoExchange, exchange_of
@@ -57,7 +58,8 @@ class IdempotencyMiddleware:
 
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
         self.get_response = get_response
-        self._idempotency, self._authorize = configured()
+        self._service = configured()
+        self._idempotency = self._service.idempotency
         note_errors()
         self._own_tasks = OwnTasks()
         self._detached: set[asyncio.Task[Any]] = set()
@@ -67,12 +69,18 @@ class IdempotencyMiddleware:
 
     def __call__(self, request: HttpRequest) -> Any:
         """Serve one request."""
+        if not self._service.looked_at:
+            look_at(self._service)
+        there = exchange_of(request)
+        if there is not None and not there.served:  # in MIDDLEWARE twice
+            return self.get_response(request)
         if iscoroutinefunction(self):
             return self._serve(request)
         policy = rules.find(self._idempotency, request)
         if policy is None:
             return self.get_response(request)
         exchange = DjangoExchange(self._idempotency, policy, request)
+        before = unkeyed.set(exchange.missed)
         try:
             exchange.receive()
             response = self.get_response(request)
@@ -82,6 +90,7 @@ class IdempotencyMiddleware:
                 exchange.driver.finish(exchange.failed())
             raise
         finally:
+            unkeyed.reset(before)
             current.set(None)
             exchange.close()
 
@@ -95,7 +104,7 @@ class IdempotencyMiddleware:
     def process_view(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> Any:
         """Claim. Returns the answer where the view is not to run."""
         exchange = exchange_of(request)
-        if exchange is None:
+        if exchange is None or not exchange.enters():
             return None
         driver = self._admit(ServerThreadDriver, exchange, view, args, kwargs)
         if not isinstance(driver, ServerThreadDriver):
@@ -117,7 +126,7 @@ class IdempotencyMiddleware:
 
     def _answered(self, exchange: DjangoExchange, response: Any) -> Any:
         if exchange.over:
-            return response
+            return exchange.unprotected(response)
         if response.streaming and exchange.passes:
             PassingStream(exchange, response).take_over()
             return response
@@ -136,8 +145,15 @@ class IdempotencyMiddleware:
             await sync_to_async(exchange.receive, thread_sensitive=True)()
         else:
             exchange.receive()
-        if not exchange.may_have_operation:
-            return await self.get_response(request)
+        before = unkeyed.set(exchange.missed)
+        try:
+            if not exchange.may_have_operation:
+                return exchange.unprotected(await self.get_response(request))
+            return await self._detachable(exchange)
+        finally:
+            unkeyed.reset(before)
+
+    async def _detachable(self, exchange: DjangoExchange) -> Any:
         # In a task of its own, which nobody cancels with the request: it runs on to its end.
         own = self._own_tasks.start(lambda done: self._operate(exchange))
         task = own.task
@@ -177,7 +193,7 @@ class IdempotencyMiddleware:
         self, request: HttpRequest, view: Any, args: Any, kwargs: Any
     ) -> Any:
         exchange = exchange_of(request)
-        if exchange is None:
+        if exchange is None or not exchange.enters():
             return None
         admit = sync_to_async(self._admit, thread_sensitive=True)
         driver = await admit(AsyncDriver, exchange, view, args, kwargs)
@@ -200,7 +216,7 @@ class IdempotencyMiddleware:
 
     async def _aanswered(self, exchange: DjangoExchange, response: Any) -> Any:
         if exchange.over:
-            return response
+            return exchange.unprotected(response)
         if response.streaming and exchange.passes:
             response.streaming_content = AsyncPassingStream(exchange, response)
             return response
@@ -219,9 +235,7 @@ class IdempotencyMiddleware:
         self, kind: type[Driver], exchange: DjangoExchange, view: Any, args: Any, kwargs: Any
     ) -> Driver | Any:
         """The driver of the operation; or the response; or None: the view runs unprotected."""
-        if not exchange.may_have_operation:
-            return None
-        who = authorize(self._idempotency, self._authorize, exchange.request, view, args, kwargs)
+        who = authorize(self._service, exchange.policy, exchange.request, view, args, kwargs)
         if who.refusal is not None:
             return who.refusal
         if exchange.refusal is not None:

@@ -1,25 +1,28 @@
-"""Finds the policy of a view: its own mark, else that of its path in the settings."""
+"""Policies of views: a view's own mark, else that of its path in the settings."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from django.http import HttpRequest
 
 from django.urls import Resolver404, resolve
-from semel.applications import POLICY_ATTRIBUTE
+from semel.applications import POLICY_ATTRIBUTE, layers
 from semel.core.policy import Policy
 from semel.idempotency import Idempotency
-from semel.web.django.conf import made_policy
+from semel.web.django import ninja, rest
+from semel.web.django.conf import configured, made_policy
 
 RULES_ATTRIBUTE = "__semel_rules__"
 EXEMPT_ATTRIBUTE = "__semel_exempt__"
 """On a view that is left alone, whatever the settings say."""
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
+_MARKED: weakref.WeakSet[Any] = weakref.WeakSet()
 View = TypeVar("View", bound=Callable[..., Any])
 
 
@@ -29,12 +32,14 @@ def idempotency_policy(**rules: Any) -> Callable[[View], View]:
         @idempotency_policy(required=True)
         def pay(request): ...
 
-    For functions, classes of views, and methods of those (of DRF too). Raises `PolicyError`.
+    For functions, classes of views, methods and actions of those (of REST framework too), and
+    Ninja's operations, above or below the decorator that makes the route. Raises `PolicyError`.
     """
     made_policy(Policy(), rules, "idempotency_policy")
 
     def mark(view: View) -> View:
         setattr(view, RULES_ATTRIBUTE, rules)
+        _MARKED.add(view)
         return view
 
     return mark
@@ -49,11 +54,16 @@ def find(idempotency: Idempotency, request: HttpRequest) -> Policy | None:
         func = resolve(request.path_info, getattr(request, "urlconf", None)).func
     except Resolver404:
         return None
-    if getattr(func, EXEMPT_ATTRIBUTE, False):
+    return policy_of(idempotency, func, method, request.path_info)
+
+
+def policy_of(idempotency: Idempotency, func: Any, method: str, path: str) -> Policy | None:
+    """Return the policy of a view under a method and a path below where Django is mounted."""
+    marked = _looked_at(func, method)
+    if marked is EXEMPT_ATTRIBUTE or method in SAFE:
         return None
-    marked = _marked(func, method)
     if marked is None:
-        return idempotency.routes.find(method, request.path_info)
+        return idempotency.routes.find(method, path)
     if isinstance(marked, Policy):
         policy = marked
     else:
@@ -71,13 +81,51 @@ def _with_method(policy: Policy, method: str) -> Policy:
     return dataclasses.replace(policy, methods=(*policy.methods, method))
 
 
-def _marked(func: Any, method: str) -> Policy | Mapping[str, Any] | None:
-    """A mark on the method of a class, on the view, or on the class."""
-    cls = getattr(func, "cls", None) or getattr(func, "view_class", None)
-    actions: Mapping[str, str] = getattr(func, "actions", None) or {}
-    handler = getattr(cls, actions.get(method.lower(), method.lower()), None)
-    for marked in (handler, func, cls):
-        found = getattr(marked, RULES_ATTRIBUTE, None) or getattr(marked, POLICY_ATTRIBUTE, None)
-        if found is not None:
-            return found  # type: ignore[no-any-return]
+@functools.lru_cache(maxsize=1024)
+def _looked_at(func: Any, method: str) -> Any:
+    """Find the marks on a view when it is first met, and take care of what its framework does."""
+    for layer in layers(func):
+        rest.adopt(layer)
+        ninja.adopt(layer, _policy_of_operation)
+        if getattr(layer, EXEMPT_ATTRIBUTE, False):
+            return EXEMPT_ATTRIBUTE
+    for handler in handlers(func, method):
+        for layer in layers(handler):
+            marked = getattr(layer, RULES_ATTRIBUTE, None) or getattr(layer, POLICY_ATTRIBUTE, None)
+            if marked is not None:
+                return marked
     return None
+
+
+def meet(func: Any) -> None:
+    """Take care of what the framework behind a view does with what is raised, and its document."""
+    _looked_at(func, "POST")
+
+
+def handlers(func: Any, method: str) -> Iterator[Any]:
+    """Yield what runs under a method behind a view: a method of a class, the view, the class."""
+    classes = []
+    for layer in layers(func):
+        if (operation := ninja.ninja_operation(layer, method)) is not None:
+            yield operation.view_func
+        cls = getattr(layer, "cls", None) or getattr(layer, "view_class", None)
+        if cls is None or cls in classes:
+            continue
+        classes.append(cls)
+        actions: Mapping[str, str] = getattr(layer, "actions", None) or {}
+        name = actions.get(method.lower(), method.lower())
+        if (own := getattr(cls, name, None)) is not None:
+            yield own
+    yield func
+    yield from classes
+
+
+def _policy_of_operation(operation: Any, method: str, path: str) -> Policy | None:
+    idempotency = configured().idempotency
+    return policy_of(idempotency, operation.view_func, method, path)
+
+
+def lost_marks(reached: set[int]) -> list[str]:
+    """Return the names of the marked views that are none of these, by their `id`."""
+    lost = [view for view in list(_MARKED) if id(view) not in reached]
+    return sorted(f"{view.__module__}.{getattr(view, '__qualname__', view)}" for view in lost)
