@@ -84,7 +84,8 @@ idempotency = Idempotency(SQLAlchemyStore(engine), routes={"POST /login": None})
 get_session = joined(idempotency, get_session)
 # --- that was it, with init_app and CORS's two lists below ---
 
-Db = Annotated[AsyncSession, Depends(get_session)]
+# Its exit before the response: who has logged in may ask at once.
+Db = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
 
 async def current_user(
