@@ -125,7 +125,8 @@ def _policy_of_operation(operation: Any, method: str, path: str) -> Policy | Non
     return policy_of(idempotency, operation.view_func, method, path)
 
 
-def lost_marks(reached: set[int]) -> list[str]:
-    """Return the names of the marked views that are none of these, by their `id`."""
-    lost = [view for view in list(_MARKED) if id(view) not in reached]
-    return sorted(f"{view.__module__}.{getattr(view, '__qualname__', view)}" for view in lost)
+def lost_marks(idempotency: Idempotency, reached: list[Any]) -> list[Any]:
+    """Return the marked views that are none of these, by whichever of the two marks."""
+    ids = {id(each) for each in reached}
+    lost = [view for view in list(_MARKED) if id(view) not in ids]
+    return [*lost, *idempotency.applications.lost(reached)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterator
@@ -61,6 +62,19 @@ def parts(func: Any) -> Iterator[Any]:
             yield from layers(getattr(cls, name, None))
 
 
+def hidden(found: list[Any]) -> Iterator[Any]:
+    """Yield the functions that decorators hold inside these without saying so."""
+    waiting, seen = list(found), {id(each) for each in found}
+    for each in waiting:  # it grows meanwhile
+        for cell in getattr(each, "__closure__", None) or ():
+            with contextlib.suppress(ValueError):  # an empty cell
+                for layer in layers(cell.cell_contents):
+                    if callable(layer) and id(layer) not in seen:
+                        seen.add(id(layer))
+                        waiting.append(layer)
+                        yield layer
+
+
 def serves(func: Any, method: str) -> bool:
     """Say whether a view may take a method: what is no class and none of Ninja's takes any."""
     for layer in layers(func):
@@ -74,10 +88,14 @@ def serves(func: Any, method: str) -> bool:
     return True
 
 
-def is_served(pattern: str) -> bool:
+def is_served(pattern: str, views: list[ServedView]) -> bool:
     """Say whether a pattern of `SEMEL["routes"]` matches a URL of the project."""
     method, _, path = pattern.rpartition(" ")
     expression, resolver = read_path(path).expression, get_resolver()
+    for view in views:
+        if expression is not None and expression.fullmatch(view.sample):
+            if not method or serves(view.func, method):
+                return True
     count = min(len(PARAMETER.findall(path)), 3)
     for fills in itertools.product(_FILLS, repeat=count):
         values = itertools.chain(fills, itertools.repeat(fills[-1] if fills else ""))
