@@ -21,8 +21,6 @@ class FaultProfile(NamedTuple):
     unknown: float
     network: float
     fails: float
-    raises: float
-    """How often a handler raises, after it has written, what is answered with a 402."""
     double: float
     other: float
     expires: float
@@ -70,7 +68,6 @@ class FaultProfile(NamedTuple):
             unknown=chance(0.1),
             network=chance(0.3),
             fails=chance(0.5),
-            raises=chance(0.4),
             double=chance(0.6),
             other=chance(0.15),
             expires=expires,

@@ -196,7 +196,8 @@ class Service:
         if not simulation.healed and rng.random() < profile.fails / 2:
             return failed
         body = f"by {sent.attempt}".encode()
-        if not simulation.healed and rng.random() < profile.raises:
+        raises = simulation.raises
+        if raises and not simulation.healed and rng.random() < raises:
             simulation.happened["raised after a write"] += 1
             return failed._replace(response=Response(RAISED, (), body), raised=True)
         response = Response(201, ((b"content-type", b"text/plain"),), body)

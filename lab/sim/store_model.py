@@ -193,7 +193,7 @@ class StoreModel:
         happened["completion lost"] += kind is c.Complete
         if kind is c.Complete and command.key in self.table.held:
             self._commit_lost(attempt, command, transaction)
-        elif rng.random() < 0.5:
+        elif kind is not c.Release and rng.random() < 0.5:  # how that failed makes no difference
             raise c.StoreUnavailable("lost")
         elif rng.random() < self.profile.delayed:
             delay = rng.uniform(0.01, rng.choice((1.5, 8.0)))

@@ -60,6 +60,11 @@ class Surroundings:
         """Scope and key by the hash that the store knows them by."""
         self.answers: dict[tuple[str, str], ResponseSeen] = {}
         """The last response to each key that a client has seen."""
+        fate = random.Random(f"raised {seed}")
+        self.raises = 0.0
+        """How often a handler raises, after it has written, what is answered with a 402."""
+        if guarantee == "atomic":
+            self.raises = fate.choice((0.0, fate.uniform(0, 0.4)))
         self._issue_keys(random.Random(f"issued {seed}"))
 
     def _issue_keys(self, fate: random.Random) -> None:

@@ -19,7 +19,6 @@ MUST_HAPPEN: Final = (
     "crash: step under way",
     "crash: step called",
     "pause past the lease",
-    "raised after a write",
     "takeover",
     "completion fenced",
     "claim answer lost",
@@ -32,6 +31,7 @@ MUST_HAPPEN: Final = (
     "late release",
     "late step",
     "waited for a commit",
+    "raised after a write",
     "undone",
     "crash: undo under way",
     "clock set forward",
@@ -79,7 +79,13 @@ RERUNS: Final = frozenset(
 )
 """What cannot happen at most once: it follows from a second run."""
 ATOMIC_ONLY: Final = frozenset(
-    {"waited for a commit", "undone", "crash: undo under way", *WHERE_TRANSACTIONS_CLAIM}
+    {
+        "waited for a commit",
+        "raised after a write",
+        "undone",
+        "crash: undo under way",
+        *WHERE_TRANSACTIONS_CLAIM,
+    }
 )
 
 

@@ -12,7 +12,8 @@ import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ForwardRef, Protocol
+from types import UnionType
+from typing import Any, ForwardRef, Protocol, get_args
 
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).with_name("public.txt")
@@ -44,12 +45,21 @@ MODULES = (
     "semel.testing.store_contract",
     "semel.uploads",
     "semel.uploads.s3",
+    "semel.sessions",
     "semel.web.asgi",
+    "semel.web.bottle",
     "semel.web.browser",
     "semel.web.conditional",
     "semel.web.django",
     "semel.web.fastapi",
+    "semel.web.blacksheep",
+    "semel.web.falcon",
     "semel.web.flask",
+    "semel.web.pyramid",
+    "semel.web.litestar",
+    "semel.web.quart",
+    "semel.web.sanic",
+    "semel.web.strawberry",
     "semel.web.wsgi",
 )
 """What people import from; of the core, what a store is made with."""
@@ -190,7 +200,9 @@ def _said(thing: Any) -> str:
     if isinstance(thing, (int, float, str, bytes, type(None))):
         return repr(thing)
     if hasattr(thing, "__metadata__"):  # a type that is ready made
-        return f"Annotated[{thing.__origin__.__name__}, …]"
+        kind = thing.__origin__  # of a union the parts
+        parts = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+        return f"Annotated[{' | '.join(part.__name__ for part in parts)}, …]"
     return type(thing).__name__
 
 

@@ -94,7 +94,8 @@ ELSEWHERE = {
     *("None", "True", "False", "NaN"),
     *("ImportError", "ValueError", "TypeError", "RuntimeError", "OSError", "LookupError"),
     *("FileNotFoundError", "Session", "AsyncSession", "Engine", "AsyncEngine"),
-    *("DispatcherMiddleware", "Authorization", "Cookie"),
+    *("DispatcherMiddleware", "Authorization", "Cookie", "Security", "Depends"),
+    "ConfigurationError",
 }
 """Names of Python, SQLAlchemy, Werkzeug and HTTP."""
 

@@ -185,8 +185,17 @@ def test_only_the_factory_knows_a_store(kind: str) -> None:
     Stores that build on SQLite's file are on the floor above it.
     """
     known = importers(f"semel.stores.{kind}") - {"semel.testing.store_contract.model"}
+    if kind == "sqlalchemy":
+        known -= SESSIONS
     assert {name for name in known if not name.startswith("semel.stores.")} <= {"semel.stores"}
     assert stated("A store") == 5
+
+
+SESSIONS = {
+    *("semel.sessions.joining", "semel.sessions.watch"),
+    *("semel.web.fastapi.sessions", "semel.testing.joined_sqlalchemy"),
+}
+"""What puts SQLAlchemy's sessions into its store's transactions."""
 
 
 @pytest.mark.parametrize("name", ["fastapi", "flask"])
@@ -204,5 +213,5 @@ def test_the_page_names_files_that_exist() -> None:
     assert not lost - {name for name in named if "/" not in name and name in BARE}
 
 
-BARE = {"engine.py", "commands.py", "base.py", "admission.py"}
+BARE = {"engine.py", "ending.py", "commands.py", "base.py", "admission.py"}
 """Files that the page names without their folder, where it has just named that."""

@@ -17,7 +17,7 @@ from pyramid.response import Response
 from werkzeug.test import Client
 
 import semel.web.bottle
-import semel.web.falcon_wsgi
+import semel.web.falcon
 import semel.web.pyramid
 from semel import Idempotency, Issuer, Policy, current_operation
 from semel.core.policy import PolicyError
@@ -140,7 +140,7 @@ def make_falcon(service: Service, idempotency: Idempotency, caller: bool = False
     app = falcon.App(middleware=[Authentication()])
     app.add_error_handler(Declined, declined)
     app.add_route("/c/{how}", C())
-    return semel.web.falcon_wsgi.init_app(app, idempotency, caller=who if caller else None)
+    return semel.web.falcon.init_app(app, idempotency, caller=who if caller else None)
 
 
 def make_pyramid(service: Service, idempotency: Idempotency, caller: bool = False) -> Any:

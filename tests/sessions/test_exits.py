@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -202,7 +203,7 @@ def told(dependency: Any, policy: Policy | None = None) -> list[str]:
     return late_commits(app, Routes(policy or Policy(), {}))
 
 
-@pytest.mark.parametrize("dependency", LATE, ids=lambda one: getattr(one, "__name__", repr(one)))
+@pytest.mark.parametrize("dependency", LATE, ids=lambda one: getattr(one, "__name__", type(one).__name__))
 def test_a_commit_after_the_yield_is_told_of(dependency: Any) -> None:
     (sentence,) = told(dependency)
     assert sentence.startswith("POST /things: ")
@@ -223,6 +224,8 @@ def test_source_that_cannot_be_had_says_nothing() -> None:
 def test_a_joined_dependency_and_one_that_ends_with_its_handler_are_in_order() -> None:
     idempotency = Idempotency("memory://")
     assert told(joined(idempotency, commits_at_the_end)) == []
+    if "scope" not in inspect.signature(Depends).parameters:
+        return  # before FastAPI 0.121
     app = FastAPI()
 
     @app.post("/things")

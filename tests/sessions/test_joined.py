@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fastapi
 import httpx
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
 Made = tuple[Any, Callable[..., Any]]
+
+
+LATE = tuple(map(int, fastapi.__version__.split(".")[:2])) >= (0, 118)
+"""Whether FastAPI runs the exits of dependencies after the response."""
 
 
 def key(name: str) -> dict[str, str]:
@@ -430,7 +435,7 @@ def test_a_commit_after_the_record_is_seen_as_it_happens(
         assert "was committed after its record" not in caplog.text
         client.post("/things", headers=key("k"))
     assert place.things() == ["x", "x"]
-    assert ("was committed after its record" in caplog.text) is not joins
+    assert ("was committed after its record" in caplog.text) is (LATE and not joins)
     engine.dispose()
 
 
@@ -678,5 +683,5 @@ def test_on_a_store_apart_the_exit_comes_before_the_record_where_it_is_joined(
     statuses = killed_and_retried("tests.sessions.yielding_app:app", "before_answer", environment)
     assert statuses == [201, 201]
     # Not joined, the row is lost: the documented weakness, or the rig tests nothing.
-    assert place.things() == (["order"] if joins else [])
+    assert place.things() == (["order"] if joins or not LATE else [])
     place.looks.dispose()

@@ -504,7 +504,7 @@ def test_a_store_with_transactions_of_another_kind_is_refused(
             session.add(Thing(name="x"))
             session.commit()
 
-    with pytest.raises(StoreSetupError, match="sqlite://, whose transaction it cannot join"):
+    with pytest.raises(StoreSetupError, match="sqlite://, whose transaction a session"):
         handler("k")
     own.stop()
     assert place.things() == []

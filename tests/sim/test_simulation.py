@@ -26,7 +26,7 @@ from semel.stores.memory import MemoryTable
 pytestmark = pytest.mark.sim
 
 GUARANTEES: list[Guarantee] = ["atomic", "at-least-once", "at-most-once"]
-SEEDS = 2500
+SEEDS = 3000
 
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)

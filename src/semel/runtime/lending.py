@@ -98,10 +98,19 @@ class _ExecutorThreads:
         with _lock:
             self._lent += more
             executor._max_workers += more
-        if more > 0:
-            with contextlib.suppress(RuntimeError):  # it is shut down
-                executor.submit(int)  # which begins a thread, where none is idle
+        if more < 0:
+            return
+        with contextlib.suppress(RuntimeError):  # it is shut down
+            for _ in range(_NUDGES):
+                if len(executor._threads) >= executor._max_workers:
+                    return
+                executor.submit(int)  # which begins a thread, unless it believes one to be idle
 
+
+_NUDGES = 256
+"""How often an executor is asked for a thread: Python 3.11's counts threads as idle that are not,
+one for each call that came while others were queued, and takes one off with each that it is given.
+"""
 
 _pools: weakref.WeakKeyDictionary[Any, ThreadPool] = weakref.WeakKeyDictionary()
 """By what they belong to: an event loop or an executor."""

@@ -13,22 +13,17 @@ try:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
     from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
     from sqlalchemy.util import await_only
+    from sqlalchemy.util.concurrency import in_greenlet
 except ImportError as error:  # pragma: no cover
     raise ImportError(
         "semel.sessions needs SQLAlchemy 2: pip install 'semel[sqlalchemy]'"
     ) from error
-
-try:
-    from greenlet import getcurrent  # type: ignore[import-untyped]
-except ImportError:  # pragma: no cover  # there are no async engines without it
-    getcurrent = None
 
 from semel.idempotency import Idempotency
 from semel.runtime.drivers import AsyncDriver, ThreadDriver, current
 from semel.runtime.transactions import OVER, OperationOver
 from semel.sessions.watch import watch
 from semel.stores.base import StoreSetupError
-from semel.stores.sqlalchemy import SQLAlchemyStore
 from semel.stores.sqlalchemy.handed import OperationConnection
 from semel.stores.sqlalchemy.joined import PIN, Pin, leave_transaction
 from semel.stores.sqlalchemy.transaction import NEEDS_ASYNC, NEEDS_SYNC
@@ -44,9 +39,10 @@ _GIVE: Final = (
     " async_scoped_session, not {!r}"
 )
 _ANOTHER_STORE: Final = (
-    "the session is SQLAlchemy's, and the records are in {name}://, whose transaction it cannot"
-    " join: give Idempotency(SQLAlchemyStore(engine)) with the engine of the session, or use"
-    " op.connection() in the place of the session"
+    "the records are in {name}://, whose transaction a session of SQLAlchemy's cannot join: give"
+    " Idempotency(SQLAlchemyStore(engine)) with the engine of the session. Where the application"
+    " has the driver's own connections, give op.connection() in their place wherever there is an"
+    " operation (semel.web.fastapi.OptionalAsyncOp)"
 )
 
 
@@ -60,11 +56,16 @@ def operation_of(idempotency: Idempotency) -> Driver | None:
     if driver is None or driver.finishing or driver.runtime.store is not idempotency.store:
         return None
     store = driver.runtime.store
-    if isinstance(store, SQLAlchemyStore):
+    if hasattr(store, "sync_engine"):
         return driver
     if store.atomic:
         raise StoreSetupError(_ANOTHER_STORE.format(name=store.name))
     return None
+
+
+def takes_threads(driver: Driver) -> bool:
+    """Say whether the operation's sessions are plain ones, which wait on a thread."""
+    return not driver.finishing and getattr(driver.runtime.store, "is_async", True) is False
 
 
 def join(session: Session, driver: Driver) -> None:
@@ -83,25 +84,21 @@ class _Begun:
         self._driver = driver
 
     def __call__(self, pin: Pin) -> OperationConnection:
+        """Begin it; below an `AsyncSession` SQLAlchemy runs in a greenlet, which may await."""
         driver = self._driver
         if driver.finishing:
             raise OperationOver(OVER)
         store: Any = driver.runtime.store
         if store.is_async:
-            if not isinstance(driver, AsyncDriver) or not _in_greenlet():
+            if not isinstance(driver, AsyncDriver) or not in_greenlet():
                 raise StoreSetupError(NEEDS_SYNC)
             transaction: Any = await_only(driver.abegun())
         else:
-            if _in_greenlet():
+            if in_greenlet():
                 raise StoreSetupError(NEEDS_ASYNC)
             transaction = driver.begun()
         joined: OperationConnection = transaction.join(pin)
         return joined
-
-
-def _in_greenlet() -> bool:
-    """Whether SQLAlchemy runs here below an `AsyncSession`."""
-    return getcurrent is not None and hasattr(getcurrent(), "__sqlalchemy_greenlet_provider__")
 
 
 # --- a factory's sessions ------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a request writes beside its operation, or commits after its record: seen as it happens."""
+"""Writes beside an operation, and commits after its record, seen as they happen."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _MOST: Final = 1000
 
 
 @dataclass(slots=True)
-class _Begun:
+class _BegunIn:
     driver: AsyncDriver | ThreadDriver
     wrote: bool = False
 
 
-_BEGUN: WeakKeyDictionary[Connection, _Begun] = WeakKeyDictionary()
+_BEGUN: WeakKeyDictionary[Connection, _BegunIn] = WeakKeyDictionary()
 """Transactions that operations have begun beside their own."""
 _TOLD: set[tuple[str, str]] = set()
 
@@ -62,7 +62,7 @@ def _begins(connection: Connection) -> None:
         return
     if not isinstance(connection, (OperationConnection, SessionConnection)):
         if COMMANDS not in connection.get_execution_options():
-            _BEGUN[connection] = _Begun(driver)
+            _BEGUN[connection] = _BegunIn(driver)
 
 
 def _executes(connection: Connection, cursor: object, statement: str, *_: Any) -> None:

@@ -23,7 +23,7 @@ def joined(idempotency: Idempotency, connection: Any) -> Iterator[None]:
                 ...  # client.post(…); what op.session() writes is seen on `connection`
             transaction.rollback()
 
-    `connection`: for `SQLAlchemyStore` a connection of SQLAlchemy's, plain or async, or a session;
+    `connection`: for `SQLAlchemyStore` SQLAlchemy's, plain or async, or a `Session`;
     for `postgresql://` one of psycopg's, plain or async. Its transaction has begun. Each
     operation is a savepoint of it: released where it commits, rolled back where its handler raises.
     The keys' records live and end with the block, so the next test finds neither. A plain `with`

@@ -114,7 +114,7 @@ class ASGIMiddleware:
         return found
 
     def within(self) -> tuple[ASGIMiddleware, ...]:
-        """Return this one, where another inside it serves its requests; see `Application`."""
+        """Return this one, where another inside it serves its requests."""
         self._idle = any(
             layer is not self and getattr(layer, "idempotency", None) is self.idempotency
             for layer in layers_of(self.app)

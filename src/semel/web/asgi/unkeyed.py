@@ -30,7 +30,7 @@ class UnkeyedRun:
         try:
             await app(scope, self.receive, self.send)
         except Exception as error:
-            if self._started or not self._needs_key(error):
+            if self._started or not needs_key(error):
                 await self._let_go()
                 raise
             return False
@@ -58,10 +58,12 @@ class UnkeyedRun:
         for message in self._held or ():
             await self._send(message)
 
-    def _needs_key(self, error: BaseException) -> bool:
-        seen: BaseException | None = error
-        while seen is not None:
-            if isinstance(seen, NoOperation):
-                return True
-            seen = seen.__cause__ or seen.__context__
-        return False
+
+def needs_key(error: BaseException) -> bool:
+    """Say whether an error is, or was made of, a handler's asking for an operation in vain."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, NoOperation):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -27,10 +27,10 @@ from semel.sessions.joining import (
     operation_of,
     see_sessions_made,
     sessions_in,
+    takes_threads,
 )
 from semel.sessions.watch import watch
 from semel.stores.base import StoreSetupError
-from semel.stores.sqlalchemy import SQLAlchemyStore
 from semel.web.fastapi.dependencies import take_place
 from semel.web.fastapi.exits import JOINED
 
@@ -48,7 +48,7 @@ def joined(idempotency: Idempotency, dependency: Dependency) -> Dependency:
 
     `dependency` is a function as FastAPI takes one: a generator or an async generator that yields a
     session of SQLAlchemy's (SQLModel's), or a function that returns one; with dependencies of its
-    own. What comes back is of the same shape, for `Depends`, `dependency_overrides` and code that
+    own. What comes back is of the same shape, for FastAPI, its overrides in tests, and code that
     calls it.
 
     In an operation (a request with a key, on a route that is covered) the dependency's own session
@@ -107,10 +107,7 @@ async def _turn(request: Request) -> None:
     transaction, and with it the operation that it waits for: there it is begun beforehand.
     """
     driver = current.get()
-    if not isinstance(driver, AsyncDriver) or driver.finishing:
-        return
-    store = driver.runtime.store
-    if isinstance(store, SQLAlchemyStore) and not store.is_async:
+    if isinstance(driver, AsyncDriver) and takes_threads(driver):
         await take_place(request.scope, Operation(driver))
         if inspect.iscoroutinefunction(request.scope.get("endpoint")):
             await run_sync(driver.begun)

@@ -46,7 +46,7 @@ def flask_endpoints(app: Any, prefix: str = "", *, leave_out: str = "") -> Itera
         converters = getattr(rule, "_converters", {})
         kinds = {name: converter.regex for name, converter in converters.items()}
         methods = sorted(rule.methods or ())
-        for own, handler in _handlers(view, methods):
+        for own, handler in handlers_of(view, methods):
             yield Endpoint(own, path, handler, segments=kinds)
 
 
@@ -55,7 +55,7 @@ def _parameter(match: re.Match[str]) -> str:
     return f"{{{name}}}" if kind in (None, "default", "string") else f"{{{name}:{kind}}}"
 
 
-def _handlers(view: Any, methods: list[str]) -> Iterator[tuple[tuple[str, ...], object]]:
+def handlers_of(view: Any, methods: list[str]) -> Iterator[tuple[tuple[str, ...], object]]:
     """The methods of a view, and what may carry the mark for them: of a class, several things."""
     cls = getattr(view, "view_class", None)
     if cls is None:

@@ -1,49 +1,33 @@
-"""Falcon (WSGI): `init_app` puts Semel around an application, and inside its other middleware."""
+"""Semel around a WSGI application, and inside its other middleware."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Final
 
-try:
-    import falcon
-except ImportError as error:  # pragma: no cover
-    raise ImportError("semel.web.falcon_wsgi needs Falcon: pip install falcon") from error
+import falcon
 
 from semel.core.record import Response
 from semel.idempotency import Idempotency
 from semel.web.http.callers import named_caller
 from semel.web.wsgi.inside import InsideMiddleware, exchange_of
 
-__all__ = ["init_app"]
-
 _REQUEST: Final = "semel.falcon.request"
 
 Caller = Callable[[falcon.Request], object]
 
 
-def init_app(
-    app: Any, idempotency: Idempotency, *, caller: Caller | None = None
-) -> InsideMiddleware:
-    """Protect the routes of an application; return the WSGI application to serve in its place.
-
-        application = init_app(app, idempotency, caller=lambda req: req.context.user)
-
-    Call it after the application's middleware is added: what authenticates runs before a key is
-    looked up, and `process_response` of all of it runs for replays too. `caller` is given the
-    request; see `semel.web.http.callers.named_caller` for what it may return. What it raises
-    (`falcon.HTTPUnauthorized`) goes out instead: no claim, no replay. Sinks are not covered. Raises
-    `PolicyError` where `Idempotency(scope=…)` names the caller already.
-    """
+def protect(app: Any, idempotency: Idempotency, caller: Caller | None) -> InsideMiddleware:
+    """Put Semel around an application, and inside its other middleware."""
     who = None if caller is None else lambda environ: named_caller(caller(environ[_REQUEST]))
     around = InsideMiddleware(app, idempotency, who)
-    app.add_middleware(FalconWSGIMiddleware(around))
+    app.add_middleware(FalconMiddleware(around))
     if idempotency.issuer is not None:
         app.add_route(idempotency.issuer.path, _Keys(around))
     return around
 
 
-class FalconWSGIMiddleware:
+class FalconMiddleware:
     """The half of Semel that Falcon calls between its middleware and the responder."""
 
     def __init__(self, around: InsideMiddleware) -> None:
