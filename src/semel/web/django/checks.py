@@ -16,12 +16,19 @@ from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from semel.applications import layers
 from semel.core.policy import Policy
 from semel.stores.django.store import DjangoStore
 from semel.web.django import ninja, rest, rules
 from semel.web.django.conf import Configured, configured
-from semel.web.django.survey import ServedView, hidden, is_served, parts, served_views, serves
+from semel.web.django.survey import (
+    ServedView,
+    framework_view,
+    hidden,
+    is_served,
+    parts,
+    served_views,
+    serves,
+)
 
 __all__ = ["check_middleware", "check_settings", "check_views", "look_at"]
 
@@ -199,10 +206,8 @@ def _policy(service: Configured, view: ServedView, method: str) -> Policy | None
 
 
 def _asks(func: Any, method: str) -> bool:
-    for layer in layers(func):
-        cls, operation = rest.rest_class(layer), ninja.ninja_operation(layer, method)
-        if cls is not None and cls.authentication_classes:
-            return True
-        if operation is not None and operation.auth_callbacks:
-            return True
-    return False
+    inner = framework_view(func)
+    cls, operation = rest.rest_class(inner), ninja.ninja_operation(inner, method)
+    if operation is not None:
+        return bool(operation.auth_callbacks)
+    return cls is not None and bool(cls.authentication_classes)

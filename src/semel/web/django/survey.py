@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from django.urls import Resolver404, URLPattern, URLResolver, get_resolver
 from semel.applications import layers
 from semel.core.routes import PARAMETER, read_path
 from semel.web.django.ninja import ninja_operations
+from semel.web.django.rest import rest_class
 
 _FILLS: Final = ("x", "0", "1", "2024", "a-b", "00000000-0000-0000-0000-000000000000", "x.y")
 """What may stand in the place of a path's parameter."""
@@ -49,7 +51,7 @@ def _within(prefix: str, patterns: Any) -> Iterator[ServedView]:
 
 def parts(func: Any) -> Iterator[Any]:
     """Yield everything behind a view that may be marked."""
-    for layer in layers(func):
+    for layer in (*layers(func), framework_view(func)):
         yield layer
         for operation in ninja_operations(layer):
             yield from layers(operation.view_func)
@@ -60,6 +62,19 @@ def parts(func: Any) -> Iterator[Any]:
         actions = getattr(layer, "actions", None) or {}
         for name in {*_VERBS, "dispatch", *actions.values()}:
             yield from layers(getattr(cls, name, None))
+
+
+@functools.lru_cache(maxsize=1024)
+def framework_view(view: Any) -> Any:
+    """Return the view of Ninja's or of REST framework's below a view's decorators, else the view.
+
+    Those too that copy nothing of it: whom it lets in is to be asked all the same.
+    """
+    found = list(layers(view))
+    for layer in itertools.chain(found, hidden(found)):
+        if ninja_operations(layer) or rest_class(layer) is not None:
+            return layer
+    return view
 
 
 def hidden(found: list[Any]) -> Iterator[Any]:
@@ -77,7 +92,7 @@ def hidden(found: list[Any]) -> Iterator[Any]:
 
 def serves(func: Any, method: str) -> bool:
     """Say whether a view may take a method: what is no class and none of Ninja's takes any."""
-    for layer in layers(func):
+    for layer in (*layers(func), framework_view(func)):
         if operations := ninja_operations(layer):
             return any(method in each.methods for each in operations)
         cls = getattr(layer, "cls", None) or getattr(layer, "view_class", None)
