@@ -17,8 +17,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +36,7 @@ SERVERS = {
     "uvicorn": ("uvicorn", "--log-level=warning", "--fd={fd}"),
     "gunicorn": ("gunicorn", "--threads=4", "--log-level=warning", "--bind=fd://{fd}"),
 }
+COPIES = 12
 REPLAYED = "Idempotent-Replayed"
 _numbers = itertools.count()
 
@@ -175,6 +178,7 @@ class Served:
         self._application = application
         self._base = f"http://127.0.0.1:{port}"
         self._process = process
+        self._lock = threading.Lock()
         self._clients: dict[str | None, httpx.Client] = {}
 
     def wait(self) -> None:
@@ -186,6 +190,10 @@ class Served:
                 return
 
     def _client(self, who: str | None) -> httpx.Client:
+        with self._lock:
+            return self._logged_in(who)
+
+    def _logged_in(self, who: str | None) -> httpx.Client:
         if who not in self._clients:
             client = httpx.Client(base_url=self._base, timeout=60)
             if who is not None:
@@ -296,6 +304,17 @@ class ApplicationTests:
             again = server.send(application.once, "k")
             assert seen(again) == seen(first)
             assert again.headers[REPLAYED] == "true"
+
+    def test_copies_at_the_same_time_have_one_effect(self, running: Running) -> None:
+        application = running.application
+        with running.served() as server, ThreadPoolExecutor(COPIES) as threads:
+            server.prepare()
+            before = running.rows()
+            copies = threads.map(server.until_answered, [application.once] * COPIES, ["k"] * COPIES)
+            first, *others = [seen(answer) for answer in copies]
+            assert first[0] == application.once.status
+            assert others == [first] * (COPIES - 1)
+            assert running.rows()[application.table] == before[application.table] + 1
 
     @pytest.mark.chaos
     @pytest.mark.parametrize(
