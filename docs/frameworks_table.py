@@ -1,7 +1,7 @@
 """The table of frameworks in `docs/frameworks.md`.
 
-A cell says yes because `tests/frameworks/test_table.py`, which takes its parameters from here, has a
-test for it.
+A cell says yes because `tests/frameworks/test_table.py`, which takes its parameters from here, has
+a test for it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 Problem pages from `semel.core.problems` and `semel.uploads.problems`, the policy page from
 `Policy`'s own docstrings, the picture of the states from `semel.core.record.TRANSITIONS`, the
-README's table of probes, the table of frameworks, the comparison with other libraries from `bench/peers/results.json`, the
-picture of the packages from their imports, the invariants from the judge's catalogue.
+README's table of probes, the table of frameworks, the comparison with other libraries from
+`bench/peers/results.json`, the picture of the packages from their imports, the invariants from the
+judge's catalogue.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.core.exceptions import SuspiciousOperation
 from django.db import connection
 from django.http import JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
-from django.core.exceptions import SuspiciousOperation
 from django.urls import path
 from semel.web.django import idempotency_policy, operation
 from tests.http.frameworks import Crash, Shop
