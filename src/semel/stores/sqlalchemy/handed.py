@@ -25,8 +25,8 @@ BELONGS: Final = (
     " connection.begin_nested(); raise an error to roll all of it back"
 )
 BUSY: Final = "a statement of the handler's was still under way, so nothing was committed"
-_STOPPING: Final = 2.0
-"""Seconds for tasks to see that their connection has gone."""
+_LOOKS: Final = 1000
+"""How often, a millisecond apart, tasks are looked at until they have seen that it is gone."""
 ENDED: Final = "the transaction has ended before its operation, which can only be tried again"
 
 
@@ -179,10 +179,10 @@ class OperationAsyncConnection(AsyncConnection):
             return
         with contextlib.suppress(Exception), socket.socket(fileno=os.dup(wire.socket)) as ours:
             ours.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STOPPING):
-                while operation.running:
-                    await asyncio.sleep(0.001)
+        for _ in range(_LOOKS):
+            if not operation.running:
+                break
+            await asyncio.sleep(0.001)
 
     async def end(self) -> None:
         """Give it back to the pool; see `OperationConnection.end`."""
