@@ -170,3 +170,29 @@ async def test_a_task_that_goes_on_is_refused(place: Place) -> None:
     assert told
     assert OVER in told[0] or not completed
     assert (place.charges()[-1], len(place.charges()) > 1) == ("next", completed)
+
+
+@pytest.mark.parametrize("place", [k for k in ASYNC if "postgresql" in k], indirect=True)
+@pytest.mark.parametrize("ends", ["complete", "arollback", "rollback"])
+async def test_statements_still_under_way_disturb_no_other_operation(
+    place: Place, ends: str
+) -> None:
+    for number in range(4):
+        work = await place.begin()
+        late = asyncio.gather(
+            *(work.db.execute(text("select pg_sleep(1)")) for _ in range(2)), return_exceptions=True
+        )
+        await asyncio.sleep(0.05)
+        if ends == "complete":
+            with pytest.raises(StoreUnavailable, match="still under way"):
+                await work.complete()
+        elif ends == "arollback":
+            await work.transaction.arollback()
+        else:
+            work.transaction.rollback()
+        other = await place.begin()
+        await other.db.execute(text(f"select '{number}', pg_sleep(0.1)"))
+        await other.db.execute(text(f"insert into charge values ('{number}')"))
+        assert await other.complete()
+        assert all(isinstance(error, Exception) for error in await late)
+    assert place.charges() == ["0", "1", "2", "3"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
@@ -22,6 +25,8 @@ BELONGS: Final = (
     " connection.begin_nested(); raise an error to roll all of it back"
 )
 BUSY: Final = "a statement of the handler's was still under way, so nothing was committed"
+_LOOKS: Final = 1000
+"""How often, a millisecond apart, tasks are looked at until they have seen that it is gone."""
 ENDED: Final = "the transaction has ended before its operation, which can only be tried again"
 
 
@@ -158,6 +163,26 @@ class OperationAsyncConnection(AsyncConnection):
 
     async def close(self) -> None:
         """Do nothing: the connection is the operation's, and goes back with its end."""
+
+    async def stop(self) -> None:
+        """Have the statements that are under way fail, and wait until they have, to roll back.
+
+        psycopg's tasks wait for the socket's number: if it were closed under them, the connection
+        that has the number next, another operation's, would fail with them.
+        """
+        operation: Any = self.sync_connection
+        operation.over = True
+        if not operation.running or operation.invalidated:
+            return
+        wire = getattr(operation.connection.driver_connection, "pgconn", None)
+        if wire is None:
+            return
+        with contextlib.suppress(Exception), socket.socket(fileno=os.dup(wire.socket)) as ours:
+            ours.shutdown(socket.SHUT_RDWR)
+        for _ in range(_LOOKS):
+            if not operation.running:
+                break
+            await asyncio.sleep(0.001)
 
     async def end(self) -> None:
         """Give it back to the pool; see `OperationConnection.end`."""

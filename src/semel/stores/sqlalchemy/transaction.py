@@ -356,6 +356,8 @@ class AsyncSQLAlchemyTransaction:
 
     async def _close(self, connection: OperationAsyncConnection) -> None:
         with _quietly():
+            await connection.stop()
+        with _quietly():
             await connection.run_sync(lambda _: self._work.roll_back())
         with _quietly():
             await connection.end()
