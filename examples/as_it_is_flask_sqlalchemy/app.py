@@ -7,8 +7,8 @@ import os
 from typing import Any
 
 from flask import Flask, abort, g, redirect, request, session
-from flask_sqlalchemy import SQLAlchemy
 
+from flask_sqlalchemy import SQLAlchemy
 from semel import Idempotency
 from semel.stores.sqlalchemy import SQLAlchemyStore
 from semel.web.flask import init_app, join_flask_sqlalchemy

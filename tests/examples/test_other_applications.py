@@ -84,5 +84,55 @@ LITESTAR = Application(
 )
 
 
+DRF = Application(
+    folder="as_it_is_drf",
+    app="project:wsgi()",
+    server="gunicorn",
+    drivers={"sqlite": "sqlite", "postgresql": "postgresql"},
+    prepare=["prepare.py"],
+    login=_by_token,
+    suite=[
+        Ask("POST", "/payments/", 201, {"payee": "the landlord", "amount": 900}),
+        Ask("POST", "/payments/", 400, {"payee": "the landlord", "amount": 900}),
+        Ask("POST", "/payments/", 400, {"payee": "the landlord"}),
+        Ask("POST", "/payments/", 201, {"payee": "the landlord", "amount": 900}, who="bob"),
+        Ask("POST", "/payments/", 401, {"payee": "the landlord", "amount": 1}, who=None),
+        Ask("GET", "/payments/", 200),
+    ],
+    once=Ask("POST", "/payments/", 201, {"payee": "the baker", "amount": 5}),
+    table="payment",
+    refused=Ask("POST", "/payments/", 400, {"payee": "the jeweller", "amount": 1001}),
+    written="payment",
+)
+
+
+def _by_key(client: httpx.Client, name: str) -> None:
+    client.headers["X-API-Key"] = f"key-of-{name}"
+
+
+NINJA = Application(
+    folder="as_it_is_ninja",
+    app="project:wsgi()",
+    server="gunicorn",
+    drivers={"sqlite": "sqlite", "postgresql": "postgresql"},
+    prepare=["prepare.py"],
+    login=_by_key,
+    suite=[
+        Ask("POST", "/bookings", 201, {"court": "north", "hours": 2}),
+        Ask("POST", "/bookings", 410, {"court": "north", "hours": 19}),
+        Ask("POST", "/bookings", 404, {"court": "south", "hours": 1}),
+        Ask("POST", "/bookings", 422, {"court": "north"}),
+        Ask("POST", "/bookings", 201, {"court": "north", "hours": 1}, who="bob"),
+        Ask("POST", "/bookings", 401, {"court": "north", "hours": 1}, who=None),
+        Ask("GET", "/bookings", 200),
+    ],
+    once=Ask("POST", "/bookings", 201, {"court": "north", "hours": 1}),
+    table="booking",
+    refused=Ask("POST", "/bookings", 410, {"court": "north", "hours": 21}),
+    written="booking",
+    tables=("shop_court",),
+)
+
+
 class TestOthers(ApplicationTests):
-    APPLICATIONS = (FLASK_SQLALCHEMY, FLASK_SCOPED_SESSION, LITESTAR)
+    APPLICATIONS = (FLASK_SQLALCHEMY, FLASK_SCOPED_SESSION, LITESTAR, DRF, NINJA)

@@ -203,7 +203,9 @@ def told(dependency: Any, policy: Policy | None = None) -> list[str]:
     return late_commits(app, Routes(policy or Policy(), {}))
 
 
-@pytest.mark.parametrize("dependency", LATE, ids=lambda one: getattr(one, "__name__", type(one).__name__))
+@pytest.mark.parametrize(
+    "dependency", LATE, ids=lambda one: getattr(one, "__name__", type(one).__name__)
+)
 def test_a_commit_after_the_yield_is_told_of(dependency: Any) -> None:
     (sentence,) = told(dependency)
     assert sentence.startswith("POST /things: ")
