@@ -134,7 +134,7 @@ def named_caller(user: object) -> str:
         kind = ""
     else:
         found = (_plain_name(_attribute(user, key)) for key in _NAMES)
-        kind = f"{type(user).__name__}:"
+        kind = f"{user.__class__.__name__}:"  # of a proxy, what it stands for
     name = next((name for name in found if name is not None), None)
     if name is None:
         raise TypeError(
@@ -163,6 +163,8 @@ def session_user(session: Mapping[str, object]) -> str | None:
     """Return the name of the user whom a session names, None where it names none.
 
     For sessions that are in a signed cookie: what else they hold changes, and with it the cookie.
+    The name begins with the key it was found under: an email address that a visitor has typed in
+    is not the number of another's account.
     """
     for key in SESSION_KEYS:
         found = session.get(key)
@@ -173,7 +175,7 @@ def session_user(session: Mapping[str, object]) -> str | None:
         except TypeError:
             continue
         if name != ANONYMOUS:
-            return name.removeprefix("user:")
+            return f"{key}:{name.removeprefix('user:')}"
     return None
 
 
