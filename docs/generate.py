@@ -2,8 +2,9 @@
 
 Problem pages from `semel.core.problems` and `semel.uploads.problems`, the policy page from
 `Policy`'s own docstrings, the picture of the states from `semel.core.record.TRANSITIONS`, the
-README's table of probes, the comparison with other libraries from `bench/peers/results.json`, the
-picture of the packages from their imports, the invariants from the judge's catalogue.
+README's table of probes, the table of frameworks, the comparison with other libraries from
+`bench/peers/results.json`, the picture of the packages from their imports, the invariants from the
+judge's catalogue.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from docs import architecture_picture, peers_page  # noqa: E402
+from docs import architecture_picture, frameworks_table, peers_page  # noqa: E402
 from docs.probes_table import table  # noqa: E402
 from lab.judge.invariants.catalogue import CATALOGUE as INVARIANTS  # noqa: E402
 from semel.core import policy, problems, record  # noqa: E402
@@ -224,6 +225,8 @@ def pages() -> dict[Path, str]:
     made[DOCS / "architecture.svg"] = architecture_picture.picture()
     architecture = DOCS / "architecture.md"
     made[architecture] = filled(architecture, "invariants", invariants())
+    frameworks = DOCS / "frameworks.md"
+    made[frameworks] = filled(frameworks, "frameworks", frameworks_table.table())
     made[ROOT / "README.md"] = filled(ROOT / "README.md", "probes", table())
     return made
 

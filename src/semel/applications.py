@@ -105,20 +105,18 @@ class Applications:
             if application is not None:
                 yield application
 
-    def lost(self, handlers: Iterable[object]) -> list[str]:
-        """Return the names of the marked handlers that are none of these, nor inside of them."""
+    def lost(self, handlers: Iterable[object]) -> list[Any]:
+        """Return the marked handlers that are none of these, nor inside of them."""
         reached = {id(each) for handler in handlers for each in layers(handler)}
-        return [
-            name
-            for reference, name in self._marked
-            if (handler := reference()) is not None and id(handler) not in reached
-        ]
+        marked = (reference() for reference, _ in self._marked)
+        return [each for each in marked if each is not None and id(each) not in reached]
 
     def _refuse_lost(self, endpoints: list[Endpoint]) -> None:
         lost = self.lost(endpoint.handler for endpoint in endpoints)
         if lost:
+            names = [name for reference, name in self._marked if reference() in lost]
             raise PolicyError(
-                f"@idempotency.route: {', '.join(lost)} is the handler of no route that an adapter"
+                f"@idempotency.route: {', '.join(names)} is the handler of no route that an adapter"
                 " has found: its rules would be lost. Call the init_app of the framework's"
                 " adapter, and put the mark below the decorator that makes the route"
             )

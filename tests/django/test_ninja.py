@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from rest_framework.authtoken.models import Token
 
 from semel.web.django.checks import check_views
 from tests.django import ninja_api, views
@@ -186,3 +187,39 @@ def test_its_document_names_the_key_and_the_problems(serve: Any) -> None:
 def test_no_mark_of_its_operations_is_taken_for_lost(serve: Any) -> None:
     serve()
     assert not [each for each in check_views() if "ninja_api" in each.msg]
+
+
+@pytest.mark.parametrize("place", ["bare", "polite"])
+def test_below_decorators_it_is_asked_all_the_same(serve: Any, place: str) -> None:
+    client = serve(ROOT_URLCONF="tests.django.wrapped")
+    ninja_api.tokens["a"] = alice = User.objects.create_user("alice")
+    for path in ("orders", "async_orders"):
+        url = f"/{place}/{path}"
+        sent = [client.send(url, path, BODY, headers=bearer("a")) for _ in range(2)]
+        assert [(each.status, each.replayed) for each in sent] == [(201, False), (201, True)]
+        assert client.send(url, path, BODY, headers=bearer("x")).status == 401
+    for path in ("above", "marked", "below/7"):
+        assert client.send(f"/{place}/{path}", key=None).problem == "key-missing"
+    headers = [("Authorization", f"Token {Token.objects.create(user=alice).key}")]
+    assert client.send(f"/{place}/devices", headers=headers).status == 200
+    assert client.send(f"/{place}/devices", headers=headers).replayed
+    alice.auth_token.delete()
+    assert client.send(f"/{place}/devices", headers=headers).status in (401, 403)
+
+
+def test_atomic_requests_changes_nothing(serve: Any, database: Any) -> None:
+    path = PATHS[0]  # Django refuses async views
+    database.settings_dict["ATOMIC_REQUESTS"] = True
+    try:
+        client = serve()
+        ninja_api.tokens["a"] = "alice"
+        raised = f"{path}?how=domain"
+        for key, where, status in (("one", path, 201), ("two", raised, 402)):
+            sent = [client.send(where, key, BODY, headers=bearer("a")) for _ in range(2)]
+            assert [(each.status, each.replayed) for each in sent] == [
+                (status, False),
+                (status, True),
+            ]
+        assert orders() == ["tea"]
+    finally:
+        database.settings_dict["ATOMIC_REQUESTS"] = False

@@ -439,3 +439,10 @@ def reads_forms(get_response: Any) -> Any:
         return get_response(request)
 
     return serve
+
+
+class AnswersEverything(MiddlewareMixin):
+    """One with a page for everything."""
+
+    def process_exception(self, request: Any, error: Exception) -> Any:
+        return HttpResponse("sorry", status=500)

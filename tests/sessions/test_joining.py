@@ -202,6 +202,53 @@ def test_a_rollback_that_would_undo_what_another_has_committed_is_refused(
     assert place.things() == []
 
 
+@pytest.mark.parametrize("ends", ["rollback", "close"])
+def test_a_rollback_to_an_inner_savepoint_does_not_forget_what_was_written_before_it(
+    place: Place, idempotency: Idempotency, once: Once, engine: Engine, ends: str
+) -> None:
+    sessions = join_sessionmaker(sessionmaker(engine), idempotency)
+
+    def handler() -> str:
+        first, second = sessions(), sessions()
+        first.execute(insert(Thing).values(name="before"))
+        inner = first.begin_nested()
+        first.execute(insert(Thing).values(name="inside"))
+        inner.rollback()
+        second.execute(insert(Thing).values(name="another's"))
+        second.commit()
+        with contextlib.suppress(exc.InvalidRequestError):
+            getattr(first, ends)()  # would take the other's away, or leave its own
+        return "done"
+
+    with pytest.raises(Exception, match="nothing was done"):
+        once(handler)
+    assert place.things() == []
+
+
+def test_what_a_session_wrote_before_an_inner_rollback_and_left_is_said(
+    place: Place,
+    idempotency: Idempotency,
+    once: Once,
+    engine: Engine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sessions = join_sessionmaker(sessionmaker(engine), idempotency)
+
+    def handler() -> str:
+        session = sessions()
+        session.execute(insert(Thing).values(name="before"))
+        with contextlib.suppress(Failed), session.begin_nested():
+            session.execute(insert(Thing).values(name="inside"))
+            raise Failed
+        kept.append(session)
+        return "done"
+
+    kept: list[Session] = []
+    assert once(handler) == "done"
+    assert place.things() == []
+    assert "written and not committed" in caplog.text
+
+
 def test_a_rollback_goes_back_to_the_last_commit(
     place: Place, engine: Engine, idempotency: Idempotency, once: Once
 ) -> None:

@@ -58,7 +58,7 @@ _WORK: Final = frozenset(
     [
         *("delete", "explain", "fetch", "insert", "merge", "move", "notify", "release", "replace"),
         *("rollback", "savepoint", "select", "show", "table", "truncate", "update", "values"),
-        *("close", "with", ""),
+        *("close", "with"),
     ]
 )
 _PERHAPS: Final = frozenset(
@@ -127,6 +127,8 @@ def _without_noise(found: re.Match[str]) -> str:
 def _of_one(part: str) -> SessionEffect:
     found = _WORD.match(part.lstrip("( \t\r\n"))
     word = found[0] if found is not None else ""
+    if not word:
+        return SessionEffect.PERHAPS if part else SessionEffect.NONE
     if word in _TRANSACTION and not _BACK_TO.match(part):
         return SessionEffect.TRANSACTION
     if word == "prepare" and part.split()[1:2] == ["transaction"]:

@@ -20,12 +20,13 @@ def make(shop: Shop) -> Application:
     routes = app.controllers_router
 
     def caller(request: Request) -> object:
-        user = request.get_first_header(b"X-User")
+        token = request.get_first_header(b"X-User")
+        user = shop.user(None if token is None else token.decode())
         if user is None:
             raise Unauthorized
-        if user.decode() in shop.banned:
+        if user in shop.banned:
             raise Forbidden
-        return {"sub": user.decode()}
+        return {"sub": user}
 
     @app.router.post("/required")
     @idempotency.route(required=True)

@@ -16,7 +16,7 @@ def make(shop: Shop) -> App[Any, Any]:
     app: App[Any, Any] = App(cors_enable=True)
 
     def caller(req: Any) -> object:
-        user = req.get_header("X-User")
+        user = shop.user(req.get_header("X-User"))
         if user is None:
             raise falcon.HTTPUnauthorized
         if user in shop.banned:

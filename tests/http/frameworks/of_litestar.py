@@ -19,7 +19,7 @@ def make(shop: Shop) -> Litestar:
     idempotency = shop.idempotency
 
     def caller(connection: ASGIConnection[Any, Any, Any, Any]) -> object:
-        user = connection.headers.get("X-User")
+        user = shop.user(connection.headers.get("X-User"))
         if user is None:
             raise NotAuthorizedException
         if user in shop.banned:

@@ -16,7 +16,7 @@ def make(shop: Shop) -> Quart:
     idempotency = shop.idempotency
 
     def caller() -> object:
-        user = request.headers.get("X-User")
+        user = shop.user(request.headers.get("X-User"))
         if user is None:
             abort(401)
         if user in shop.banned:

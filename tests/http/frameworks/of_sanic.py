@@ -24,7 +24,7 @@ def make(shop: Shop) -> Sanic[Any, Any]:
         app.state.mode = Mode.DEBUG
 
     def caller(request: Request) -> object:
-        user = request.headers.get("X-User")
+        user = shop.user(request.headers.get("X-User"))
         if user is None:
             raise Unauthorized
         if user in shop.banned:

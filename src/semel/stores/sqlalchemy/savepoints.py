@@ -25,6 +25,8 @@ def reads(statement: str) -> bool:
 class _Savepoint(NamedTuple):
     owner: object
     at: int
+    wrote: int
+    """When its owner had written last."""
 
 
 class Savepoints:
@@ -48,7 +50,7 @@ class Savepoints:
         self._now += 1
         self._names += 1
         name = f"semel_{self._names}"
-        self._open[name] = _Savepoint(owner, self._now)
+        self._open[name] = _Savepoint(owner, self._now, self._wrote.get(owner, 0))
         return name
 
     def wrote(self, owner: object) -> None:
@@ -82,7 +84,7 @@ class Savepoints:
             return False
         for inner in self._others_since(ended):
             self._gone[inner] = self._open.pop(inner).at
-        self._wrote.pop(owner, None)
+        self._wrote[owner] = ended.wrote
         return True
 
     def _others_since(self, ended: _Savepoint) -> list[str]:

@@ -45,7 +45,9 @@ class DjangoView:
         return value
 
     def places(self) -> set[str]:
-        return {self.path, self.native.path_info}
+        """Return its path below where Django is mounted, and below the server's root."""
+        below: str = self.native.path_info
+        return {self.path, below, self.native.META.get("SCRIPT_NAME", "").rstrip("/") + below}
 
     def credentials(self, names: Iterable[bytes]) -> Credentials:
         found = {}

@@ -22,6 +22,7 @@ from semel.core.policy import Policy
 from semel.web.django import ninja, rest
 from semel.web.django.asked import Asked, DjangoView, scope_of
 from semel.web.django.conf import Configured
+from semel.web.django.survey import framework_view
 from semel.web.http.callers import Caller, caller_of, credential_headers
 
 log = logging.getLogger("semel")
@@ -45,11 +46,12 @@ def authorize(
     """Authenticate and authorise. Raises `PermissionDenied` where `authorize` says no."""
     if service.authorize is not None and not service.authorize(request, view, args, kwargs):
         raise PermissionDenied
-    operation = ninja.ninja_operation(view, request.method or "")
+    inner = framework_view(view)
+    operation = ninja.ninja_operation(inner, request.method or "")
     if operation is not None:
         asked = ninja.ask(operation, request)
-    elif rest.rest_class(view) is not None:
-        asked = rest.ask(request, view, args, kwargs)
+    elif rest.rest_class(inner) is not None:
+        asked = rest.ask(request, inner, args, kwargs)
     else:
         asked = Asked(request, getattr(request, "user", None))
     if asked.refusal is not None:

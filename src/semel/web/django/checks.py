@@ -16,12 +16,19 @@ from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from semel.applications import layers
 from semel.core.policy import Policy
 from semel.stores.django.store import DjangoStore
 from semel.web.django import ninja, rest, rules
 from semel.web.django.conf import Configured, configured
-from semel.web.django.survey import ServedView, is_served, parts, served_views, serves
+from semel.web.django.survey import (
+    ServedView,
+    framework_view,
+    hidden,
+    is_served,
+    parts,
+    served_views,
+    serves,
+)
 
 __all__ = ["check_middleware", "check_settings", "check_views", "look_at"]
 
@@ -128,19 +135,27 @@ def _kinds(name: str) -> set[str]:
 
 def _lost(service: Configured, views: list[ServedView]) -> Iterator[CheckMessage]:
     behind = [part for view in views for part in parts(view.func)]
-    lost = rules.lost_marks({id(part) for part in behind})
-    for name in (*lost, *service.idempotency.applications.lost(behind)):
-        yield Error(
-            f"the rules of {name} are lost: no URL leads to it, or a decorator hides it",
-            hint="use functools.wraps in the decorators above the mark, or put it above them",
-            id="semel.E005",
-        )
+    inside = {id(each) for each in hidden(behind)}
+    for mark in rules.lost_marks(service.idempotency, behind):
+        name = f"{mark.__module__}.{getattr(mark, '__qualname__', mark)}"
+        if id(mark) in inside:
+            yield Error(
+                f"the rules of {name} are lost: a decorator hides it",
+                hint="use functools.wraps in the decorators above the mark, or put it above them",
+                id="semel.E005",
+            )
+        else:
+            yield Warning(
+                f"{name} has rules, and no URL leads to it",
+                hint="take the mark away, or put it on the view that the URL names",
+                id="semel.W010",
+            )
 
 
 def _unmet(service: Configured, views: list[ServedView]) -> Iterator[CheckMessage]:
     paths = {view.path: view.path for view in views}
     for pattern in service.idempotency.routes.described:
-        if is_served(pattern):
+        if is_served(pattern, views):
             continue
         path = pattern.rpartition(" ")[2]
         near = difflib.get_close_matches(path, paths, 1, 0.4)
@@ -191,10 +206,8 @@ def _policy(service: Configured, view: ServedView, method: str) -> Policy | None
 
 
 def _asks(func: Any, method: str) -> bool:
-    for layer in layers(func):
-        cls, operation = rest.rest_class(layer), ninja.ninja_operation(layer, method)
-        if cls is not None and cls.authentication_classes:
-            return True
-        if operation is not None and operation.auth_callbacks:
-            return True
-    return False
+    inner = framework_view(func)
+    cls, operation = rest.rest_class(inner), ninja.ninja_operation(inner, method)
+    if operation is not None:
+        return bool(operation.auth_callbacks)
+    return cls is not None and bool(cls.authentication_classes)

@@ -16,6 +16,7 @@ from semel.core.policy import Policy
 from semel.idempotency import Idempotency
 from semel.web.django import ninja, rest
 from semel.web.django.conf import configured, made_policy
+from semel.web.django.survey import framework_view
 
 RULES_ATTRIBUTE = "__semel_rules__"
 EXEMPT_ATTRIBUTE = "__semel_exempt__"
@@ -84,9 +85,10 @@ def _with_method(policy: Policy, method: str) -> Policy:
 @functools.lru_cache(maxsize=1024)
 def _looked_at(func: Any, method: str) -> Any:
     """Find the marks on a view when it is first met, and take care of what its framework does."""
+    inner = framework_view(func)
+    rest.adopt(inner)
+    ninja.adopt(inner, _policy_of_operation)
     for layer in layers(func):
-        rest.adopt(layer)
-        ninja.adopt(layer, _policy_of_operation)
         if getattr(layer, EXEMPT_ATTRIBUTE, False):
             return EXEMPT_ATTRIBUTE
     for handler in handlers(func, method):
@@ -105,7 +107,7 @@ def meet(func: Any) -> None:
 def handlers(func: Any, method: str) -> Iterator[Any]:
     """Yield what runs under a method behind a view: a method of a class, the view, the class."""
     classes = []
-    for layer in layers(func):
+    for layer in (*layers(func), framework_view(func)):
         if (operation := ninja.ninja_operation(layer, method)) is not None:
             yield operation.view_func
         cls = getattr(layer, "cls", None) or getattr(layer, "view_class", None)
@@ -125,7 +127,8 @@ def _policy_of_operation(operation: Any, method: str, path: str) -> Policy | Non
     return policy_of(idempotency, operation.view_func, method, path)
 
 
-def lost_marks(reached: set[int]) -> list[str]:
-    """Return the names of the marked views that are none of these, by their `id`."""
-    lost = [view for view in list(_MARKED) if id(view) not in reached]
-    return sorted(f"{view.__module__}.{getattr(view, '__qualname__', view)}" for view in lost)
+def lost_marks(idempotency: Idempotency, reached: list[Any]) -> list[Any]:
+    """Return the marked views that are none of these, by whichever of the two marks."""
+    ids = {id(each) for each in reached}
+    lost = [view for view in list(_MARKED) if id(view) not in ids]
+    return [*lost, *idempotency.applications.lost(reached)]
