@@ -65,7 +65,7 @@ class Repository:
         return self._session.scalar(select(Customer).where(Customer.api_key == api_key))
 
     def batch(self, sku: str) -> Batch | None:
-        return self._session.scalar(select(Batch).where(Batch.sku == sku))
+        return self._session.scalar(select(Batch).where(Batch.sku == sku).with_for_update())
 
     def allocations(self, customer_id: int) -> list[Allocation]:
         query = select(Allocation).where(Allocation.customer_id == customer_id)

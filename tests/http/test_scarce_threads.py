@@ -19,6 +19,8 @@ from litestar import Litestar, post
 from litestar.di import Provide
 from quart import Quart
 from quart.utils import run_sync
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import sessionmaker
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -26,6 +28,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from semel import ASGIMiddleware, Idempotency, current_operation
+from semel.sessions import join_sessionmaker
+from semel.stores.sqlalchemy import SQLAlchemyStore
 from semel.web.fastapi import Op, init_app
 from tests import servers
 from tests.http.harness import asgi_server
@@ -204,3 +208,64 @@ def test_the_pool_is_as_large_as_before_when_nobody_waits(database: str) -> None
         storm([port])
         httpx.get(f"http://127.0.0.1:{port}/tokens")
     assert seen == [4]
+
+
+def _pool_of_two(name: str) -> Any:
+    url = servers.postgresql().database(name).replace("postgresql", "postgresql+psycopg", 1)
+    engine = create_engine(url, pool_size=2, max_overflow=0, pool_timeout=10)
+    with engine.begin() as connection:
+        connection.execute(text("create table charges (n integer)"))
+    return engine
+
+
+@pytest.mark.parametrize("how", ["function", "generator", "class", "below an async one"])
+async def test_plain_callers_that_wait_for_the_pool_leave_threads_to_those_who_hold_it(
+    how: str,
+) -> None:
+    engine = _pool_of_two(f"asking_{how.replace(' ', '_')}")
+    idempotency = Idempotency(SQLAlchemyStore(engine))
+    sessions = join_sessionmaker(sessionmaker(engine), idempotency)
+
+    def who() -> str:
+        with sessions() as session:
+            return str(session.scalar(text("select 'ann'")))
+
+    def yielded() -> Iterator[str]:
+        yield who()
+
+    class Who:
+        def __init__(self) -> None:
+            self.username = who()
+
+    async def above(name: str = Depends(who)) -> str:
+        return name
+
+    caller = {"function": who, "generator": yielded, "class": Who}.get(how, above)
+
+    @contextlib.asynccontextmanager
+    async def few_threads(app: FastAPI) -> AsyncIterator[None]:
+        current_default_thread_limiter().total_tokens = 8
+        yield
+
+    app = FastAPI(lifespan=few_threads)
+
+    @app.post("/charges")
+    def handler(user: Any = Depends(caller)) -> dict[str, bool]:  # noqa: B008
+        with sessions.begin() as session:
+            session.execute(text(INSERT))
+        return {"charged": True}
+
+    init_app(app, idempotency, caller=caller)
+    with asgi_server(app) as port:
+        base = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=base, timeout=60) as client:
+
+            async def one_after_the_other(worker: int) -> list[int]:
+                keys = [{"Idempotency-Key": f"{worker}-{n}"} for n in range(5)]
+                return [(await client.post("/charges", headers=h)).status_code for h in keys]
+
+            statuses = await asyncio.gather(*map(one_after_the_other, range(30)))
+    assert statuses == [[200] * 5] * 30
+    with engine.connect() as connection:
+        assert connection.scalar(text("select count(*) from charges")) == 150
+    engine.dispose()

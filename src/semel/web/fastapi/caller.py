@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, get_origin
 
 from fastapi import Depends, FastAPI, Request, Response, params
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -17,6 +19,7 @@ from starlette.routing import Route
 
 from semel.web.asgi.endpoints import endpoints_of, flat, mounted, routes_of
 from semel.web.asgi.messages import ASGIApp, ASGIScope, Ask, Message, Receive, Send
+from semel.web.fastapi.dependencies import asking_room
 from semel.web.http.callers import Caller, named_caller
 
 try:
@@ -46,6 +49,7 @@ def asking(app: Starlette, caller: Any) -> Ask:
 
     solving("/")
     takes = _parameters(caller, app) if isinstance(app, FastAPI) else set()
+    takes_a_thread = _takes_a_thread(caller, app)
     takes_path = any(takes.intersection(_names(each.path)) for each in endpoints_of(app))
 
     async def ask(scope: ASGIScope, receive: Receive) -> Caller | ASGIApp:
@@ -56,7 +60,8 @@ def asking(app: Starlette, caller: Any) -> Ask:
 
         path, parameters = _place(app, scope) if takes_path else ("/", {})
         own = {**scope, "path_params": parameters}
-        await solving(path)(own, receive, keep)
+        async with asking_room() if takes_a_thread else contextlib.nullcontext():
+            await solving(path)(own, receive, keep)
         if _USER in own:
             return named_caller(own[_USER])
 
@@ -77,12 +82,33 @@ def _dependency(app: FastAPI, caller: Any, path: str) -> Any:
 
 def _parameters(caller: Any, app: FastAPI) -> set[str]:
     """The names in the path or the query that a dependency, and all that it depends on, takes."""
-    waiting, names = [_route(app, caller, "/").dependant], set[str]()
+    return {
+        each.name
+        for dependant in _dependants(caller, app)
+        for each in (*dependant.query_params, *dependant.path_params)
+    }
+
+
+def _dependants(caller: Any, app: FastAPI) -> Iterator[Dependant]:
+    """A dependency, and all that it depends on."""
+    waiting = [*_route(app, caller, "/").dependant.dependencies]
     while waiting:
         dependant = waiting.pop()
-        names.update(each.name for each in (*dependant.query_params, *dependant.path_params))
+        yield dependant
         waiting += dependant.dependencies
-    return names
+
+
+def _takes_a_thread(caller: Any, app: Starlette) -> bool:
+    calls = (
+        [each.call for each in _dependants(caller, app)] if isinstance(app, FastAPI) else [caller]
+    )
+    return not all(_is_async(call) for call in calls)
+
+
+def _is_async(call: Any) -> bool:
+    """Whether it is called on the event loop; an object by its `__call__`."""
+    forms = (call,) if inspect.isclass(call) else (call, getattr(call, "__call__", None))  # noqa: B004
+    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in forms)
 
 
 def _names(path: str) -> list[str]:
@@ -126,9 +152,7 @@ def _route(app: FastAPI, caller: Any, path: str) -> APIRoute:
 
 def _function(caller: Callable[..., Any]) -> Any:
     """A route of Starlette's, whose handler calls the function."""
-    is_async = inspect.iscoroutinefunction(caller) or inspect.iscoroutinefunction(
-        getattr(caller, "__call__", None)  # noqa: B004  # an object's own
-    )
+    is_async = _is_async(caller)
 
     async def found(request: Request) -> Response:
         user = await caller(request) if is_async else await run_in_threadpool(caller, request)

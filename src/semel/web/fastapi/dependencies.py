@@ -25,6 +25,7 @@ __all__ = [
     "Op",
     "OptionalAsyncOp",
     "OptionalOp",
+    "asking_room",
     "async_operation",
     "operation",
     "optional_async_operation",
@@ -124,19 +125,29 @@ async def take_place(scope: MutableMapping[str, Any], op: Operation) -> None:
     """Wait until one more plain handler may hold a thread; once for an operation."""
     if scope.get(_PLACE) is None:
         scope[_PLACE] = op
-        room = _room()
+        room = _room(_ROOM)
         await room.acquire()
         op.when_ended(room.release)
 
 
 _ROOM: RunVar[asyncio.Semaphore] = RunVar("semel_room")
+_ASKING: RunVar[asyncio.Semaphore] = RunVar("semel_asking")
 
 
-def _room() -> asyncio.Semaphore:
-    """The places for plain handlers of this event loop."""
-    room = _ROOM.get(None)
+def asking_room() -> asyncio.Semaphore:
+    """Return the places for plain `caller` dependencies: a quarter of the threads.
+
+    One may wait there for a connection of the application's pool, which operations hold that need a
+    thread to end.
+    """
+    return _room(_ASKING, 4)
+
+
+def _room(kept: RunVar[asyncio.Semaphore], share: int = 2) -> asyncio.Semaphore:
+    """The places of this event loop for plain code: a half, or another share, of its threads."""
+    room = kept.get(None)
     if room is None:
         threads = current_default_thread_limiter().total_tokens
-        room = asyncio.Semaphore(max(1, int(min(threads, 1000) // 2)))
-        _ROOM.set(room)
+        room = asyncio.Semaphore(max(1, int(min(threads, 1000) // share)))
+        kept.set(room)
     return room
