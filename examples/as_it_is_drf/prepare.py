@@ -9,6 +9,7 @@ import django
 if __name__ == "__main__":
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project")
     django.setup()
+    call_command("migrate", "auth", verbosity=0)
     call_command("migrate", run_syncdb=True, verbosity=0)
     from django.contrib.auth.models import User
     from rest_framework.authtoken.models import Token

@@ -1,4 +1,4 @@
-"""Django REST framework: a serializer, a viewset, token authentication. Settings and the WSGI application.
+"""Django REST framework: a serializer, a viewset, tokens. Settings and the WSGI application.
 
 DATABASE_URL=postgresql://user@host/shop python prepare.py, then gunicorn "project:wsgi()"
 """

@@ -67,7 +67,7 @@ async def provide_session() -> AsyncIterator[AsyncSession]:
 
 class Tickets(Controller):
     path = "/tickets"
-    guards = [logged_in]
+    guards = (logged_in,)
 
     @get()
     async def mine(

@@ -53,6 +53,7 @@ from semel.web.http import admission, issue, key_source
 from semel.web.http import headers as answer_headers
 from semel.web.http.body import Body
 from semel.web.http.callers import (
+    ANONYMOUS,
     Caller,
     caller_of,
     credential_headers,
@@ -181,7 +182,7 @@ class ASGIMiddleware:
                 await self._unread(refusal, scope, send)
                 return
             if caller is None:
-                caller = await self._asked(scope, receive, send, body)
+                caller = await self._asked(request, receive, send, body)
                 if caller is None:
                     return
                 send = self._handing_out(caller, send) if policy.next_key else send
@@ -214,11 +215,14 @@ class ASGIMiddleware:
             await send_problem(refusal, self.problem_base, send, scope)
 
     async def _asked(
-        self, scope: ASGIScope, receive: Receive, send: Send, body: Body
+        self, request: ASGIView, receive: Receive, send: Send, body: Body
     ) -> Caller | None:
         """Ask who has sent a request whose body has been read. None: refused, the client knows."""
         assert self._ask is not None
+        scope = request.native
         caller = await self._ask(scope, Unread(body, receive))
+        if caller == ANONYMOUS:  # nobody is logged in: what there is tells them apart
+            return self._known(request)
         if isinstance(caller, (str, tuple)):
             return caller
         await caller(scope, Unread(body, receive), send)
@@ -298,7 +302,7 @@ class ASGIMiddleware:
         if self._ask is None:
             caller = self._known(request)
         else:
-            caller = await self._asked(scope, receive, send, body)
+            caller = await self._asked(request, receive, send, body)
         if caller is not None:
             wanting = b"".join(body.chunks())
             answer = issue.issue(idempotency, scope_name(caller), scope["method"], wanting)

@@ -119,7 +119,7 @@ def named_caller(user: object) -> str:
     `pk`, `identity`, `user_id`, `sub` and `username` that it has, together with the name of its
     class, since an administrator and a customer may share a number; of a mapping (the claims of a
     token) or a driver's row (asyncpg's `Record`, `sqlite3.Row`) the first of these keys. None:
-    nobody is logged in, and the scope is `anonymous`.
+    nobody is logged in, and the credentials say, if there are any.
 
     Raises `TypeError` where nothing names the user.
     """

@@ -18,7 +18,7 @@ from semel.idempotency import Idempotency
 from semel.operation import NoOperation, unkeyed
 from semel.runtime.drivers import ThreadDriver
 from semel.web.http.body import Body, Input
-from semel.web.http.callers import Caller, one_way_to_ask
+from semel.web.http.callers import ANONYMOUS, Caller, one_way_to_ask
 from semel.web.wsgi.exchange import WSGIExchange
 from semel.web.wsgi.messages import (
     Environ,
@@ -161,9 +161,11 @@ class InsideMiddleware(WSGIMiddleware):
     def _known(self, request: WSGIView) -> Caller:
         exchange = exchange_of(request.native)
         policy = exchange.policy if exchange is not None else None
-        if self._who is None or (policy is not None and policy.shared):
-            return super()._known(request)
-        return self._who(request.native)
+        if self._who is not None and not (policy is not None and policy.shared):
+            caller = self._who(request.native)
+            if caller != ANONYMOUS:
+                return caller
+        return super()._known(request)
 
     def _operate(
         self, driver: ThreadDriver, body: Body, environ: Environ, start_response: StartResponse

@@ -23,6 +23,7 @@ from semel.runtime.operations import Known
 from semel.web.http import admission, issue, key_source
 from semel.web.http.body import Body
 from semel.web.http.callers import (
+    ANONYMOUS,
     Caller,
     caller_of,
     credential_headers,
@@ -208,7 +209,10 @@ class WSGIMiddleware:
     def _asked(self, environ: Environ, body: Body) -> Caller | WSGIApp:
         """Ask who has sent a request whose body has been read."""
         assert self._ask is not None
-        return self._ask(with_body(environ, body))
+        caller = self._ask(with_body(environ, body))
+        if caller == ANONYMOUS:  # nobody is logged in: what there is tells them apart
+            return self._known(self._view(environ))
+        return caller
 
     def _known(self, request: WSGIView) -> Caller:
         own = self._idempotency
