@@ -23,7 +23,7 @@ from semel.web.django import ninja, rest
 from semel.web.django.asked import Asked, DjangoView, scope_of
 from semel.web.django.conf import Configured
 from semel.web.django.survey import framework_view
-from semel.web.http.callers import Caller, caller_of, credential_headers
+from semel.web.http.callers import ANONYMOUS, Caller, caller_of, credential_headers
 
 log = logging.getLogger("semel")
 
@@ -79,7 +79,9 @@ def django_caller(service: Configured, asked: Asked, *, ask: bool = True) -> Aut
         found = (async_to_sync(caller) if iscoroutinefunction(caller) else caller)(asked.request)
         if isinstance(found, HttpResponseBase):
             return Authorized("", found)
-        return Authorized(scope_of(found))
+        scope = scope_of(found)
+        if scope != ANONYMOUS:  # else nobody is logged in: what there is tells them apart
+            return Authorized(scope)
     names = credential_headers(idempotency.credentials)
     view = DjangoView(asked.request, asked)
     return Authorized(caller_of(view, idempotency.scope, idempotency.session_cookie, names))
