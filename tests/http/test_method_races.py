@@ -55,7 +55,7 @@ def client(request: pytest.FixtureRequest, url: str) -> Iterator[Client]:
     app = make_flask(url)
     with wsgi_server(app) as port:
         yield Client(port)
-    app.extensions["semel"].stop()
+    app.extensions["semel"].idempotency.stop()
 
 
 def send(client: Client, method: str, body: bytes = b"", path: str = PATH, **fields: str) -> Answer:

@@ -204,7 +204,7 @@ def test_raised_4xx_is_rolled_back_and_kept(
     serve: Serve, ledger: Ledger, how: str, status: int, catch_all: bool
 ) -> None:
     if catch_all and how != "mapped":
-        pytest.skip("a catch-all handler takes these, as it does without Semel")
+        pytest.skip("not applicable: a catch-all handler takes these, as it does without Semel")
     shop = Shop(Idempotency(ledger.url), catch_all=catch_all)
     client = serve(shop)
     answers = [client.send(f"/atomic/{how}") for _ in range(2)]

@@ -166,7 +166,7 @@ async def _crowd(service: Any, size: int) -> Any:
 def test_repeats_that_come_at_once_get_the_same(case: Any) -> None:
     database, kind, guarantee = case
     if kind == "thread":
-        pytest.skip("at once: on an event loop")
+        pytest.skip("not applicable: at once: on an event loop")
     handle = handler(kind, database.write, raised())
     with serving(database, kind, handle, guarantee=guarantee) as service:
 

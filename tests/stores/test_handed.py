@@ -175,7 +175,7 @@ SLEEPS = {"postgresql": "select pg_sleep(20)", "mysql": "select sleep(20)"}
 
 async def test_a_statement_that_is_cut_off_commits_no_half(place: Place) -> None:
     if not place.is_async or place.database == "sqlite":
-        pytest.skip("a statement that can be cancelled")
+        pytest.skip("not applicable: a statement that can be cancelled")
     work = await place.begin()
     await work.write("a")
     with pytest.raises(TimeoutError):
@@ -193,7 +193,7 @@ async def test_a_statement_that_is_cut_off_commits_no_half(place: Place) -> None
 
 async def test_a_statement_still_under_way_at_the_end_commits_nothing(place: Place) -> None:
     if not place.is_async or place.database != "postgresql":
-        pytest.skip("a statement that takes its time beside the handler")
+        pytest.skip("not applicable: a statement that takes its time beside the handler")
     work = await place.begin()
     await work.write("a")
     left = asyncio.create_task(work.say("insert into charge select 'late' from pg_sleep(20)"))
@@ -213,7 +213,7 @@ async def test_a_statement_still_under_way_at_the_end_commits_nothing(place: Pla
 
 async def test_a_thread_that_goes_on_is_refused(place: Place) -> None:
     if place.is_async:
-        pytest.skip("a plain handler's connection")
+        pytest.skip("not applicable: a plain handler's connection")
     work = await place.begin()
     told: list[BaseException] = []
     done = threading.Event()
@@ -299,7 +299,7 @@ async def test_the_next_operation_finds_the_connection_as_this_one_did(
     place: Place, database: str, said: str, asked: str, leaked: Any, ending: str
 ) -> None:
     if place.database != database:
-        pytest.skip("of another database")
+        pytest.skip("not applicable: of another database")
     work = await place.begin()
     await work.write("a")
     try:

@@ -332,7 +332,7 @@ def client(tmp_path):
 
 def run(pytester: pytest.Pytester, source: str, *options: str) -> pytest.RunResult:
     pytester.makepyfile(source)
-    plugins = ("-p", "semel.testing.pytest_plugin", "-p", "no:cacheprovider")
+    plugins = ("-p", "no:cacheprovider")  # the plugin comes by its entry point
     if "django" in source:  # it is set up once a process
         return pytester.runpytest_subprocess(*plugins, *options)
     return pytester.runpytest_inprocess(*plugins, *options)

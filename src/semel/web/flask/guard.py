@@ -43,6 +43,8 @@ class FlaskGuard(InsideMiddleware):
     def __init__(self, app: Flask, idempotency: Idempotency, caller: Ask | None) -> None:
         who = None if caller is None else lambda environ: ask(app, caller)
         super().__init__(app.wsgi_app, idempotency, who)
+        self.idempotency = idempotency
+        """The service's, for `app.extensions["semel"].idempotency`."""
         self._flask = app
         self._caller = caller
         if self._keys_path is not None:
