@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
@@ -65,6 +67,7 @@ def init_app(app: Quart, idempotency: Idempotency, *, caller: Caller | None = No
     middleware.complete_through(app)  # type: ignore[arg-type]
     issuer = idempotency.issuer
     dispatch = app.dispatch_request
+    with_context = "ctx" in inspect.signature(app.handle_user_exception).parameters  # Quart 0.23
 
     async def dispatch_request(context: Any = None) -> Any:
         asked: Request = context.request if context is not None else request
@@ -73,7 +76,10 @@ def init_app(app: Quart, idempotency: Idempotency, *, caller: Caller | None = No
             return await dispatch(context)
         if asked.method == "OPTIONS" and rule.provide_automatic_options:
             return await dispatch(context)
-        call = QuartCall(app, asked, lambda: dispatch(context), caller)
+        handle: Callable[..., Any] = app.handle_user_exception
+        if with_context:
+            handle = functools.partial(handle, context)
+        call = QuartCall(app, asked, lambda: dispatch(context), handle, caller)
         if issuer is not None and rule.endpoint == _ISSUING:
             return await middleware.issue(call)
         return await middleware.around(call)
@@ -94,7 +100,12 @@ class QuartCall(HandlerCall[Any]):
     """A request at its view."""
 
     def __init__(
-        self, app: Quart, asked: Request, dispatch: Callable[[], Any], caller: Caller | None
+        self,
+        app: Quart,
+        asked: Request,
+        dispatch: Callable[[], Any],
+        handle: Callable[..., Any],
+        caller: Caller | None,
     ) -> None:
         assert asked.url_rule is not None
         self.scope = cast(ASGIScope, asked.scope)
@@ -105,6 +116,7 @@ class QuartCall(HandlerCall[Any]):
         self._app = app
         self._request = asked
         self._dispatch = dispatch
+        self._handle_error = handle
         self._caller = caller
 
     async def read(self) -> bytes:
@@ -123,7 +135,7 @@ class QuartCall(HandlerCall[Any]):
         return await self._app.make_response(await self._dispatch())
 
     async def failed(self, error: Exception) -> Any:
-        return await self._app.make_response(await self._app.handle_user_exception(error))
+        return await self._app.make_response(await self._handle_error(error))
 
     async def send(self, response: Any, send: Send) -> None:
         headers = [(k.lower().encode(), v.encode()) for k, v in response.headers.items()]
