@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import logging
 import threading
 import weakref
@@ -63,6 +64,7 @@ class Applications:
         self._lock = threading.Lock()
         self._served: list[weakref.ref[Application]] = []
         self._marked: list[tuple[Callable[[], Any], str]] = []
+        self._wrapped: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
 
     def serve(self, application: Application) -> None:
         """Take note of an application; it is held weakly."""
@@ -72,6 +74,11 @@ class Applications:
     def mark(self, handler: Callable[..., Any], policy: Policy) -> None:
         """Give a handler rules of its own."""
         setattr(handler, POLICY_ATTRIBUTE, policy)
+        inner = inspect.unwrap(handler)
+        if inner is not handler:
+            if inner in self._wrapped:  # Django's method_decorator decorates anew for each request
+                return
+            self._wrapped.add(inner)
         name = f"{handler.__module__}.{getattr(handler, '__qualname__', handler)}"
         self._marked.append((_weakly(handler), name))
         self.met = False
