@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -85,11 +86,11 @@ honest = PostgreSQLTransaction._message
 FORGET = Statement(b"forget", b"delete from semel_record where key = $1", (17,))
 
 
-def unfenced(self: PostgreSQLTransaction, command: Complete) -> Message:
+def unfenced(self: PostgreSQLTransaction, connection: Any, command: Complete) -> Message:
     """Planted bug: whoever completes commits, whatever record is there."""
     self._opened = self._opened or Open(command.key, b"\x01" + bytes(32), b"owner")
     self.token = command.token
-    return ((FORGET, (command.key,)), *honest(self, command))
+    return ((FORGET, (command.key,)), *honest(self, connection, command))
 
 
 def test_without_the_fence_zombies_are_caught_doubling(
