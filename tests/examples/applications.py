@@ -116,8 +116,9 @@ class Running:
         else:
             plain = servers.postgresql().database(f"as_it_is{next(_numbers)}")
             looks = plain.replace("postgresql", "postgresql+psycopg", 1)
+        inherited = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
         self.environment = {
-            **os.environ,
+            **inherited,
             "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
             "DATABASE_URL": plain.replace(database, driver, 1),
         }
