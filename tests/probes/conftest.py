@@ -32,7 +32,7 @@ class Shop(Client):
         command = {
             "asgi": f"uvicorn tests.probes.asgi:app --fd {file}",
             "wsgi": f"gunicorn tests.probes.wsgi:app --bind fd://{file} --worker-class gthread"
-            " --threads 120 --graceful-timeout 1",  # half of them may wait: fifty repeats fit,
+            " --threads 120 --graceful-timeout 1",  # half may wait
         }[kind]
         self._command = f"{command} --workers {workers} --log-level critical".split()
         self._process: subprocess.Popen[bytes] | None = None
