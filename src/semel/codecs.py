@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from types import UnionType
 from typing import (
     Any,
@@ -128,6 +128,8 @@ def of_function(function: Any) -> Codec:
         declared = get_type_hints(function).get("return", Any)
     except (NameError, TypeError):  # names of the type checker only, or no function
         declared = Any
+    if get_origin(declared) in (Awaitable, Coroutine):  # of a function marked as a coroutine's
+        declared = get_args(declared)[-1]
     return typed(declared)
 
 
