@@ -82,6 +82,7 @@ class Routes:
         self._exact: dict[tuple[str, str], Policy | None] = {}
         self._patterns: list[tuple[str, re.Pattern[str], Policy | None]] = []
         self._marked: dict[str, tuple[str, re.Pattern[str], Policy]] = {}
+        self._ordered: tuple[tuple[str, re.Pattern[str], Policy | None], ...] = ()
         self._own: set[str] = set()
         self.described: dict[str, Policy | None] = {}
         for pattern, policy in overrides.items():
@@ -95,6 +96,7 @@ class Routes:
             self._exact[method, path] = policy
         else:
             self._patterns.append((method, read.expression, policy))
+            self._order()
 
     def mark(self, pattern: str, policy: Policy, segments: Segments) -> None:
         """Add the route of a handler that has rules of its own, which go before all patterns."""
@@ -105,6 +107,11 @@ class Routes:
             self._exact[method, path] = policy
         else:
             self._marked[pattern] = (method, read.expression, policy)
+            self._order()
+
+    def _order(self) -> None:
+        """Put the marks before the patterns, once for all requests."""
+        self._ordered = (*self._marked.values(), *self._patterns)
 
     def find(self, method: str, path: str) -> Policy | None:
         """Return the policy under which this request runs, or None where it passes untouched."""
@@ -119,7 +126,7 @@ class Routes:
         for candidate in ((method, path), ("", path)):
             if candidate in self._exact:
                 return self._exact[candidate]
-        for wanted, expression, policy in (*self._marked.values(), *self._patterns):
+        for wanted, expression, policy in self._ordered:
             if wanted in ("", method) and expression.fullmatch(path):
                 return policy
         return self.default
