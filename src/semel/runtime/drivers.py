@@ -207,7 +207,7 @@ class _Driver(HeldTransaction):
         self.transaction = told
         return Claimed(told.token, 1, opened=True)
 
-    def _undo(self, kind: type) -> bool:
+    def _drop_transaction(self, kind: type) -> bool:
         """Undo the transaction before a command that ends the claim. True: that was the claim."""
         transaction = self.transaction
         if transaction is None or kind is Claim:  # a claim beside it, to park under
@@ -306,7 +306,7 @@ class AsyncDriver(_Driver):
         elif kind is Undo:
             await self._end_transaction()
             value = None
-        elif self._undo(kind):
+        elif self._drop_transaction(kind):
             value = True
         elif kind is Open:
             value = self._opened(await self.runtime.store.aopen(command))
@@ -383,7 +383,7 @@ class ThreadDriver(_Driver):
         elif kind is Undo:
             self._end_transaction()
             value = None
-        elif self._undo(kind):
+        elif self._drop_transaction(kind):
             value = True
         elif kind is Open:
             value = self._opened(self.runtime.store.open(command))

@@ -67,10 +67,11 @@ class Leases:
     def _begin(self) -> threading.Thread | NativeThread:
         """Begin the thread: a real one, with connections of its own, where others are greenlets."""
         self._run_number += 1
-        run = functools.partial(self._run, self._run_number, self._store)
-        if servers.greenlets() == "gevent" and (twin := store_for_a_thread(self._store)):
+        twin = store_for_a_thread(self._store) if servers.greenlets() == "gevent" else None
+        run = functools.partial(self._run, self._run_number, twin or self._store)
+        if twin is not None:
             self._wake = NativeEvent()
-            return NativeThread(functools.partial(self._run, self._run_number, twin))
+            return NativeThread(run)
         thread = threading.Thread(target=run, name="semel-leases", daemon=True)
         thread.start()
         return thread

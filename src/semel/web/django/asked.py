@@ -12,7 +12,7 @@ from django.contrib.sessions.backends.signed_cookies import SessionStore as Sign
 from django.http import HttpRequest
 from django.utils.functional import LazyObject, empty
 
-from semel.web.http.callers import ANONYMOUS, Credentials, named_caller
+from semel.web.http.callers import Credentials, name_of, named_caller
 
 
 class Asked(NamedTuple):
@@ -108,13 +108,13 @@ def auth_name(found: Any) -> str | None:
     if getattr(found, "_meta", None) is not None and getattr(found, "pk", None):
         return f"{_kind(found)}{found.pk}"
     try:
-        name = named_caller(found)
+        name = name_of(found)
     except TypeError:
         return None
-    if name == ANONYMOUS:
+    if name is None:
         return None
-    plain = isinstance(found, Mapping) or not name.startswith(f"user:{type(found).__name__}:")
-    return f"{type(found).__name__}:{name[5:]}" if plain else name[5:]
+    plain = isinstance(found, Mapping) or not name.startswith(f"{type(found).__name__}:")
+    return f"{type(found).__name__}:{name}" if plain else name
 
 
 def scope_of(found: Any) -> str:

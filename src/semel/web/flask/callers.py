@@ -9,7 +9,7 @@ from flask import Flask, abort, request, session
 from werkzeug.local import LocalProxy
 from werkzeug.wrappers import Response
 
-from semel.web.http.callers import ANONYMOUS, Caller, named_caller, session_user
+from semel.web.http.callers import ANONYMOUS, Caller, name_of, session_user
 from semel.web.wsgi.messages import Environ, WSGIView
 
 Ask = Callable[[], object]
@@ -45,7 +45,10 @@ class FlaskView(WSGIView):
     def _logged_in(self) -> str | None:
         if getattr(self._app, "login_manager", None) is None:
             return None
-        return _name(importlib.import_module("flask_login").current_user)
+        try:
+            return _name(importlib.import_module("flask_login").current_user)
+        except TypeError:  # it was found, not asked for
+            return None
 
 
 def ask(app: Flask, caller: Ask) -> Caller:
@@ -56,25 +59,17 @@ def ask(app: Flask, caller: Ask) -> Caller:
     found = app.ensure_sync(caller)()
     if isinstance(found, Response):
         abort(found)
-    return _named(found)
+    name = _name(found)
+    return ANONYMOUS if name is None else f"user:{name}"
 
 
-def _named(user: object) -> str:
+def _name(user: object) -> str | None:
     if isinstance(user, LocalProxy):
         user = user._get_current_object()
     try:
-        return named_caller(user)
+        return name_of(user)
     except TypeError:
         get_id = getattr(user, "get_id", None)  # Flask-Login's contract
         if get_id is None:
             raise
-        return named_caller(get_id())
-
-
-def _name(user: object) -> str | None:
-    """Return the name of a user that was found, not asked for."""
-    try:
-        name = _named(user)
-    except TypeError:
-        return None
-    return None if name == ANONYMOUS else name.removeprefix("user:")
+        return name_of(get_id())

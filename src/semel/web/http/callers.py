@@ -123,11 +123,20 @@ def named_caller(user: object) -> str:
 
     Raises `TypeError` where nothing names the user.
     """
+    name = name_of(user)
+    return ANONYMOUS if name is None else f"user:{name}"
+
+
+def name_of(user: object) -> str | None:
+    """Return the user's name within the scope; None where nobody is logged in.
+
+    Raises as `named_caller` does.
+    """
     if user is None or getattr(user, "is_authenticated", None) is False:
-        return ANONYMOUS
+        return None
     name = _plain_name(user)
     if name is not None:
-        return f"user:{name}"
+        return name
     items = _items(user)
     if items is not None:
         found = (_plain_name(items.get(key)) for key in _NAMES)
@@ -141,7 +150,7 @@ def named_caller(user: object) -> str:
             f"caller= gave {type(user).__name__}, of which nothing names the user: let it return a"
             f" string or a number, or something that has one of {', '.join(_NAMES)}"
         )
-    return f"user:{kind}{name}"
+    return f"{kind}{name}"
 
 
 SESSION_KEYS: Final = (
@@ -171,11 +180,11 @@ def session_user(session: Mapping[str, object]) -> str | None:
         if isinstance(found, Mapping) and isinstance(found.get("userinfo"), Mapping):
             found = found["userinfo"]  # an OpenID token, as Authlib puts it into a session
         try:
-            name = named_caller(found)
+            name = name_of(found)
         except TypeError:
             continue
-        if name != ANONYMOUS:
-            return f"{key}:{name.removeprefix('user:')}"
+        if name is not None:
+            return f"{key}:{name}"
     return None
 
 
