@@ -129,30 +129,30 @@ class PlacedMiddleware(ASGIMiddleware):
 
     def same(self, idempotency: Idempotency, caller: object) -> bool:
         """Say whether the application is protected by these."""
-        return idempotency is self._idempotency and caller in (None, self._who_asks)
+        return idempotency is self.idempotency and caller in (None, self._who_asks)
 
     def complete_through(self, app: ASGIApp) -> None:
         """Run abandoned operations through this application, whole."""
-        self._completing = Completing(app, self._idempotency, self._detached)
+        self._completing = Completing(app, self.idempotency, self._detached)
 
     async def begin(self, *context: object) -> None:
         """Open the store, as the application starts."""
-        await asyncio.to_thread(self._idempotency.start)
+        await asyncio.to_thread(self.idempotency.start)
         self._completing.go_on_if_needed({})
 
     async def end(self, *context: object) -> None:
         """Wait for operations whose clients have gone, and close the store."""
         self._completing.stop()
-        await self._detached.drain(self._idempotency.drain.total_seconds())
-        await asyncio.to_thread(self._idempotency.stop)
+        await self._detached.drain(self.idempotency.drain.total_seconds())
+        await asyncio.to_thread(self.idempotency.stop)
 
     def rules(self, mark: Policy | None, method: str, path: str) -> Policy | None:
         """Return the rules of a request: those beside its handler go before the service's."""
         if not self._applications.met:
-            self._idempotency.meet()
+            self.idempotency.meet()
         if mark is not None:
             return mark if method in mark.methods else None
-        return self._idempotency.routes.find(method, path)
+        return self.idempotency.routes.find(method, path)
 
 
 class HandlerMiddleware(PlacedMiddleware):
@@ -212,7 +212,7 @@ class HandlerMiddleware(PlacedMiddleware):
             raise
 
     def _refused(self, call: HandlerCall[Native], problem: Problem) -> Native:
-        refusal = self._idempotency.operations.refuse(problem)
+        refusal = self.idempotency.operations.refuse(problem)
         return call.respond(_received(refusal.problem.response(self.problem_base)))
 
     async def _who(self, scope: ASGIScope, receive: Receive) -> Caller:

@@ -89,7 +89,6 @@ class ASGIMiddleware:
     ) -> None:
         one_way_to_ask(idempotency, caller)
         self.app = app
-        self._idempotency = idempotency
         self.idempotency = idempotency
         self._ask = caller
         self._idle = False
@@ -131,7 +130,7 @@ class ASGIMiddleware:
     def learn(self, endpoints: Iterable[Endpoint]) -> None:
         """Have the headers that their security schemes read tell callers apart."""
         more = sorted({name for endpoint in endpoints for name in endpoint.credentials})
-        self._credentials = credential_headers((*self._idempotency.credentials, *more))
+        self._credentials = credential_headers((*self.idempotency.credentials, *more))
         self._wanted = looked_at(self._credentials)
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -139,15 +138,15 @@ class ASGIMiddleware:
         kind = scope["type"]
         if not self._applications.met:
             self._around = scope.get("app")
-            self._idempotency.meet()
+            self.idempotency.meet()
             self.has_met()
         if kind == "http" and not self._idle:
             path = route_path(scope) if scope.get("root_path") else scope["path"]
             if path == self._keys_path:
                 await self._issue(scope, receive, send)
                 return
-            policy = self._idempotency.routes.find(scope["method"], path)
-            if policy is not None and scope.get(SERVED) is not self._idempotency:
+            policy = self.idempotency.routes.find(scope["method"], path)
+            if policy is not None and scope.get(SERVED) is not self.idempotency:
                 await self._covered(policy, scope, receive, send)
                 return
         elif kind == "lifespan" and not self._idle:
@@ -158,7 +157,7 @@ class ASGIMiddleware:
     async def _covered(
         self, policy: Policy, scope: ASGIScope, receive: Receive, send: Send
     ) -> None:
-        idempotency = self._idempotency
+        idempotency = self.idempotency
         if not idempotency.started and await self._unready(policy, receive, send):
             return
         fields, found = wanted(scope, self._wanted)
@@ -203,7 +202,7 @@ class ASGIMiddleware:
 
     async def _unready(self, policy: Policy, receive: Receive, send: Send) -> bool:
         """Open the store, or refuse a request as that cannot be done."""
-        problem = admission.unready(self._idempotency)
+        problem = admission.unready(self.idempotency)
         if problem is not None:
             await self._refuse_unread(problem, policy, receive, send)
         return problem is not None
@@ -211,7 +210,7 @@ class ASGIMiddleware:
     async def _unread(self, refusal: Problem | bool, scope: ASGIScope, send: Send) -> None:
         """Refuse a request whose body cannot be had; True: its client has gone."""
         if isinstance(refusal, Problem):
-            self._idempotency.operations.refuse(refusal)
+            self.idempotency.operations.refuse(refusal)
             await send_problem(refusal, self.problem_base, send, scope)
 
     async def _asked(
@@ -239,7 +238,7 @@ class ASGIMiddleware:
         send: Send,
     ) -> AsyncDriver | None:
         """Find out what the key says. None: the request has had its response."""
-        idempotency, scope = self._idempotency, request.native
+        idempotency, scope = self.idempotency, request.native
         if SERVED in scope:  # its keys are not those of the service around this one
             caller = f"within {scope_name(caller)}"
         asked: Hashable = None  # known again byte by byte, where nothing but these bytes names it
@@ -283,13 +282,13 @@ class ASGIMiddleware:
         return admitted
 
     def _known(self, request: ASGIView) -> Caller:
-        own = self._idempotency
+        own = self.idempotency
         return caller_of(request, own.scope, own.session_cookie, self._credentials)
 
     # --- issued keys -------------------------------------------------------------------------
 
     async def _issue(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
-        idempotency = self._idempotency
+        idempotency = self.idempotency
         _, found = wanted(scope, self._wanted)
         request = ASGIView(scope, found)
         policy = dataclasses.replace(idempotency.routes.default, max_request_body=issue.LARGEST)
@@ -312,7 +311,7 @@ class ASGIMiddleware:
 
     def _handing_out(self, caller: Caller, send: Send) -> Send:
         """Send responses with a fresh key for the caller's next operation."""
-        issuer = self._idempotency.issuer
+        issuer = self.idempotency.issuer
         assert issuer is not None
         owner = scope_name(caller)
 
@@ -335,7 +334,7 @@ class ASGIMiddleware:
             await self._refuse_unread(problem, policy, receive, send)
             return
         unkeyed = UnkeyedRun(receive, send)
-        around = _enter(scope, self._idempotency)
+        around = _enter(scope, self.idempotency)
         try:
             done = await unkeyed.run(self.app, scope)
         finally:
@@ -343,14 +342,14 @@ class ASGIMiddleware:
         if not done:
             if not unkeyed.read:
                 await self._drain(policy, receive)
-            refusal = self._idempotency.operations.refuse(problems.KEY_MISSING)
+            refusal = self.idempotency.operations.refuse(problems.KEY_MISSING)
             await send_outcome(refusal, self.problem_base, send)
 
     async def _refuse_unread(
         self, problem: Problem, policy: Policy, receive: Receive, send: Send
     ) -> None:
         await self._drain(policy, receive)
-        await send_outcome(self._idempotency.operations.refuse(problem), self.problem_base, send)
+        await send_outcome(self.idempotency.operations.refuse(problem), self.problem_base, send)
 
     async def _drain(self, policy: Policy, receive: Receive) -> None:
         """Read what is left of the body, so that the client gets an answer and not a reset."""
@@ -369,15 +368,15 @@ class ASGIMiddleware:
         async def started() -> Message:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                await asyncio.to_thread(self._idempotency.start)
+                await asyncio.to_thread(self.idempotency.start)
                 self._completing.go_on_if_needed(scope)
             return message
 
         async def stopped(message: Message) -> None:
             if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
                 self._completing.stop()
-                await self._detached.drain(self._idempotency.drain.total_seconds())
-                await asyncio.to_thread(self._idempotency.stop)
+                await self._detached.drain(self.idempotency.drain.total_seconds())
+                await asyncio.to_thread(self.idempotency.stop)
             await send(message)
 
         await self.app(scope, started, stopped)

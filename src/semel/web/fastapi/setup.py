@@ -160,7 +160,7 @@ class Innermost(ASGIMiddleware):
     def has_met(self) -> None:
         """Warn of what the application's dependencies commit after the record."""
         super().has_met()
-        for sentence in late_commits(self._whole, self._idempotency.routes):
+        for sentence in late_commits(self._whole, self.idempotency.routes):
             log.warning("%s", sentence)
         if "sqlalchemy" in sys.modules:
             with contextlib.suppress(ImportError):  # older than 2.0

@@ -43,8 +43,6 @@ class FlaskGuard(InsideMiddleware):
     def __init__(self, app: Flask, idempotency: Idempotency, caller: Ask | None) -> None:
         who = None if caller is None else lambda environ: ask(app, caller)
         super().__init__(app.wsgi_app, idempotency, who)
-        self.idempotency = idempotency
-        """The service's, for `app.extensions["semel"].idempotency`."""
         self._flask = app
         self._caller = caller
         if self._keys_path is not None:
@@ -74,7 +72,7 @@ class FlaskGuard(InsideMiddleware):
 
     def same(self, idempotency: Idempotency, caller: Ask | None) -> bool:
         """Say whether the application is protected by these."""
-        return idempotency is self._idempotency and caller in (None, self._caller)
+        return idempotency is self.idempotency and caller in (None, self._caller)
 
     def _preprocess(self, preprocess: Call, *args: Any) -> Any:
         """Run the functions that come before the view, and then enter the operation.

@@ -126,7 +126,7 @@ class InsideMiddleware(WSGIMiddleware):
         Called where whatever authenticates the request has let it through. Raises what `who` does.
         """
         exchange, path = exchange_of(environ), environ.get("PATH_INFO", "")
-        policy = self._idempotency.routes.find(environ["REQUEST_METHOD"], path)
+        policy = self.idempotency.routes.find(environ["REQUEST_METHOD"], path)
         if policy is None or path == self._keys_path:
             return None
         if exchange is None:

@@ -65,7 +65,7 @@ class WSGIMiddleware:
     ) -> None:
         one_way_to_ask(idempotency, caller)
         self.app = app
-        self._idempotency = idempotency
+        self.idempotency = idempotency
         self._ask = caller
         self._completing = ThreadCompleting(self._exchange, idempotency)
         self.problem_base = idempotency.problem_base
@@ -85,7 +85,7 @@ class WSGIMiddleware:
 
     def _meet(self) -> None:
         if not self._applications.met:
-            self._idempotency.meet()
+            self.idempotency.meet()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -93,7 +93,7 @@ class WSGIMiddleware:
         path = environ.get("PATH_INFO", "")
         if path == self._keys_path:
             return self._issue(environ, start_response)
-        policy = self._idempotency.routes.find(environ["REQUEST_METHOD"], path)
+        policy = self.idempotency.routes.find(environ["REQUEST_METHOD"], path)
         if policy is None:
             return self.app(environ, start_response)
         return self._covered(policy, environ, start_response)
@@ -101,7 +101,7 @@ class WSGIMiddleware:
     def _covered(
         self, policy: Policy, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
-        idempotency = self._idempotency
+        idempotency = self.idempotency
         field = environ.get("HTTP_IDEMPOTENCY_KEY")
         fields = [] if field is None else [field.encode("latin-1", "replace")]
         problem = admission.unready(idempotency)
@@ -137,7 +137,7 @@ class WSGIMiddleware:
         body: Body,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
-        idempotency, environ, base = self._idempotency, request.native, self.problem_base
+        idempotency, environ, base = self.idempotency, request.native, self.problem_base
         refusal = read_body(policy, environ, body.write)
         if refusal is not None:
             body.close()
@@ -215,13 +215,13 @@ class WSGIMiddleware:
         return caller
 
     def _known(self, request: WSGIView) -> Caller:
-        own = self._idempotency
+        own = self.idempotency
         return caller_of(request, own.scope, own.session_cookie, self._credentials)
 
     # --- issued keys -------------------------------------------------------------------------
 
     def _issue(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        idempotency = self._idempotency
+        idempotency = self.idempotency
         request = self._view(environ)
         policy = dataclasses.replace(idempotency.routes.default, max_request_body=issue.LARGEST)
         body = Body(policy.algorithm, request.line)
@@ -237,7 +237,7 @@ class WSGIMiddleware:
 
     def _handing_out(self, caller: Caller, start_response: StartResponse) -> StartResponse:
         """Begin responses with a fresh key for the caller's next operation."""
-        issuer = self._idempotency.issuer
+        issuer = self.idempotency.issuer
         assert issuer is not None
         owner = scope_name(caller)
 
@@ -292,7 +292,7 @@ class WSGIMiddleware:
     ) -> Iterable[bytes]:
         self._drain(policy, environ)
         return send_outcome(
-            self._idempotency.operations.refuse(problem), self.problem_base, start_response
+            self.idempotency.operations.refuse(problem), self.problem_base, start_response
         )
 
     def _drain(self, policy: Policy, environ: Environ) -> None:
