@@ -23,9 +23,9 @@ from semel.web.asgi.inside import (
     parameter,
     rules_beside,
     send_body,
-    there_already,
 )
 from semel.web.asgi.messages import ASGIScope, Send, route_path
+from semel.web.http.callers import there_already
 
 __all__ = ["init_app"]
 

@@ -25,11 +25,10 @@ from semel.web.asgi.inside import (
     ask,
     rules_beside,
     send_body,
-    there_already,
 )
 from semel.web.asgi.messages import ASGIScope, Send
 from semel.web.conditional import Preconditions
-from semel.web.http.callers import session_user
+from semel.web.http.callers import session_user, there_already
 from semel.web.wsgi.endpoints import flask_endpoints, handlers_of
 
 __all__ = ["async_operation", "init_app", "operation", "preconditions"]

@@ -26,9 +26,9 @@ from semel.web.asgi.inside import (
     parameter,
     rules_beside,
     send_body,
-    there_already,
 )
 from semel.web.asgi.messages import ASGIScope, Send
+from semel.web.http.callers import there_already
 from semel.web.wsgi.endpoints import handlers_of
 
 __all__ = ["init_app"]

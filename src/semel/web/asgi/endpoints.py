@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -134,6 +136,14 @@ def _credentials(dependant: Any) -> Iterator[str]:
 
 def _word(value: Any) -> Any:
     return getattr(value, "value", value)
+
+
+def is_async(call: Any) -> bool:
+    """Say whether a function, a partial of one or a callable object runs on the event loop."""
+    while isinstance(call, functools.partial):
+        call = call.func
+    forms = (call,) if inspect.isclass(call) else (call, getattr(call, "__call__", None))  # noqa: B004
+    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in forms)
 
 
 def authenticates(app: object) -> bool:

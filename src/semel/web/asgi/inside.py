@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from semel.applications import SAFE, Endpoint, policy_on
 from semel.core import failures, problems
-from semel.core.policy import Policy, PolicyError
+from semel.core.policy import Policy
 from semel.core.problems import Problem
 from semel.core.record import Response
 from semel.idempotency import Idempotency
@@ -125,11 +125,7 @@ class PlacedMiddleware(ASGIMiddleware):
         one_way_to_ask(idempotency, who)
         super().__init__(app, idempotency, caller=ask, endpoints=endpoints)
         self.identified = who is not None
-        self._who_asks = who
-
-    def same(self, idempotency: Idempotency, caller: object) -> bool:
-        """Say whether the application is protected by these."""
-        return idempotency is self.idempotency and caller in (None, self._who_asks)
+        self.caller = who
 
     def complete_through(self, app: ASGIApp) -> None:
         """Run abandoned operations through this application, whole."""
@@ -372,21 +368,6 @@ async def ask(caller: Callable[..., object], *arguments: object) -> object:
     if inspect.isawaitable(user):
         user = await user
     return user
-
-
-def there_already(there: PlacedMiddleware | None, idempotency: Idempotency, caller: object) -> bool:
-    """Say whether an application has Semel, by an earlier call with the same objects.
-
-    Raises `PolicyError` where the earlier call was with others.
-    """
-    if there is None:
-        return False
-    if not there.same(idempotency, caller):
-        raise PolicyError(
-            "init_app: this application is protected already, by another Idempotency or with"
-            " another caller=; call it once"
-        )
-    return True
 
 
 def rules_beside(handler: object, method: str) -> Policy | None:

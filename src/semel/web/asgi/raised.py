@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from semel.operation import note_raised
-from semel.web.asgi.endpoints import layers_of
+from semel.web.asgi.endpoints import is_async, layers_of
 from semel.web.asgi.messages import OPERATION, ASGIScope
 
 Handlers = Mapping[Any, Callable[..., Any]]
@@ -23,7 +22,7 @@ def _noted(handler: Callable[..., Any]) -> Callable[..., Any]:
     if getattr(handler, "__semel_noted__", False):
         return handler
     noted: Any
-    if _is_async(handler):
+    if is_async(handler):
 
         @functools.wraps(handler)
         async def noted(connection: Any, error: Exception) -> Any:
@@ -44,13 +43,6 @@ def _noted(handler: Callable[..., Any]) -> Callable[..., Any]:
 def _note(scope: ASGIScope, error: Exception) -> None:
     if OPERATION in scope:  # else another request of the same task, as a test client's
         note_raised(error)
-
-
-def _is_async(handler: Any) -> bool:
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    call = getattr(handler, "__call__", None)  # noqa: B004  # an object's own
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
 
 
 def note_within(app: Any) -> None:

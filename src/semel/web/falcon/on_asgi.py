@@ -21,9 +21,9 @@ from semel.web.asgi.inside import (
     parameter,
     rules_beside,
     send_body,
-    there_already,
 )
 from semel.web.asgi.messages import Send
+from semel.web.http.callers import there_already
 
 Caller = Callable[[Request], object]
 

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 
-from semel.web.asgi.endpoints import endpoints_of, flat, mounted, routes_of
+from semel.web.asgi.endpoints import endpoints_of, flat, is_async, mounted, routes_of
 from semel.web.asgi.messages import ASGIApp, ASGIScope, Ask, Message, Receive, Send
 from semel.web.fastapi.dependencies import asking_room
 from semel.web.http.callers import Caller, named_caller
@@ -102,13 +102,7 @@ def _takes_a_thread(caller: Any, app: Starlette) -> bool:
     calls = (
         [each.call for each in _dependants(caller, app)] if isinstance(app, FastAPI) else [caller]
     )
-    return not all(_is_async(call) for call in calls)
-
-
-def _is_async(call: Any) -> bool:
-    """Whether it is called on the event loop; an object by its `__call__`."""
-    forms = (call,) if inspect.isclass(call) else (call, getattr(call, "__call__", None))  # noqa: B004
-    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in forms)
+    return not all(is_async(call) for call in calls)
 
 
 def _names(path: str) -> list[str]:
@@ -152,10 +146,10 @@ def _route(app: FastAPI, caller: Any, path: str) -> APIRoute:
 
 def _function(caller: Callable[..., Any]) -> Any:
     """A route of Starlette's, whose handler calls the function."""
-    is_async = _is_async(caller)
+    on_loop = is_async(caller)
 
     async def found(request: Request) -> Response:
-        user = await caller(request) if is_async else await run_in_threadpool(caller, request)
+        user = await caller(request) if on_loop else await run_in_threadpool(caller, request)
         request.scope[_USER] = await user if inspect.isawaitable(user) else user
         return Response()
 

@@ -44,7 +44,7 @@ class FlaskGuard(InsideMiddleware):
         who = None if caller is None else lambda environ: ask(app, caller)
         super().__init__(app.wsgi_app, idempotency, who)
         self._flask = app
-        self._caller = caller
+        self.caller = caller
         if self._keys_path is not None:
             app.add_url_rule(self._keys_path, KEYS_ENDPOINT, self._issue_keys, methods=["POST"])
         # Bound to the instance, as Flask-RESTful does it; Flask 3.2 hands its context on to each.
@@ -69,10 +69,6 @@ class FlaskGuard(InsideMiddleware):
         )
         found = flask_endpoints(app, leave_out=KEYS_ENDPOINT)
         return [each._replace(identified=known) for each in found]
-
-    def same(self, idempotency: Idempotency, caller: Ask | None) -> bool:
-        """Say whether the application is protected by these."""
-        return idempotency is self.idempotency and caller in (None, self._caller)
 
     def _preprocess(self, preprocess: Call, *args: Any) -> Any:
         """Run the functions that come before the view, and then enter the operation.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from flask import Flask
 
-from semel.core.policy import PolicyError
 from semel.idempotency import Idempotency
 from semel.web.flask.callers import Ask
 from semel.web.flask.guard import FlaskGuard
-from semel.web.http.callers import one_way_to_ask
+from semel.web.http.callers import one_way_to_ask, there_already
 
 __all__ = ["init_app"]
 
@@ -28,11 +27,5 @@ def init_app(app: Flask, idempotency: Idempotency, *, caller: Ask | None = None)
     caller or `Idempotency`, and where `Idempotency(scope=…)` names the caller already.
     """
     one_way_to_ask(idempotency, caller)
-    there = app.extensions.get("semel")
-    if there is None:
+    if not there_already(app.extensions.get("semel"), idempotency, caller):
         app.extensions["semel"] = FlaskGuard(app, idempotency, caller)
-    elif not there.same(idempotency, caller):
-        raise PolicyError(
-            f"init_app: {app.name} is protected already, by another Idempotency or with another"
-            " caller=; call it once"
-        )

@@ -61,6 +61,29 @@ def one_way_to_ask(idempotency: Idempotency, caller: object) -> None:
         )
 
 
+class Protection(Protocol):
+    """What an adapter has put into an application."""
+
+    idempotency: Idempotency
+    caller: Any
+    """The service's own function, as `init_app` was given it; None: there is none."""
+
+
+def there_already(there: Protection | None, idempotency: Idempotency, caller: object) -> bool:
+    """Say whether an application has Semel, by an earlier call with the same objects.
+
+    Raises `PolicyError` where the earlier call was with others.
+    """
+    if there is None:
+        return False
+    if there.idempotency is not idempotency or caller not in (None, there.caller):
+        raise PolicyError(
+            "init_app: this application is protected already, by another Idempotency or with"
+            " another caller=; call it once"
+        )
+    return True
+
+
 @functools.lru_cache(maxsize=64)
 def credential_headers(more: tuple[str, ...] = ()) -> tuple[bytes, ...]:
     """Return the headers that are looked at: the known ones, and the service's own."""
