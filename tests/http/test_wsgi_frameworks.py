@@ -366,3 +366,15 @@ def test_a_mark_that_no_adapter_finds_keeps_the_application_from_serving(service
     idempotency.route(required=True)(service.write.__func__)  # type: ignore[attr-defined]
     with pytest.raises(PolicyError, match="rules would be lost"):
         Client(app).post("/c/ok")
+
+
+def test_bottle_is_not_given_another_caller_by_a_second_call(tmp_path: Path) -> None:
+    app, idempotency = bottle.Bottle(), Idempotency("memory://")
+    semel.web.bottle.init_app(app, idempotency, caller=lambda: "ann")
+    semel.web.bottle.init_app(app, idempotency)
+    for other in (
+        lambda: semel.web.bottle.init_app(app, idempotency, caller=lambda: "bob"),
+        lambda: semel.web.bottle.init_app(app, Idempotency("memory://")),
+    ):
+        with pytest.raises(PolicyError, match="protected already"):
+            other()

@@ -14,7 +14,7 @@ except ImportError as error:  # pragma: no cover
 
 from semel.applications import Endpoint
 from semel.idempotency import Idempotency
-from semel.web.http.callers import named_caller
+from semel.web.http.callers import named_caller, there_already
 from semel.web.wsgi.inside import InsideMiddleware, exchange_of
 
 __all__ = ["init_app"]
@@ -28,10 +28,11 @@ def init_app(
     `caller` is a function without parameters that finds out who sends `bottle.request`; see
     `semel.web.http.callers.named_caller` for what it may return. What it raises (`abort(401)`) goes
     out instead: no claim, no replay. It is called inside the application's plugins, before a key is
-    looked up. A second call does nothing. Raises `PolicyError` where `Idempotency(scope=…)` names
-    the caller already.
+    looked up. A second call with the same objects does nothing. Raises `PolicyError` where it names
+    another caller or `Idempotency`, and where `Idempotency(scope=…)` names the caller already.
     """
-    if not any(isinstance(plugin, BottlePlugin) for plugin in app.plugins):
+    there = next((plugin for plugin in app.plugins if isinstance(plugin, BottlePlugin)), None)
+    if not there_already(there, idempotency, caller):
         BottlePlugin(app, idempotency, caller)
 
 
@@ -46,6 +47,7 @@ class BottlePlugin(InsideMiddleware):
     ) -> None:
         who = None if caller is None else lambda environ: named_caller(caller())
         super().__init__(app.wsgi, idempotency, who)
+        self.caller = caller
         self._bottle = app
         app.wsgi = self
         app.install(self)
